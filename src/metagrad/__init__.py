@@ -1,0 +1,40 @@
+"""metagrad: meta-learning with implicit gradients.
+
+The names below are imported on first use, so that the command line answers ``--help`` without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metagrad.errors import MetagradError as MetagradError
+    from metagrad.implicit import CG as CG
+    from metagrad.implicit import Composed as Composed
+    from metagrad.implicit import FirstOrder as FirstOrder
+    from metagrad.implicit import GradientDescent as GradientDescent
+    from metagrad.implicit import Implicit as Implicit
+    from metagrad.implicit import Solution as Solution
+    from metagrad.implicit import Unroll as Unroll
+    from metagrad.implicit import argmin as argmin
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MetagradError": "metagrad.errors",
+    **dict.fromkeys(
+        ("CG", "Composed", "FirstOrder", "GradientDescent", "Implicit", "Solution", "Unroll", "argmin"),
+        "metagrad.implicit",
+    ),
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'metagrad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

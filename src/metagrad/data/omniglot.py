@@ -1,0 +1,380 @@
+"""Omniglot: 1,623 handwritten characters, 20 drawings each, in Vinyals' split of 1028, 172 and 423."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from metagrad.data.archive import Members, contents_digest, fingerprint, open_members
+from metagrad.data.cache import atomic_save, cache_root, cached_arrays
+from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.errors import MetagradError
+
+Progress = Callable[[int, int, str], None]
+
+DRAWINGS_PER_CLASS = 20
+SOURCE_SIZE = 105
+SIZE = 28
+PREPROCESSING = "105x105 1-bit -> 8-bit grey, inverted (ink 255), Lanczos to 28x28"
+
+# Raise it whenever _decode changes, so that arrays cached by an earlier version are made anew.
+_RECIPE = 1
+# Drawings have about 250 bytes; a larger member is something else.
+_MAX_DRAWING_BYTES = 64 * 1024
+_PLACES = (".", "omniglot", "omniglot-py", "omniglot/python")
+_ACCEPTED = "accepted.json"
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """One of the two archives, and how to tell that a file or folder is it."""
+
+    name: str
+    md5: str
+    digest: str
+    count: int
+    url: str
+
+
+_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+_ARCHIVES = (
+    _Archive(
+        name="images_background",
+        md5="68d2efa1b9178cc56df9314c21c6e718",
+        digest="07356096b8076fcf915341f8715e94822249e2a4d5b999fd2d0f6cf9ebffebd5",
+        count=19280,
+        url=_URL + "images_background.zip",
+    ),
+    _Archive(
+        name="images_evaluation",
+        md5="6b91aef0f799c5bb55b94e3f2daec811",
+        digest="f5165eb5f20d18e13c6515650b69a42a2c0507506969d410ba5e4a1c572bd542",
+        count=13180,
+        url=_URL + "images_evaluation.zip",
+    ),
+)
+
+
+def load(
+    *, data_dir: Path | None = None, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Load Omniglot, from a directory or by downloading it, decoding it the first time only.
+
+    Parameters
+    ----------
+    data_dir:
+        directory with ``images_background`` and ``images_evaluation``, as zip files or extracted; they may
+        also lie in ``omniglot``, ``omniglot-py`` or ``omniglot/python`` below it. Without it the environment
+        variable ``METAGRAD_DATA`` names the directory; without that too, the archives are downloaded.
+    cache_dir:
+        where decoded images and downloads are kept, in the folder ``omniglot``; `cache_root` by default.
+    progress:
+        called now and then with (done, total, what is being done).
+
+    Returns
+    -------
+    Dataset
+        uint8 images of 28x28 with ink 255 on 0, the classes of each split in the order of the committed
+        split, the 20 drawings of a class in the order of their file names.
+
+    Raises
+    ------
+    MetagradError
+        if the archives are not where they should be, are not the official images, cannot be downloaded, or
+        the cache cannot be written.
+    """
+    return _load(data_dir, cache_dir, progress, _ARCHIVES, _official_split())
+
+
+def _official_split() -> dict[str, list[str]]:
+    file = resources.files("metagrad.data") / "splits" / "omniglot.json"
+    split: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    return split
+
+
+def _load(
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    progress: Progress | None,
+    archives: Sequence[_Archive],
+    split: Mapping[str, Sequence[str]],
+) -> Dataset:
+    cache = (cache_root() if cache_dir is None else cache_dir) / "omniglot"
+    place = _data_directory(data_dir)
+    if place is None:
+        sources = {archive.name: _download(archive, cache, progress) for archive in archives}
+    else:
+        sources = _find(place, archives)
+    for archive in archives:
+        _accept(archive, sources[archive.name], cache, progress)
+    classes = [*split["train"], *split["val"], *split["test"]]
+    key = _cache_key(archives, classes)
+    images = cached_arrays(
+        key,
+        lambda: {"images": _decode_all(archives, sources, classes, progress)},
+        fields=("images",),
+        cache_dir=cache,
+    )["images"]
+    if images.shape != (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE) or images.dtype != np.uint8:
+        raise MetagradError(
+            f"the cache file {cache / key}.npz does not hold Omniglot; delete it and try again"
+        )
+    return _dataset(images, split)
+
+
+def _cache_key(archives: Sequence[_Archive], classes: Sequence[str]) -> str:
+    parts = [*(archive.digest for archive in archives), *classes]
+    made_from = hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
+    return f"images-v{_RECIPE}-{made_from[:24]}"
+
+
+def _data_directory(data_dir: Path | None) -> Path | None:
+    if data_dir is not None:
+        return data_dir
+    named = os.environ.get("METAGRAD_DATA")
+    return Path(named).expanduser() if named else None
+
+
+# --- finding the archives --------------------------------------------------------------------------------
+
+
+def _find(data_dir: Path, archives: Sequence[_Archive]) -> dict[str, Path]:
+    if not data_dir.is_dir():
+        raise MetagradError(
+            f"the data directory {data_dir} does not exist; pass another with --data-dir or METAGRAD_DATA, "
+            "or neither to download Omniglot"
+        )
+    places = [data_dir / place for place in _PLACES]
+    sources: dict[str, Path] = {}
+    for archive in archives:
+        source = next((found for place in places if (found := _find_in(place, archive.name))), None)
+        if source is None:
+            looked = ", ".join(str(place) for place in places)
+            raise MetagradError(
+                f"Omniglot needs {archive.name}.zip or the extracted folder {archive.name}, and neither "
+                f"is in {looked}; put it there, or pass another directory with --data-dir or METAGRAD_DATA"
+            )
+        sources[archive.name] = source
+    return sources
+
+
+def _find_in(place: Path, name: str) -> Path | None:
+    archive, folder = place / f"{name}.zip", place / name
+    try:
+        if archive.is_file():
+            return archive
+        # An empty folder is what a failed extraction leaves; the zip may still be in another place.
+        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+            return folder
+    except OSError as error:
+        raise MetagradError(f"{place} cannot be read ({error.strerror}); check its permissions") from error
+    return None
+
+
+def _download(archive: _Archive, cache: Path, progress: Progress | None) -> Path:
+    path = cache / f"{archive.name}.zip"
+    if path.is_file() and _md5(path) == archive.md5:
+        return path
+    # Imported here: only a download needs it, and it takes longer to import than a cached load takes.
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # its lines would cut through the caller's progress display
+    if progress is not None:
+        progress(0, 1, f"downloading {path.name}")
+    try:
+        pooch.retrieve(archive.url, known_hash=f"md5:{archive.md5}", fname=path.name, path=cache)
+    except Exception as error:  # requests, urllib3, the file system and pooch's checksum each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MetagradError(
+            f"cannot download {archive.url}; get images_background.zip and images_evaluation.zip some other "
+            f"way and name their directory with --data-dir or METAGRAD_DATA ({reason})"
+        ) from error
+    if progress is not None:
+        progress(1, 1, f"downloading {path.name}")
+    return path
+
+
+# --- accepting them --------------------------------------------------------------------------------------
+
+
+def _accept(archive: _Archive, source: Path, cache: Path, progress: Progress | None) -> None:
+    """Raise unless ``source`` is the archive; remember that it is, for as long as it does not change."""
+    memory = cache / _ACCEPTED
+    path = str(source.resolve())
+    state = [fingerprint(source, keep=_is_drawing), archive.digest]
+    accepted = _read_accepted(memory)
+    if accepted.get(path) == state:
+        return
+    if not (source.is_file() and _md5(source) == archive.md5):
+        _verify_contents(archive, source, progress)
+    # Read again: another process may have added its own while this one was verifying.
+    accepted = _read_accepted(memory)
+    accepted[path] = state
+
+    def write(target: Path) -> None:
+        target.write_text(json.dumps(accepted, indent=1, sort_keys=True), encoding="utf-8")
+
+    atomic_save(memory, write)
+
+
+def _read_accepted(memory: Path) -> dict[str, object]:
+    try:
+        accepted = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged: then the archives are verified again
+        return {}
+    return accepted if isinstance(accepted, dict) else {}
+
+
+def _md5(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise MetagradError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _open(source: Path) -> Members:
+    return open_members(source, keep=_is_drawing, max_member_bytes=_MAX_DRAWING_BYTES)
+
+
+def _is_drawing(name: str) -> bool:
+    # macOS adds "__MACOSX/.../._0709_01.png" to a zip, and "._0709_01.png" next to a file on some disks.
+    return name.endswith(".png") and not name.startswith("__MACOSX/") and "/._" not in name
+
+
+def _verify_contents(archive: _Archive, source: Path, progress: Progress | None) -> None:
+    remedy = (
+        f"get {archive.name}.zip again from {archive.url}, or remove {source} and let metagrad download it "
+        "(no --data-dir, no METAGRAD_DATA)"
+    )
+    with _open(source) as members:
+        found = len(members.names)
+        if found != archive.count:
+            raise MetagradError(
+                f"{source} is not the official {archive.name}: {_miscount(members.names, archive)}; {remedy}"
+            )
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total, f"verifying {source.name}")
+
+        if contents_digest(members, report) != archive.digest:
+            raise MetagradError(
+                f"{source} is not the official {archive.name}: it has the right number of images ({found}), "
+                f"but names or contents are altered; {remedy}"
+            )
+
+
+def _miscount(names: Sequence[str], archive: _Archive) -> str:
+    if len(names) > archive.count:
+        return (
+            f"it has {len(names)} images, {len(names) - archive.count} more than the {archive.count} expected"
+        )
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    short = sorted(folder for folder, count in counts.items() if count < DRAWINGS_PER_CLASS)
+    where = f" (among them in {short[0]})" if short else ""
+    missing = archive.count - len(names)
+    return f"{missing} of {archive.count} images are missing{where}"
+
+
+# --- decoding --------------------------------------------------------------------------------------------
+
+
+def _decode_all(
+    archives: Sequence[_Archive],
+    sources: Mapping[str, Path],
+    classes: Sequence[str],
+    progress: Progress | None,
+) -> np.ndarray:
+    """Return uint8 (N, 1, 28, 28), the drawings of ``classes`` in that order."""
+    images = np.empty((len(classes), DRAWINGS_PER_CLASS, SIZE, SIZE), dtype=np.uint8)
+    done = 0
+    for archive in archives:
+        with _open(sources[archive.name]) as members:
+            drawings = _by_class(members)
+            for row, name in enumerate(classes):
+                if not name.startswith(archive.name + "/"):
+                    continue
+                files = drawings.get(name, [])
+                if len(files) != DRAWINGS_PER_CLASS:
+                    raise MetagradError(
+                        f"{members.source} has {len(files)} instead of {DRAWINGS_PER_CLASS} drawings of "
+                        f"{name}; get {archive.name}.zip again from {archive.url}"
+                    )
+                for column, file in enumerate(files):
+                    images[row, column] = _decode(f"{members.source}: {file}", members.read(file))
+                done += 1
+                if progress is not None:
+                    progress(done, len(classes), "decoding Omniglot (classes)")
+    if done != len(classes):  # some would be left as whatever the memory held
+        raise ValueError(f"{len(classes) - done} classes of the split belong to no archive")
+    return images.reshape(-1, 1, SIZE, SIZE)
+
+
+def _by_class(members: Members) -> dict[str, list[str]]:
+    files: dict[str, list[str]] = {}
+    for name in members.names:  # sorted, so the drawings of a class are sorted too
+        files.setdefault(name.rpartition("/")[0], []).append(name)
+    return files
+
+
+def _decode(where: str, data: bytes) -> np.ndarray:
+    """Turn one PNG into uint8 (28, 28), ink 255 on 0; ``where`` names it in an error."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            # Only the header has been read so far: a picture of a billion pixels stops here.
+            if image.size != (SOURCE_SIZE, SOURCE_SIZE):
+                raise MetagradError(
+                    f"{where} is {image.width}x{image.height} pixels instead of {SOURCE_SIZE}x{SOURCE_SIZE}; "
+                    "get the archive again"
+                )
+            # Grey before resizing: Pillow resizes a 1-bit picture by nearest neighbour, whatever filter it
+            # is asked for, and thin strokes vanish.
+            grey = image.convert("L")
+    except MetagradError:
+        raise
+    except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
+        reason = " ".join(str(error).split())
+        raise MetagradError(
+            f"{where} is not a picture that can be read ({reason}); get the archive again"
+        ) from error
+    return np.asarray(ImageOps.invert(grey).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+# --- handing them over -----------------------------------------------------------------------------------
+
+
+def _dataset(images: np.ndarray, split: Mapping[str, Sequence[str]]) -> Dataset:
+    """Cut ``images``, which follow the classes of train, val and test, into a `Dataset`."""
+    digest = hashlib.sha256()
+    parts: dict[str, ImageClasses] = {}
+    start = 0
+    for part in ("train", "val", "test"):
+        names = tuple(split[part])
+        stop = start + len(names) * DRAWINGS_PER_CLASS
+        pixels = np.ascontiguousarray(images[start:stop])
+        digest.update("\0".join((part, *names)).encode("utf-8") + b"\0")
+        digest.update(pixels.data)
+        counts = torch.full((len(names),), DRAWINGS_PER_CLASS, dtype=torch.int64)
+        parts[part] = ImageClasses(torch.from_numpy(pixels), counts, names)
+        start = stop
+    return Dataset(
+        name="omniglot",
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        rotations=True,
+        preprocessing=PREPROCESSING,
+        digest=digest.hexdigest(),
+    )

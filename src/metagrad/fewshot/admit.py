@@ -1,0 +1,150 @@
+"""Making sure a user's network differentiates correctly before it is trained.
+
+The methods here differentiate a vmapped network twice. Most modules do that rightly, some raise, and torch's own
+normalisation layers are silently wrong; so modules known to be right pass, known offenders are swapped, and
+everything else is measured once.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metagrad.errors import MetagradError
+from metagrad.fewshot import models, norms
+from metagrad.implicit import Problem
+from metagrad.tree import Params
+
+_KNOWN = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d,
+    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    norms.BatchNorm, norms.InstanceNorm, norms.LayerNorm, models.Conv4, models.MLP,
+)  # fmt: skip
+_MARK = "_metagrad_admitted"
+
+
+def admit(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy of ``model`` that is safe to meta-learn, or say why there is none.
+
+    BatchNorm, LayerNorm and InstanceNorm are swapped for :mod:`metagrad.fewshot.norms` (same parameters, batch
+    statistics in place of running averages), with a warning that names them. Then one float64 curvature product on
+    ``x`` is taken for two tasks at once and compared with one task at a time.
+
+    Parameters
+    ----------
+    model:
+        any module that maps ``(N, ...)`` to outputs ``(N, ...)``.
+    x:
+        a few example inputs, ``(N, ...)``; at least 2 where the model normalises over the batch.
+
+    Raises
+    ------
+    MetagradError
+        if a forward pass changes a buffer, if the model does not run under ``vmap`` (dropout does not), or if the
+        two products disagree.
+    """
+    model = copy.deepcopy(model)
+    swapped = _swap_norms(model)
+    if swapped:
+        warnings.warn(
+            f"replaced {', '.join(swapped)} by metagrad's versions (torch's are wrong when a batched gradient is "
+            "differentiated again); batch norm uses the statistics of the batch, not running averages",
+            stacklevel=2,
+        )
+    _refuse_changing_buffers(model, x)
+    _compare_products(copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x)
+    setattr(model, _MARK, True)
+    return model
+
+
+def require_admitted(model: nn.Module) -> None:
+    """Raise MetagradError unless ``model`` was admitted or consists of modules known to be right."""
+    if getattr(model, _MARK, False):
+        return
+    for name, module in model.named_modules():
+        if type(module) not in _KNOWN:
+            raise MetagradError(
+                f"module '{name or 'model'}' ({type(module).__name__}) is not known to differentiate rightly under "
+                "vmap: call model = metagrad.fewshot.admit(model, example_inputs) first"
+            )
+
+
+def _swap_norms(model: nn.Module) -> list[str]:
+    swapped = []
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            replacement = _replacement(child)
+            if replacement is not None:
+                for key in ("weight", "bias"):
+                    setattr(replacement, key, getattr(child, key, None))
+                setattr(parent, name, replacement)
+                swapped.append(f"{parent_name}.{name}".lstrip(".") + f" ({type(child).__name__})")
+    return swapped
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return norms.BatchNorm(module.num_features, eps=module.eps, affine=module.affine)
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return norms.InstanceNorm(module.num_features, eps=module.eps, affine=module.affine)
+    if isinstance(module, nn.LayerNorm):
+        return norms.LayerNorm(module.normalized_shape, eps=module.eps, affine=module.elementwise_affine)
+    return None
+
+
+def _refuse_changing_buffers(model: nn.Module, x: Tensor) -> None:
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        model(x)
+    changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise MetagradError(
+            f"the forward pass changes buffer {changed[0]}, which many tasks at once would share: "
+            "make the module stateless, or put it in eval mode if it then leaves its buffers alone"
+        )
+
+
+def _compare_products(model: nn.Module, x: Tensor) -> None:
+    """Compare ``H v`` for two tasks at once with one task at a time, in float64."""
+    generator = torch.Generator(device=x.device).manual_seed(0)
+
+    def around(leaf: Tensor) -> Tensor:
+        noise = torch.randn(2, *leaf.shape, dtype=leaf.dtype, device=leaf.device, generator=generator)
+        return leaf.detach() + 0.1 * noise
+
+    def objective(phi: Params, theta: Params, data: tuple[Tensor, Tensor]) -> Tensor:
+        outputs = functional_call(model, phi, (data[0],))
+        return (outputs * data[1]).sum() + outputs.square().sum()
+
+    phi, v = ({name: around(leaf) for name, leaf in model.named_parameters()} for _ in range(2))
+    with torch.no_grad():
+        weights = torch.randn(2, *model(x).shape, dtype=torch.float64, device=x.device, generator=generator)
+    data = (x.expand(2, *x.shape), weights)
+    try:
+        batched = Problem(objective, {}, data).curvature(phi, "hessian")(v)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise MetagradError(f"the model does not run for several tasks at once (torch.vmap): {reason}") from error
+    for task in range(2):
+        p = {name: leaf[task].clone().requires_grad_() for name, leaf in phi.items()}
+        names = list(p)
+        value = objective(p, {}, (x, weights[task]))
+        gradient = torch.autograd.grad(value, [p[n] for n in names], create_graph=True, materialize_grads=True)
+        inner = sum((g * v[n][task]).sum() for n, g in zip(names, gradient, strict=True))
+        alone = torch.autograd.grad(inner, [p[n] for n in names], materialize_grads=True)  # type: ignore[arg-type]
+        a = torch.cat([batched[n][task].flatten() for n in names])
+        b = torch.cat([g.flatten() for g in alone])
+        if not torch.allclose(a, b, rtol=0.0, atol=float(1e-8 * b.norm() + 1e-12)):
+            off = float((a - b).norm() / b.norm())
+            raise MetagradError(
+                f"a module of this model is wrong under vmap: its curvature product is {off:.1e} off "
+                "(relative) from one task at a time; replace the module by one written in primitives"
+            )
+
+
+

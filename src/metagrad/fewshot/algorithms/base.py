@@ -1,0 +1,113 @@
+"""What every method offers: the same ``adapt`` for training, evaluation and a user's own task."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from metagrad.errors import MetagradError
+from metagrad.fewshot.admit import require_admitted
+from metagrad.fewshot.episodes import Batch, Tasks
+from metagrad.implicit import Composed, Solution
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True)
+class MetaLoss:
+    """What one batch of tasks says about theta.
+
+    Attributes
+    ----------
+    loss:
+        scalar, mean over tasks of the query loss; differentiable in theta.
+    accuracy:
+        ``(T,)``, fraction of query examples classified rightly. Detached.
+    solution:
+        the tasks' inner solutions; ``solution.linear`` is filled in by ``loss.backward()``.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    solution: Solution
+
+
+class Algorithm(Protocol):
+    """A meta-learning method: frozen hyper-parameters and four functions."""
+
+    def init(self, model: nn.Module) -> Params:
+        """Return theta, leaf tensors that ask for a gradient."""
+        ...
+
+    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+        """Solve the inner problems of the tasks in ``support``."""
+        ...
+
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+        """Return outputs ``(T, N, ways)`` for inputs ``(T, N, ...)``."""
+        ...
+
+    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks) -> MetaLoss:
+        """Adapt on the support sets and score on the query sets."""
+        ...
+
+
+class AdaptsWeights(ABC):
+    """A method that adapts weights of the network by gradient steps: all but ``adapt`` is common to them."""
+
+    def init(self, model: nn.Module) -> Params:
+        """Return a copy of the model's weights as theta.
+
+        Raises
+        ------
+        MetagradError
+            if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
+        """
+        require_admitted(model)
+        return {name: leaf.detach().clone().requires_grad_() for name, leaf in model.named_parameters()}
+
+    @abstractmethod
+    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+        """Solve the inner problems of the tasks in ``support``, starting from theta."""
+
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+        """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
+        return torch.vmap(lambda phi, inputs: functional_call(model, phi, (inputs,)))(solution.value, x)
+
+    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks) -> MetaLoss:
+        """Query loss at the adapted weights; what its backward does is the method."""
+        solution = self.adapt(model, theta, tasks.support)
+        outputs = self.predict(model, theta, solution, tasks.query.x)
+        loss = F.cross_entropy(outputs.flatten(0, 1), tasks.query.y.flatten())
+        accuracy = (outputs.detach().argmax(-1) == tasks.query.y).float().mean(1)
+        return MetaLoss(loss, accuracy, solution)
+
+
+def classification(model: nn.Module, regulariser: Callable[[Params, Params], Tensor] | None = None) -> Composed:
+    """Mean cross-entropy of the model on one task's support set, plus a regulariser; structure showing."""
+    return Composed(
+        outputs=lambda phi, theta, batch: functional_call(model, phi, (batch.x,)),
+        loss=lambda outputs, batch: F.cross_entropy(outputs, batch.y),
+        regulariser=regulariser,
+    )
+
+
+def require_positive(algorithm: Any, *names: str) -> None:
+    """Refuse hyper-parameters that are not positive and finite.
+
+    Raises
+    ------
+    MetagradError
+        naming the first such.
+    """
+    for name in names:
+        value = getattr(algorithm, name)
+        if not 0 < value < math.inf:
+            raise MetagradError(f"{name} must be positive and finite, got {value}")

@@ -1,0 +1,95 @@
+"""Normalisation written in primitives.
+
+torch's own BatchNorm, LayerNorm and InstanceNorm give silently wrong second derivatives when a vmapped gradient is
+differentiated again. These have the same parameters and values and are right under every transformation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with the statistics of the batch at hand, always (no running averages).
+
+    A batch here is one task's support or query images, so predictions on a query set depend on the whole set: the
+    network is transductive (:func:`is_transductive`). Input ``(N, C, *)``, any number of trailing axes.
+
+    Parameters
+    ----------
+    channels:
+        C.
+    eps:
+        added to the variance.
+    affine:
+        whether a scale and a shift per channel are learned (``weight``, ``bias``).
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.channels, self.eps = channels, eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel over the batch and the trailing axes."""
+        return _normalise(x, [0, *range(2, x.dim())], self.eps, self.weight, self.bias, 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
+
+
+class InstanceNorm(nn.Module):
+    """Normalise each image and channel over its trailing axes. Parameters as in :class:`BatchNorm`."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = False) -> None:
+        super().__init__()
+        self.channels, self.eps = channels, eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(N, C, *)``."""
+        return _normalise(x, list(range(2, x.dim())), self.eps, self.weight, self.bias, 1)
+
+
+class LayerNorm(nn.Module):
+    """Normalise over the last axes, those of ``shape``; scale and shift have that shape."""
+
+    def __init__(
+        self, shape: tuple[int, ...], *, eps: float = 1e-5, affine: bool = True, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.shape, self.eps = tuple(shape), eps
+        self.weight = nn.Parameter(torch.ones(self.shape)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(self.shape)) if affine and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(*, *shape)``."""
+        return _normalise(x, list(range(x.dim() - len(self.shape), x.dim())), self.eps, self.weight, self.bias, None)
+
+
+def _normalise(
+    x: Tensor, axes: list[int], eps: float, weight: Tensor | None, bias: Tensor | None, channel: int | None
+) -> Tensor:
+    var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    scale = torch.rsqrt(var + eps)
+    if channel is not None and weight is not None:
+        weight = weight.view(-1, *[1] * (x.dim() - channel - 1))
+    if channel is not None and bias is not None:
+        bias = bias.view(-1, *[1] * (x.dim() - channel - 1))
+    if channel is None:  # the affine shape is larger than the statistics': scale afterwards
+        x = (x - mean) * scale
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
+    # One multiply-add over the large tensor: the small per-channel factors are folded first.
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    shift = shift if bias is None else shift + bias
+    return torch.addcmul(shift, x, scale)
+
+
+def is_transductive(model: nn.Module) -> bool:
+    """Whether a prediction depends on the other images predicted with it."""
+    return any(isinstance(module, BatchNorm) for module in model.modules())

@@ -1,0 +1,191 @@
+"""How the solution is differentiated: implicitly, through the solver's steps, or to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from metagrad import tree
+from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
+from metagrad.implicit.problem import Curvature, Objective, Problem, check_objective
+from metagrad.implicit.solvers import InnerSolver, Solution
+from metagrad.tree import Params
+
+
+class Adjoint(Protocol):
+    """Solves a problem and decides what the solution's gradient is."""
+
+    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+        """Return a solution whose ``value`` is differentiable."""
+        ...
+
+
+def argmin(
+    objective: Objective, init: Params, theta: Params, data: Any, *, solver: InnerSolver, adjoint: Adjoint
+) -> Solution:
+    """Solve ``argmin_phi g(phi, theta; data)`` for T tasks at once, differentiably.
+
+    Parameters
+    ----------
+    objective:
+        ``(phi, theta, data) -> scalar``, written for one task. A :class:`~metagrad.Composed` objective shows the
+        structure that Gauss-Newton needs.
+    init:
+        where the solver starts; every tensor has a leading task axis of length T.
+    theta:
+        what is shared by the tasks; no task axis.
+    data:
+        a nest of tensors (dictionaries, tuples, lists), each with a leading task axis of length T.
+    solver:
+        how the inner problem is solved, such as ``GradientDescent(lr=0.1, steps=16)``.
+    adjoint:
+        how it is differentiated: ``Implicit()``, ``Unroll()`` or ``FirstOrder()``.
+
+    Returns
+    -------
+    Solution
+        ``value`` is differentiable by plain autograd with respect to every floating tensor that asks for it in
+        ``theta`` and ``data`` (and ``init``, where the adjoint goes through it).
+
+    Raises
+    ------
+    ValueError
+        if the task axes differ, the objective is not a scalar, does not depend on phi, or captured a tensor
+        that would silently get no gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad import CG, GradientDescent, Implicit, argmin
+    >>> def ridge(phi, theta, data):
+    ...     x, y = data
+    ...     return ((x @ phi["w"] - y) ** 2).sum() / 2 + theta["lam"] / 2 * (phi["w"] ** 2).sum()
+    >>> x, y = torch.eye(2).expand(3, 2, 2), torch.ones(3, 2)
+    >>> lam = torch.tensor(1.0, requires_grad=True)
+    >>> solution = argmin(ridge, {"w": torch.zeros(3, 2)}, {"lam": lam}, (x, y),
+    ...                   solver=GradientDescent(lr=0.5, steps=50), adjoint=Implicit(linear_solver=CG()))
+    >>> solution.value["w"].sum().backward()
+    >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
+    -1.5
+    """
+    tree.num_tasks((init, data))  # raises where the task axes differ
+    check_objective(objective, init, theta, data)
+    return adjoint(Problem(objective, theta, data), init, solver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unroll:
+    """Differentiate through every step of the solver (MAML). Memory grows with the number of steps.
+
+    The gradient reaches ``init``, ``theta`` and ``data``.
+    """
+
+    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+        """Solve with a graph; without one where autograd is switched off (evaluation)."""
+        if not torch.is_grad_enabled():
+            return _solve_detached(problem, init, solver)
+        start = {k: leaf if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()}
+        return solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOrder:
+    """Take the solution's derivative with respect to its start as the identity (first-order MAML).
+
+    The gradient reaches ``init`` only.
+    """
+
+    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+        """Solve detached, then attach to ``init``."""
+        solution = _solve_detached(problem, init, solver)
+        solution.value = {k: init[k] + (leaf - init[k]).detach() for k, leaf in solution.value.items()}
+        return solution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit:
+    """Differentiate the solution by the implicit function theorem; the path to it is not needed.
+
+    At a solution ``dg/dphi = 0``, so with ``A u = v`` (A the curvature, v the incoming gradient) the derivative with
+    respect to theta and data is ``−(d²g / d(theta, data) dphi)ᵀ u`` (equation 6 of Rajeswaran et al. 2019 for the
+    proximal term). Memory is that of one inner gradient, whatever the number of inner steps. ``init`` gets no
+    gradient: a solution does not depend on where the search for it began.
+
+    Parameters
+    ----------
+    linear_solver:
+        how ``A u = v`` is solved.
+    curvature:
+        ``"hessian"``, exact but often indefinite on networks; or ``"gauss_newton"``, positive semi-definite, for
+        objectives that show their structure (:class:`~metagrad.Composed`).
+    """
+
+    linear_solver: LinearSolver = field(default_factory=CG)
+    curvature: Curvature = "hessian"
+
+    def __post_init__(self) -> None:
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise ValueError(f"curvature is 'hessian' or 'gauss_newton', got {self.curvature!r}")
+
+    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+        """Solve detached, then attach the implicit derivative."""
+        solution = _solve_detached(problem, init, solver)
+        solution.value = self.attach(problem, solution.value, solution._linear)
+        return solution
+
+    def attach(self, problem: Problem, phi: Params, linear: list[LinearSolution]) -> Params:
+        """Return ``phi`` with the implicit derivative; each backward appends its linear solve to ``linear``."""
+        inputs = tree.differentiable((problem.theta, problem.data))
+        if not inputs:
+            return phi
+        bare = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data))
+        asks = [leaf.requires_grad for leaf in _tensors((problem.theta, problem.data))]
+
+        def pull(v: list[Tensor]) -> list[Tensor | None]:
+            return self._pull(bare, asks, phi, dict(zip(phi, v, strict=True)), linear)
+
+        value = _Attach.apply(pull, len(phi), *phi.values(), *inputs)
+        return dict(zip(phi, value, strict=True))
+
+    def _pull(
+        self, bare: Problem, asks: list[bool], phi: Params, v: Params, linear: list[LinearSolution]
+    ) -> list[Tensor | None]:
+        flags = iter(asks)
+        theta, data = tree.map_tensors(
+            lambda leaf: leaf.detach().requires_grad_() if next(flags) else leaf, (bare.theta, bare.data)
+        )
+        point = Problem(bare.objective, theta, data).linearise(phi, self.curvature)
+        solved = self.linear_solver(point.operator, v)
+        linear.append(solved)
+        return point.theta_vjp(solved.value)
+
+
+class _Attach(torch.autograd.Function):
+    """Identity on phi whose backward hands the incoming gradient to ``pull``."""
+
+    @staticmethod
+    def forward(ctx: Any, pull: Callable[[list[Tensor]], list[Tensor | None]], count: int, *args: Tensor) -> Any:
+        ctx.pull = pull
+        ctx.count = count
+        return tuple(leaf.view_as(leaf) for leaf in args[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        return None, None, *([None] * ctx.count), *ctx.pull(list(v))
+
+
+def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+    with torch.no_grad():
+        bare = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data))
+        return solver(bare, tree.detach(init))
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

@@ -1,0 +1,138 @@
+"""How the adjoint's linear system ``A u = b`` is solved, for T tasks at once and with per-task stopping.
+
+Every solve returns its residual: the caller learns how good the answer is, not only the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.problem import Operator
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Solution of ``A u = b`` per task.
+
+    Attributes
+    ----------
+    value:
+        u, shaped as b.
+    residual:
+        ``(T,)``, ‖b − A u‖ / ‖b‖ (0 where b is 0).
+    steps:
+        ``(T,)`` int64, products with A that entered u.
+    min_curvature:
+        ``(T,)``, smallest dᵀAd / dᵀd over the directions tried: an upper bound of A's smallest eigenvalue;
+        infinite where none was tried.
+    """
+
+    value: Params
+    residual: Tensor
+    steps: Tensor
+    min_curvature: Tensor
+
+
+class LinearSolver(Protocol):
+    """Anything that solves ``A u = b`` given products with A."""
+
+    def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
+        """Solve from ``x0`` (zero where not given)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CG:
+    """Conjugate gradients (Hestenes and Stiefel 1952) for symmetric A, each task stopping by itself.
+
+    Parameters
+    ----------
+    max_steps:
+        most products with A.
+    tol:
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+    on_negative:
+        what to do at a direction d with dᵀAd ≤ 0, where A is not positive definite and a step would go uphill.
+        ``"stop"`` keeps the task's u as it is; where even the first direction is such, u is ``Λ⁻¹ b`` with the
+        operator's shift Λ (the first-order answer), or 0 where the operator shows no shift.
+        ``"continue"`` divides by dᵀAd regardless, as most implementations do.
+
+    Raises
+    ------
+    ValueError
+        for ``max_steps < 1``, ``tol < 0`` or an unknown ``on_negative``.
+    """
+
+    max_steps: int = 5
+    tol: float = 1e-10
+    on_negative: Literal["stop", "continue"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not self.tol >= 0:
+            raise ValueError(f"tol must not be negative, got {self.tol}")
+        if self.on_negative not in ("stop", "continue"):
+            raise ValueError(f"on_negative is 'stop' or 'continue', got {self.on_negative!r}")
+
+    def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
+        """Solve ``operator u = b``; see :class:`LinearSolution`."""
+
+        def matvec(v: Tensor) -> Tensor:
+            return tree.ravel(operator(tree.unravel(v, b)))
+
+        target = tree.ravel(b)
+        scale = target.norm(dim=1)
+        if x0 is None:
+            u, r = torch.zeros_like(target), target
+        else:
+            u = tree.ravel(x0)
+            r = target - matvec(u)
+        d, rr = r, _dot(r, r)
+        stop_at = (self.tol * scale) ** 2
+        active = rr > stop_at
+        steps = torch.zeros_like(rr, dtype=torch.int64)
+        min_curvature = torch.full_like(rr, torch.inf)
+        for _ in range(self.max_steps):
+            if not active.any():
+                break
+            Ad = matvec(d)
+            dAd, dd = _dot(d, Ad), _dot(d, d)
+            min_curvature = torch.where(active, torch.minimum(min_curvature, dAd / dd), min_curvature)
+            active = active & ((dAd > 0) if self.on_negative == "stop" else (dAd != 0))
+            # Masked, not branched: tasks that stopped take a step of length zero.
+            alpha = torch.where(active, rr / torch.where(active, dAd, 1.0), 0.0)[:, None]
+            u = u + alpha * d
+            r = r - alpha * Ad
+            rr_next = _dot(r, r)
+            steps = steps + active
+            beta = torch.where(active, rr_next / torch.where(active, rr, 1.0), 0.0)[:, None]
+            d, rr = r + beta * d, rr_next
+            active = active & (rr > stop_at)
+        if operator.shift is not None and x0 is None:
+            u, rr = _first_order_where(steps == 0, u, rr, target, tree.ravel(operator.shift), matvec)
+        residual = rr.sqrt() / torch.where(scale > 0, scale, 1.0)
+        return LinearSolution(tree.unravel(u, b), residual, steps, min_curvature)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)
+
+
+def _first_order_where(
+    stopped: Tensor, u: Tensor, rr: Tensor, b: Tensor, shift: Tensor, matvec: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Answer ``Λ⁻¹ b`` for tasks that could not take one step, with the residual that this leaves."""
+    stopped = stopped & (b != 0).any(1) & (shift > 0).all(1)
+    if not stopped.any():
+        return u, rr
+    first = torch.where(stopped[:, None], b / shift, 0.0)
+    r = b - matvec(first)
+    return torch.where(stopped[:, None], first, u), torch.where(stopped, _dot(r, r), rr)

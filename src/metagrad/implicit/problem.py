@@ -1,0 +1,274 @@
+"""What is solved: one inner problem per task, and the derivatives every solver needs.
+
+``Problem`` is the only place that calls ``vmap`` or ``autograd.grad``. An objective is written for ONE task;
+tasks are independent, so the gradient of the sum over tasks is every task's own gradient. Taking it with
+``torch.autograd`` on the vmapped value (rather than ``vmap(grad)``) keeps one graph that can be differentiated
+again, which is how curvature products reuse a single forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.tree import Params
+
+Objective = Callable[[Params, Params, Any], Tensor]
+Curvature = Literal["hessian", "gauss_newton"]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """An objective with its structure showing: ``g = loss(outputs(phi, theta, data), data) + regulariser``.
+
+    Callable like any objective. Knowing the parts allows the Gauss-Newton matrix ``JᵀBJ + Λ``: J the Jacobian of
+    the outputs in phi, B the Hessian of the loss in the outputs, Λ the Hessian of the regulariser in phi.
+
+    Attributes
+    ----------
+    outputs:
+        ``(phi, theta, data) -> Tensor``, the model's outputs for one task.
+    loss:
+        ``(outputs, data) -> scalar``, convex in the outputs (cross-entropy, squared error).
+    regulariser:
+        ``(phi, theta) -> scalar``, quadratic in phi with a diagonal Hessian, or ``None``.
+    """
+
+    outputs: Callable[[Params, Params, Any], Tensor]
+    loss: Callable[[Tensor, Any], Tensor]
+    regulariser: Callable[[Params, Params], Tensor] | None = None
+
+    def __call__(self, phi: Params, theta: Params, data: Any) -> Tensor:
+        """Return the objective's value for one task."""
+        value = self.loss(self.outputs(phi, theta, data), data)
+        return value if self.regulariser is None else value + self.regulariser(phi, theta)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The curvature matrix A of every task at one point, as a product.
+
+    Attributes
+    ----------
+    matvec:
+        ``v -> A v`` on task-batched parameters; the graph behind it is kept, so a product costs no forward pass.
+    shift:
+        the diagonal Λ that the regulariser adds to A, or ``None`` where the objective does not show one.
+    """
+
+    matvec: Callable[[Params], Params]
+    shift: Params | None = None
+
+    def __call__(self, v: Params) -> Params:
+        """Return ``A v``, task by task."""
+        return self.matvec(v)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """T independent inner problems ``argmin_phi g(phi, theta; data)`` that share ``theta``.
+
+    Attributes
+    ----------
+    objective:
+        written for one task, returns a scalar.
+    theta:
+        what is meta-learned; no task axis.
+    data:
+        any nest of tensors (dictionaries, tuples, lists), each with a leading task axis.
+    create_graph:
+        whether values and gradients stay differentiable (for unrolling). Off: results are detached.
+    """
+
+    objective: Objective
+    theta: Params
+    data: Any
+    create_graph: bool = field(default=False, kw_only=True)
+
+    def value(self, phi: Params) -> Tensor:
+        """Return ``g`` per task, ``(T,)``."""
+        return torch.vmap(self.objective, in_dims=(0, None, 0))(phi, self.theta, self.data)
+
+    def grad(self, phi: Params) -> Params:
+        """Return ``dg/dphi`` per task, shaped as ``phi``."""
+        with torch.enable_grad():
+            leaves = phi if self.create_graph else _leaves(phi)
+            return _grads(self.value(leaves).sum(), leaves, create_graph=self.create_graph)
+
+    def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
+        """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""
+        if kind == "hessian":
+            return _hessian(self, phi)
+        if kind == "gauss_newton":
+            return _gauss_newton(self, phi)
+        raise ValueError(f"curvature is 'hessian' or 'gauss_newton', got {kind!r}")
+
+    def curvature(self, phi: Params, kind: Curvature) -> Operator:
+        """Return the curvature operator at ``phi``.
+
+        Raises
+        ------
+        TypeError
+            if ``kind`` is ``"gauss_newton"`` and the objective does not show its structure.
+        """
+        return self.linearise(phi, kind).operator
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """The second derivatives of one point, from one retained graph.
+
+    Attributes
+    ----------
+    operator:
+        the curvature matrix in phi.
+    theta_vjp:
+        ``u -> −(d²g / d(theta, data) dphi)ᵀ u``, one entry for each tensor of theta and data that asks for a
+        gradient (``None`` where it has no influence). Frees the graph: call it last.
+    """
+
+    operator: Operator
+    theta_vjp: Callable[[Params], list[Tensor | None]]
+
+
+def check_objective(objective: Objective, init: Params, theta: Params, data: Any) -> None:
+    """Evaluate the objective on the first task and refuse what would silently go wrong.
+
+    Raises
+    ------
+    ValueError
+        if the value is not a scalar; if it does not depend on phi; or if it still requires a gradient when all
+        arguments are detached: then it captured a tensor from outside, which would get no gradient.
+    """
+    phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
+    theta = tree.detach(theta)
+    with torch.enable_grad():
+        value = objective(phi, theta, data)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the objective must return a scalar for one task, got {shape}")
+        if value.requires_grad:
+            raise ValueError(
+                "the objective captured a tensor that requires a gradient and would silently get none: "
+                "pass it in theta (shared by the tasks) or in data (one per task)"
+            )
+        if not objective(_leaves(phi), theta, data).requires_grad:
+            raise ValueError("the objective does not depend on phi: there is nothing to minimise")
+
+
+def _leaves(params: Params) -> Params:
+    """Cut ``params`` from their history and ask for gradients."""
+    return {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
+
+
+def _grads(value: Tensor, phi: Params, *, create_graph: bool) -> Params:
+    """Differentiate a sum over tasks; a parameter that has no influence gets zeros."""
+    found = torch.autograd.grad(value, list(phi.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(phi, found, strict=True))
+
+
+def _pull(outputs: list[Tensor], inputs: list[Tensor], weights: list[Tensor], *, keep: bool) -> list[Tensor | None]:
+    """Vector-Jacobian product through whichever outputs have a graph; ``None`` where nothing depends."""
+    live = [(out, weight) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]
+    if not live or not inputs:
+        return [None] * len(inputs)
+    outs, grads = zip(*live, strict=True)
+    return list(torch.autograd.grad(outs, inputs, grads, retain_graph=keep, allow_unused=True))
+
+
+def _pull_phi(outputs: list[Tensor], phi: Params, weights: list[Tensor]) -> Params:
+    """As :func:`_pull`, kept, with zeros for missing dependence, named as ``phi``."""
+    found = _pull(outputs, list(phi.values()), weights, keep=True)
+    return {
+        name: torch.zeros_like(leaf) if part is None else part
+        for (name, leaf), part in zip(phi.items(), found, strict=True)
+    }
+
+
+def _shift(objective: Objective, phi: Params, theta: Params) -> tuple[Params | None, list[Tensor]]:
+    """Return the regulariser's diagonal Hessian and its gradient in phi (with graph)."""
+    if not isinstance(objective, Composed) or objective.regulariser is None:
+        return None, []
+    value = torch.vmap(objective.regulariser, in_dims=(0, None))(phi, theta).sum()
+    gradient = list(_grads(value, phi, create_graph=True).values())
+    return _pull_phi(gradient, phi, [torch.ones_like(g) for g in gradient]), gradient
+
+
+def _hessian(problem: Problem, phi: Params) -> Linearisation:
+    with torch.enable_grad():
+        leaves = _leaves(phi)
+        gradient = list(_grads(problem.value(leaves).sum(), leaves, create_graph=True).values())
+        shift, _ = _shift(problem.objective, leaves, tree.detach(problem.theta))
+
+    def matvec(v: Params) -> Params:
+        return _pull_phi(gradient, leaves, list(v.values()))
+
+    def theta_vjp(u: Params) -> list[Tensor | None]:
+        inputs = tree.differentiable((problem.theta, problem.data))
+        return _pull(gradient, inputs, [-part for part in u.values()], keep=False)
+
+    return Linearisation(Operator(matvec, shift), theta_vjp)
+
+
+def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
+    """``JᵀBJ + Λ`` from kept graphs; the forward product J v by differentiating the reverse one twice."""
+    objective = problem.objective
+    if not isinstance(objective, Composed):
+        raise TypeError(
+            "curvature='gauss_newton' needs the objective's structure: build it as "
+            "metagrad.Composed(outputs, loss, regulariser), or use curvature='hessian'"
+        )
+    theta, data = problem.theta, problem.data
+    with torch.enable_grad():
+        leaves = _leaves(phi)
+        outputs = torch.vmap(objective.outputs, in_dims=(0, None, 0))(leaves, theta, data)
+        dual = torch.zeros_like(outputs, requires_grad=True)
+        # Linear in `dual`: its derivative in that argument is J itself.
+        reverse = list(_grads_through(outputs, leaves, dual).values())
+        at_outputs = outputs.detach().requires_grad_()
+        loss = torch.vmap(objective.loss)(at_outputs, data).sum()
+        (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
+        shift, prox_grad = _shift(objective, leaves, theta)
+
+    def matvec(v: Params) -> Params:
+        (forward,) = _pull(reverse, [dual], list(v.values()), keep=True)
+        if forward is None:
+            product = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        else:
+            (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
+            product = _pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent])
+        if shift is not None:
+            product = {name: part + shift[name] * v[name] for name, part in product.items()}
+        return product
+
+    def theta_vjp(u: Params) -> list[Tensor | None]:
+        inputs = tree.differentiable((theta, data))
+        weights = [-part for part in u.values()]
+        mixed = _pull(prox_grad, inputs, weights if prox_grad else [], keep=True)
+        # Free where the loss does not see theta (iMAML); the full second derivative where it does.
+        probe = _pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
+        if any(part is not None for part in probe):
+            with torch.enable_grad():
+                value = torch.vmap(objective.loss)(outputs, data).sum()
+                gradient = list(_grads(value, leaves, create_graph=True).values())
+            through_loss = _pull(gradient, inputs, weights, keep=False)
+            mixed = [_add(a, b) for a, b in zip(mixed, through_loss, strict=True)]
+        return mixed
+
+    return Linearisation(Operator(matvec, shift), theta_vjp)
+
+
+def _grads_through(outputs: Tensor, phi: Params, weights: Tensor) -> Params:
+    found = torch.autograd.grad(outputs, list(phi.values()), weights, create_graph=True, materialize_grads=True)
+    return dict(zip(phi, found, strict=True))
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

@@ -1,0 +1,88 @@
+"""How the inner problem is solved. A solver maps ``(problem, init)`` to a :class:`Solution`.
+
+A solver only asks the problem for values and gradients, so the same code runs detached (implicit
+differentiation) and with a graph (unrolling).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.linear import LinearSolution
+from metagrad.implicit.problem import Problem
+from metagrad.tree import Params
+
+
+@dataclass
+class Solution:
+    """An inner solution per task, and how well it is solved.
+
+    Attributes
+    ----------
+    value:
+        phi, each tensor with the leading task axis; differentiable as the adjoint says.
+    grad_norm:
+        ``(T,)``, norm of the inner gradient at ``value``: zero at an exact solution. Detached.
+    steps:
+        inner steps taken.
+    """
+
+    value: Params
+    grad_norm: Tensor
+    steps: int
+    # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
+    # reference cycle through the graph, and its memory would wait for the garbage collector.
+    _linear: list[LinearSolution] = field(default_factory=list, repr=False)
+
+    @property
+    def linear(self) -> LinearSolution | None:
+        """The adjoint's linear solve (u, residual, steps, curvature); ``None`` before ``backward``."""
+        return self._linear[-1] if self._linear else None
+
+
+class InnerSolver(Protocol):
+    """Anything that turns a problem and a starting point into a solution."""
+
+    def __call__(self, problem: Problem, init: Params) -> Solution:
+        """Minimise ``problem`` from ``init``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientDescent:
+    """Plain gradient descent, ``phi ← phi − lr · dg/dphi``, the same number of steps for every task.
+
+    Parameters
+    ----------
+    lr:
+        step size; below ``2 / L`` for gradients with Lipschitz constant L.
+    steps:
+        number of steps, at least 1.
+
+    Raises
+    ------
+    ValueError
+        for ``lr <= 0`` or ``steps < 1``.
+    """
+
+    lr: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def __call__(self, problem: Problem, init: Params) -> Solution:
+        """Take the steps; one further gradient measures how far from a solution they end."""
+        phi = init
+        for _ in range(self.steps):
+            gradient = problem.grad(phi)
+            phi = {name: leaf - self.lr * gradient[name] for name, leaf in phi.items()}
+        remaining = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data)).grad(phi)
+        return Solution(phi, tree.norm(remaining), self.steps)

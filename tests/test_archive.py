@@ -1,0 +1,317 @@
+"""The uniform view of a zip file or an extracted folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metagrad.data.archive import contents_digest, fingerprint, open_members
+from metagrad.errors import MetagradError
+
+CONTENT = {
+    "pics/b/2.png": b"two",
+    "pics/a/1.png": b"one" * 1000,
+    "pics/a/notes.txt": b"",
+    "pics/é.png": b"\0\1",
+}
+
+
+def make_zip(path: Path, content: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return path
+
+
+def make_folder(path: Path, content: dict[str, bytes]) -> Path:
+    for name, data in content.items():
+        target = path.parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return path
+
+
+def read_all(source: Path) -> None:
+    with open_members(source) as members:
+        for name in members.names:
+            members.read(name)
+
+
+def refused(source: Path, match: str) -> None:
+    with pytest.raises(MetagradError, match=match) as caught:
+        read_all(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(source) in message
+
+
+def test_zip_and_folder_look_the_same(tmp_path: Path) -> None:
+    views = [make_zip(tmp_path / "any.zip", CONTENT), make_folder(tmp_path / "pics", CONTENT)]
+    digests = set()
+    for view in views:
+        with open_members(view) as members:
+            assert members.names == tuple(sorted(CONTENT))
+            assert {name: members.read(name) for name in members.names} == CONTENT
+            digests.add(contents_digest(members))
+    expected = hashlib.sha256()
+    for name in sorted(CONTENT):
+        expected.update(name.encode() + b"\0" + hashlib.sha256(CONTENT[name]).digest())
+    assert digests == {expected.hexdigest()}
+
+
+def test_folder_takes_the_name_it_is_called_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    (tmp_path / "images").symlink_to(folder, target_is_directory=True)
+    with open_members(tmp_path / "images") as members:
+        assert all(name.startswith("images/") for name in members.names)
+    monkeypatch.chdir(folder)
+    with open_members(Path(".")) as members:
+        assert members.names == tuple(sorted(CONTENT))
+
+
+def test_nothing_is_extracted(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", CONTENT)
+    with open_members(source) as members:
+        contents_digest(members)
+    assert os.listdir(tmp_path) == ["any.zip"]
+
+
+def test_folder_entries_of_a_zip_are_not_members(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"pics/": b"", **CONTENT})
+    with open_members(source) as members:
+        assert members.names == tuple(sorted(CONTENT))
+
+
+def test_keep_chooses_members(tmp_path: Path) -> None:
+    sources = (make_zip(tmp_path / "any.zip", CONTENT), make_folder(tmp_path / "pics", CONTENT))
+    for source in sources:
+        with open_members(source, keep=lambda name: name.endswith(".txt")) as members:
+            assert members.names == ("pics/a/notes.txt",)
+            with pytest.raises(KeyError):
+                members.read("pics/b/2.png")
+
+
+@given(
+    st.dictionaries(
+        st.text("abé", min_size=1, max_size=3).map(lambda name: f"top/{name}.png"), st.binary(max_size=20)
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_digest_does_not_depend_on_packing(tmp_path_factory: pytest.TempPathFactory, content, random) -> None:
+    folder = tmp_path_factory.mktemp("digest")
+    shuffled = list(content.items())
+    random.shuffle(shuffled)
+    sources = (
+        make_zip(folder / "first.zip", content),
+        make_zip(folder / "second.zip", dict(shuffled), zipfile.ZIP_STORED),
+    )
+    digests = []
+    for source in sources:
+        with open_members(source) as members:
+            digests.append(contents_digest(members))
+    assert digests[0] == digests[1]
+
+
+def test_digest_tells_names_and_bytes_apart(tmp_path: Path) -> None:
+    contents = [{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"1", "c": b"2"}, {"a": b"1"}]
+    digests = set()
+    for index, content in enumerate(contents):
+        with open_members(make_zip(tmp_path / f"{index}.zip", content)) as members:
+            digests.add(contents_digest(members))
+    assert len(digests) == len(contents)
+
+
+def test_digest_reports_progress(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with open_members(make_zip(tmp_path / "any.zip", {f"{i:03}": b"" for i in range(300)})) as members:
+        contents_digest(members, lambda done, total: seen.append((done, total)))
+    assert seen == [(256, 300), (300, 300)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../up.png",
+        "pics/../../up.png",
+        "pics\\up.png",
+        "C:/up.png",
+        "c:up.png",
+        "./a",
+        "a//b",
+        "..",
+    ],
+)
+def test_escaping_names_are_refused(tmp_path: Path, name: str) -> None:
+    source = make_zip(tmp_path / "any.zip", {"pics/good.png": b"", name: b""})
+    refused(source, "refused, since its member")
+    # Even if it is not one of the members asked for.
+    with pytest.raises(MetagradError, match="refused"):
+        open_members(source, keep=lambda name: name == "pics/good.png")
+
+
+def test_zero_byte_in_a_name_is_refused(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"pics/a#.png": b""})
+    source.write_bytes(source.read_bytes().replace(b"a#.png", b"a\0.png"))
+    refused(source, "zero byte")
+
+
+def test_symlink_entry_of_a_zip_is_refused(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("pics/link.png")
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "any.zip", "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    refused(tmp_path / "any.zip", "symbolic link")
+
+
+def test_repeated_entry_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "any.zip", "w") as archive:
+        archive.writestr("a.png", b"1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.png", b"2")
+    refused(tmp_path / "any.zip", "twice")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 0.5, -1])
+def test_truncated_zip(tmp_path: Path, keep: float) -> None:
+    source = make_zip(tmp_path / "any.zip", CONTENT)
+    data = source.read_bytes()
+    source.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    refused(source, "not a whole zip file")
+
+
+def test_not_a_zip(tmp_path: Path) -> None:
+    source = tmp_path / "any.zip"
+    source.write_bytes(b"<html>404</html>" * 100)
+    refused(source, "not a whole zip file")
+
+
+def test_damaged_member(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a.png": b"some bytes"}, zipfile.ZIP_STORED)
+    source.write_bytes(source.read_bytes().replace(b"some bytes", b"same bytes"))
+    refused(source, "member 'a.png'")
+
+
+def test_encrypted_member(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a.png": b"some bytes"})
+    data = bytearray(source.read_bytes())
+    data[6] |= 1  # the flags in the member's own header and in the directory at the end
+    data[data.index(b"PK\1\2") + 8] |= 1
+    source.write_bytes(data)
+    refused(source, "encrypted")
+
+
+def test_unusual_compression(tmp_path: Path) -> None:
+    refused(make_zip(tmp_path / "any.zip", {"a.png": bytes(100)}, zipfile.ZIP_BZIP2), "unusual compression")
+
+
+def test_large_member(tmp_path: Path) -> None:
+    content = {"pics/big.png": bytes(1001)}
+    for source in (make_zip(tmp_path / "any.zip", content), make_folder(tmp_path / "pics", content)):
+        with open_members(source, max_member_bytes=1001) as members:
+            assert members.read("pics/big.png") == bytes(1001)
+        with (
+            open_members(source, max_member_bytes=1000) as members,
+            pytest.raises(
+                MetagradError, match=r"'pics/big.png' has 1001 bytes or more, over the limit of 1000"
+            ),
+        ):
+            members.read("pics/big.png")
+
+
+def test_member_larger_than_it_declares(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a.png": bytes(10_000_000)})
+    size = (10_000_000).to_bytes(4, "little")
+    data = source.read_bytes()
+    assert data.count(size) == 2
+    source.write_bytes(data.replace(size, (10).to_bytes(4, "little")))
+    refused(source, "member 'a.png'")
+
+
+def test_missing_source(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing.zip", "does not exist")
+
+
+def test_link_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    (folder / "link.png").symlink_to(tmp_path / "secret")
+    refused(folder, "link out of the folder")
+    with pytest.raises(MetagradError, match="link out of the folder"):
+        fingerprint(folder)
+
+
+def test_links_to_nothing_in_circles_and_to_folders(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    link = folder / "link.png"
+    for target, match in (("missing", "to nothing"), ("link.png", "to nothing"), ("a", "to a folder")):
+        link.symlink_to(folder / target)
+        refused(folder, match)
+        link.unlink()
+    (folder / "outside").symlink_to(tmp_path)
+    refused(folder, "out of the folder")
+
+
+def test_link_within_a_folder(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    (folder / "link.png").symlink_to(folder / "b" / "2.png")
+    with open_members(folder) as members:
+        assert members.read("pics/link.png") == b"two"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    os.mkfifo(folder / "pipe.png")
+    refused(folder, "not a plain file")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_unsafe_names_in_a_folder(tmp_path: Path) -> None:
+    for name, match in ((b"back\\slash", "backslash"), (b"not-utf8-\xff", "not utf-8")):
+        folder = make_folder(tmp_path / "pics", CONTENT)
+        path = os.path.join(os.fsencode(folder), name)
+        try:
+            open(path, "wb").close()
+        except OSError:
+            continue  # a file system that refuses such names
+        refused(folder, match)
+        os.unlink(path)
+
+
+def test_file_gone_after_opening(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pics", CONTENT)
+    with open_members(folder) as members:
+        (folder / "b" / "2.png").unlink()
+        with pytest.raises(MetagradError, match="cannot be read"):
+            members.read("pics/b/2.png")
+
+
+def test_fingerprint_notices_changes(tmp_path: Path) -> None:
+    zipped = make_zip(tmp_path / "any.zip", CONTENT)
+    folder = make_folder(tmp_path / "pics", CONTENT)
+
+    def changed(source: Path, file: Path) -> bool:
+        before = fingerprint(source)
+        assert fingerprint(source) == before
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+        return fingerprint(source) != before
+
+    assert changed(zipped, zipped)
+    assert changed(folder, folder / "a" / "1.png")
+    before = fingerprint(folder, keep=lambda name: name.endswith(".png"))
+    (folder / "a" / ".DS_Store").write_bytes(b"x")
+    assert fingerprint(folder, keep=lambda name: name.endswith(".png")) == before
+    (folder / "a" / "3.png").write_bytes(b"x")
+    assert fingerprint(folder, keep=lambda name: name.endswith(".png")) != before
+    with pytest.raises(MetagradError, match="cannot be read"):
+        fingerprint(tmp_path / "nothing.zip")
