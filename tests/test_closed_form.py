@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from metagrad import CG, Composed, FirstOrder, GradientDescent, Implicit, Unroll, argmin
 
 T, P = 3, 6
@@ -24,7 +25,7 @@ def objective(phi, theta, data):
 
 
 def as_composed():
-    """The same g with its structure: outputs are Lᵀphi for A = LLᵀ, the loss their half square."""
+    """Write g with its structure: outputs are Lᵀphi for A = LLᵀ, the loss their half square."""
     return Composed(
         outputs=lambda phi, theta, data: torch.linalg.cholesky(data[0]).mT @ phi["w"],
         loss=lambda out, data: 0.5 * out @ out + data[1] @ torch.linalg.solve(torch.linalg.cholesky(data[0]).mT, out),

@@ -72,4 +72,3 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
 def differentiable(tree: Any) -> list[Tensor]:
     """Return the tensors of ``tree`` that ask for a gradient, in a fixed order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
-

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -51,30 +52,29 @@ def atomic_save(path: Path, write: Callable[[Path], None]) -> None:
     path
         the file to make or replace; missing folders are made.
     write
-        writes the content to the path it is given, an empty file in the folder of ``path`` whose name ends
-        like that of ``path``.
+        writes the content to the path it is given: a new file in the folder of ``path``, whose name ends like
+        that of ``path``.
 
     Raises
     ------
     MetagradError
         if the system refuses, for want of space or permission for example.
     """
+    # A plain new file, not one of tempfile's: those are closed to the others who may share the cache.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
         write(temporary)
-        with open(temporary, "rb+") as written:  # without this a crash may leave the new name on an empty file
+        with open(
+            temporary, "rb+"
+        ) as written:  # without this a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # gone already if it was moved into place
 
 
 def cached_arrays(
@@ -115,7 +115,7 @@ def cached_arrays(
 
     def write(target: Path) -> None:
         with open(target, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
 
     atomic_save(path, write)
     return arrays
@@ -124,7 +124,8 @@ def cached_arrays(
 def _read_arrays(path: Path, fields: Sequence[str]) -> dict[str, np.ndarray] | None:
     """Return the arrays of ``path``, or None if there is no such file or it is not what was written."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
             # A bare .npy file loads as an array, which has no ``files``.
             if set(getattr(stored, "files", ())) != set(fields):
                 return None

@@ -1,9 +1,9 @@
 """Glyphs: letters of many scripts, drawn from the DejaVu fonts that matplotlib ships.
 
-A data set for which nothing is downloaded. Each class is one letter; its drawings differ in font, slant, size,
-stroke width and a smooth random bending, as if written by different people. The classes are listed in
-``splits/glyphs.json``, made by ``tools/make_glyph_splits.py``: every script is wholly in one split, and no two
-classes look alike.
+A data set for which nothing is downloaded. Each class is one letter; its drawings differ in font, slant,
+size, stroke width and a smooth random bending, as if written by different people. The classes are listed in
+``splits/glyphs.json``, made by ``tools/make_glyph_splits.py``: every script is wholly in one split, and no
+two classes look alike.
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ class Recipe:
     per_class: int = 20
     side: int = 28
     canvas: int = 56
-    extent: int = 42
+    extent: int = 38
     font_size: int = 96
     rotation: float = 12.0
     shear: float = 0.2
-    log_scale: float = 0.2
-    shift: float = 4.0
+    log_scale: float = 0.18
+    shift: float = 3.0
     knots: int = 5
-    bend: float = 2.2
-    blur: float = 1.2
-    cut: tuple[float, float] = (0.2, 0.5)
+    bend: float = 1.5
+    blur: float = 1.0
+    cut: tuple[float, float] = (0.34, 0.62)
 
 
 RECIPE = Recipe()
@@ -150,8 +150,8 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
         **splits,
         rotations=False,  # a Canadian Aboriginal syllabic turned by 90 degrees is another letter
         preprocessing=(
-            "DejaVu letters cropped to their ink, scaled to fit, then rotated, sheared, scaled, bent and cut to "
-            f"a random stroke width; {RECIPE.side}x{RECIPE.side}, ink 255 on background 0"
+            "DejaVu letters cropped to their ink, scaled to fit, then rotated, sheared, scaled, bent and cut "
+            f"to a random stroke width; {RECIPE.side}x{RECIPE.side}, ink 255 on background 0"
         ),
         digest=digest.hexdigest(),
     )
@@ -192,7 +192,9 @@ def font_folder() -> Path:
 
 def covered(folder: Path) -> dict[str, frozenset[int]]:
     """Return the code points that each face of ``FACES`` in ``folder`` has a shape for."""
-    from fontTools.ttLib import TTFont  # a requirement of matplotlib; slow to import, and a full cache needs none
+    from fontTools.ttLib import (
+        TTFont,
+    )  # a requirement of matplotlib; slow to import, and a full cache needs none
 
     points = {}
     for face in FACES:
@@ -311,7 +313,7 @@ def _deform(sources: np.ndarray, motion: np.ndarray, bending: np.ndarray, recipe
 
 
 def _grid(motion: np.ndarray, bending: np.ndarray, recipe: Recipe) -> torch.Tensor:
-    """Return where each pixel of a drawing comes from in the plain shape, in ``grid_sample``'s coordinates."""
+    """Return where each pixel of a drawing comes from in the plain shape, as ``grid_sample`` wants it."""
     unit = torch.from_numpy(motion).view(-1, 7, 1, 1)
     angle = unit[:, 0] * float(np.deg2rad(recipe.rotation))
     shear = unit[:, 1] * recipe.shear

@@ -145,6 +145,3 @@ def _compare_products(model: nn.Module, x: Tensor) -> None:
                 f"a module of this model is wrong under vmap: its curvature product is {off:.1e} off "
                 "(relative) from one task at a time; replace the module by one written in primitives"
             )
-
-
-

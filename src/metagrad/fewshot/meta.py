@@ -35,7 +35,12 @@ class Metrics:
 
 
 def meta_gradient(
-    algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, *, chunk: int | Literal["auto"] = "auto"
+    algorithm: Algorithm,
+    model: nn.Module,
+    theta: Params,
+    tasks: Tasks,
+    *,
+    chunk: int | Literal["auto"] = "auto",
 ) -> Metrics:
     """Add the gradient of the mean meta-loss over ``tasks`` to ``theta[...].grad``.
 

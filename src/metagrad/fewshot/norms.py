@@ -37,6 +37,7 @@ class BatchNorm(nn.Module):
         return _normalise(x, [0, *range(2, x.dim())], self.eps, self.weight, self.bias, 1)
 
     def extra_repr(self) -> str:
+        """Describe the layer in a printed model."""
         return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
@@ -57,9 +58,7 @@ class InstanceNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Normalise over the last axes, those of ``shape``; scale and shift have that shape."""
 
-    def __init__(
-        self, shape: tuple[int, ...], *, eps: float = 1e-5, affine: bool = True, bias: bool = True
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], *, eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
         super().__init__()
         self.shape, self.eps = tuple(shape), eps
         self.weight = nn.Parameter(torch.ones(self.shape)) if affine else None

@@ -58,9 +58,7 @@ class FOMAML(base.AdaptsWeights):
         return _descend(model, theta, support, solver, FirstOrder())
 
 
-def _descend(
-    model: nn.Module, theta: Params, support: Batch, solver: GradientDescent, adjoint: Adjoint
-) -> Solution:
+def _descend(model: nn.Module, theta: Params, support: Batch, solver: GradientDescent, adjoint: Adjoint) -> Solution:
     start = tree.expand(theta, len(support.x))
     # The objective is the plain support loss: theta enters as the start only.
     return argmin(base.classification(model), start, {}, support, solver=solver, adjoint=adjoint)

@@ -1,0 +1,71 @@
+"""``metagrad evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from metagrad.cli import allocator
+from metagrad.errors import MetagradError
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run's accuracy on new tasks, with a 95 % interval."""
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """Directory of the run."""
+    split: Literal["test", "val"] = "test"
+    """Classes to draw from: test (never seen while training or choosing) or val."""
+    tasks: int = 600
+    """Tasks; the interval narrows with their square root."""
+    queries: int | None = None
+    """Query images a class. Default: as in training."""
+    inductive: bool = False
+    """Classify every query image by itself, beside the support images only. Default: a task's queries together, as the
+    papers do, which lets batch statistics see all of them (transductive)."""
+    seed: int = 0
+    """Seed of the tasks."""
+    device: str | None = None
+    """Where to compute. Default: as in training."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        for name, least in (("tasks", 2), ("queries", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MetagradError(f"--{name} must be at least {least}, got {value}")
+        allocator.keep_memory()
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from metagrad import data
+        from metagrad.cli.progress import data_progress
+        from metagrad.cli.train import show_result
+        from metagrad.training.loop import measure
+        from metagrad.training.run import Run
+
+        console = Console()
+        run = Run.open(self.run)
+        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(console))
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+            task = bar.add_task("evaluating", total=self.tasks)
+            result = measure(
+                run,
+                dataset,
+                split=self.split,
+                tasks=self.tasks,
+                queries=self.queries,
+                seed=self.seed,
+                transductive=not self.inductive,
+                device=self.device,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
+        show_result(console, result)
+        return 0

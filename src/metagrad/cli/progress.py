@@ -1,0 +1,92 @@
+"""Live progress: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from metagrad.training.loop import Event
+
+_LOG_SECONDS = 15.0
+
+
+def data_progress(console: Console) -> Any:
+    """Return a callback (done, total, what) that shows the preparation of a data set, if it takes a while."""
+    last = [time.monotonic()]
+
+    def show(done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if now - last[0] > 2.0 or (done == total and now - last[0] > 0.5):
+            last[0] = now
+            console.print(f"{what}: {done}/{total}", highlight=False)
+
+    return show
+
+
+class TrainProgress:
+    """Shows meta-steps, rate, time left and what the gradient is worth."""
+
+    def __init__(self, console: Console, *, first_step: int, meta_steps: int) -> None:
+        self.console, self.meta_steps = console, meta_steps
+        self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
+        self.validation = ""
+        self.bar = Progress(
+            TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[rate]:.1f}/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
+
+    def __enter__(self) -> TrainProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one logged line."""
+        line = event.line
+        if "val_accuracy" in line:
+            self.validation = f"val {line['val_accuracy']:.1%} ±{line['val_ci95']:.1%}"
+            self._say(event, f"step {event.step}: validation {self.validation.removeprefix('val ')}")
+            return
+        text = describe(line)
+        seconds = time.monotonic() - self.began
+        rate = (event.step - self.first_step) / seconds if seconds > 0 else 0.0
+        self.bar.update(self.task, completed=event.step, rate=rate, text=f"{text} {self.validation}")
+        if not self.console.is_terminal and time.monotonic() - self.printed > _LOG_SECONDS:
+            self.printed = time.monotonic()
+            left = (self.meta_steps - event.step) / max(rate, 1e-9)
+            self._say(event, f"step {event.step}/{self.meta_steps} {rate:.1f}/s {_clock(left)} left  {text}")
+
+    def _say(self, event: Event, text: str) -> None:
+        if not self.console.is_terminal or "validation" in text:
+            self.console.print(text, highlight=False)
+            sys.stdout.flush()
+
+
+def describe(line: dict[str, Any]) -> str:
+    """Say in a few words what a metrics line says: accuracy, and how well both systems were solved."""
+    text = f"query acc {line['accuracy']:.1%}  inner grad {line['grad_norm']:.2g}"
+    if "residual" in line:
+        text += f"  CG residual {line['residual']:.2g}  curvature ≥ {line['min_curvature']:.2g}"
+    return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,174 @@
+"""``metagrad train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from metagrad.cli import allocator
+from metagrad.errors import MetagradError
+from metagrad.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metagrad.training.loop import Event
+    from metagrad.training.run import Run
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
+
+    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], tyro.conf.arg(metavar="DATASET")] = (
+        None
+    )
+    """glyphs (letters of many scripts, nothing to download) or omniglot (handwriting)."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """New directory for the run. Default: a new one under runs/, named by data set, method and time."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    tensorboard: bool = False
+    """Also write TensorBoard scalars into DIR/tensorboard (needs metagrad[tensorboard])."""
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if self.resume is not None:
+            self._check_resume()
+        elif self.dataset is None:
+            raise MetagradError("name a data set: metagrad train glyphs, or metagrad train omniglot")
+        else:  # impossible values are named before torch and the data are loaded
+            self.config.resolved(self.dataset)
+        allocator.keep_memory()
+        from rich.console import Console
+
+        from metagrad import data
+        from metagrad.cli.progress import TrainProgress, data_progress
+        from metagrad.training.loop import choose_device, samplers, train
+        from metagrad.training.run import Run
+
+        console = Console()
+        run = self._existing() if self.resume else None
+        name = run.dataset if run else str(self.dataset)
+        dataset = data.load(name, data_dir=self.data_dir, progress=data_progress(console))
+        if run is None:
+            config = self.config.resolved(name)
+            samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
+            folder = self.run or _default_folder(name, config)
+            run = Run.create(folder, name, config, command=["metagrad", *words], digest=dataset.digest)
+        elif dataset.digest != run.record["data_digest"]:
+            raise MetagradError(
+                f"the {name} data differ from those {run.folder} was trained on: pass the same --data-dir"
+            )
+        with run:
+            first = int(run.load("last").facts["step"]) if self.resume else 0
+            console.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
+            steps = run.config.meta_steps
+            assert steps is not None
+            with _Interrupt() as stop, TrainProgress(console, first_step=first, meta_steps=steps) as progress:
+                report = _with_tensorboard(progress, run) if self.tensorboard else progress
+                outcome = train(run, dataset, resume=self.resume is not None, report=report, stop=stop)
+        if outcome.result is None:
+            console.print(
+                f"stopped and saved after meta-step {outcome.step}; continue with\n"
+                f"  metagrad train --resume {run.folder}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 130
+        show_result(console, outcome.result)
+        console.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _check_resume(self) -> None:
+        changed = [
+            f.name
+            for f in dataclasses.fields(TrainConfig)
+            if f.name != "meta_steps" and getattr(self.config, f.name) != f.default
+        ]
+        if self.dataset is not None or self.run is not None or changed:
+            given = self.dataset or ("--run" if self.run else f"--{changed[0].replace('_', '-')}")
+            raise MetagradError(f"--resume takes everything from the run: leave out {given}")
+
+    def _existing(self) -> Run:
+        from metagrad.training.run import Run
+
+        assert self.resume is not None
+        run = Run.open(self.resume)
+        wanted, had = self.config.meta_steps, run.config.meta_steps
+        if wanted is not None and had is not None and wanted != had:
+            if wanted < had:
+                raise MetagradError(f"--meta-steps {wanted} is fewer than the run's {had}: it can only be raised")
+            run.config = dataclasses.replace(run.config, meta_steps=wanted)
+            run.record["config"] = dataclasses.asdict(run.config)
+            with run:
+                run.write_json("config.json", run.record)
+        return run
+
+
+class _Interrupt:
+    """Ctrl-C asks the loop to save and stop; a second one stops at once."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._asked = False
+        self._former = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return lambda: self._asked
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+def _default_folder(dataset: str, config: TrainConfig) -> Path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{dataset}-{config.method}-{config.ways}way-{config.shots}shot-{now}"
+    folder, extra = Path("runs") / name, 1
+    while folder.exists():
+        extra += 1
+        folder = Path("runs") / f"{name}-{extra}"
+    return folder
+
+
+def _with_tensorboard(report: Callable[[Event], None], run: Run) -> Callable[[Event], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MetagradError("--tensorboard needs it installed: pip install 'metagrad[tensorboard]'") from error
+    writer = SummaryWriter(str(run.folder / "tensorboard"))
+
+    def both(event: Event) -> None:
+        report(event)
+        for name, value in event.line.items():
+            if name != "step":
+                writer.add_scalar(name, value, event.step)
+        writer.flush()
+
+    return both
+
+
+def show_result(console: Console, result: dict[str, Any]) -> None:
+    """Print a result with its interval and protocol, in one line."""
+    protocol = result["protocol"]
+    way = "transductive" if protocol["transductive"] else "not transductive"
+    console.print(
+        f"{result['metric'].replace('_', ' ')} {result['value']:.2%} ± {result['ci95']:.2%}  "
+        f"({protocol['dataset']} {protocol['split']}, {protocol['ways']}-way {protocol['shots']}-shot, "
+        f"{protocol['queries']} queries a class, {protocol['tasks']} tasks, {way})",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""Meta-training: one visible loop, and the run directory it writes."""

@@ -1,0 +1,339 @@
+"""Meta-training from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metagrad.data import Dataset, ImageClasses
+from metagrad.errors import MetagradError
+from metagrad.fewshot import (
+    FOMAML,
+    IMAML,
+    MAML,
+    Algorithm,
+    Conv4,
+    EpisodeSampler,
+    Evaluation,
+    evaluate,
+    meta_gradient,
+)
+from metagrad.fewshot.meta import Metrics
+from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run, State, versions
+from metagrad.tree import Params
+
+LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the loop tells whoever watches: a logged line, after ``step`` of ``meta_steps``."""
+
+    step: int
+    meta_steps: int
+    line: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: the result written to ``result.json``, or ``None`` where it was asked to stop."""
+
+    step: int
+    result: dict[str, Any] | None
+
+
+def train(
+    run: Run,
+    dataset: Dataset,
+    *,
+    resume: bool = False,
+    report: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Meta-train as ``run.config`` says; write metrics, checkpoints and the result into the run directory.
+
+    Parameters
+    ----------
+    resume:
+        continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done.
+    report:
+        called with every logged line.
+    stop:
+        asked after every meta-step; if it says yes, the state is saved and training returns.
+
+    Raises
+    ------
+    MetagradError
+        for a loss that is not finite, a full disk, or data other than the run began with.
+    """
+    config = run.config
+    assert config.meta_steps is not None
+    assert config.val_every is not None
+    device = choose_device(config.device)
+    train_tasks, val_tasks = samplers(config, dataset, device)
+    algorithm, model = build(config, dataset, device)
+    theta = algorithm.init(model)
+    optimizer = torch.optim.Adam(theta.values(), lr=config.outer_lr)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0}
+    if resume:
+        progress = _restore(run, theta, optimizer, generator)
+
+    def save(name: str) -> None:
+        run.save(name, State(_pack(theta, optimizer, generator), progress))
+
+    began, saved = time.monotonic() - progress["seconds"], time.monotonic()
+    window: list[dict[str, float]] = []
+    while progress["step"] < config.meta_steps:
+        step = int(progress["step"]) + 1
+        for group in optimizer.param_groups:
+            group["lr"] = _outer_lr(config, step)
+        tasks = train_tasks(config.tasks, generator=generator)
+        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=config.chunk or "auto")
+        window.append(_numbers(metrics))
+        _require_finite(step, window[-1], theta, run)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.update(step=step, seconds=time.monotonic() - began)
+
+        if step % LOG_EVERY == 0 or step == config.meta_steps:
+            line = {"step": step, **_mean(window), "seconds": round(progress["seconds"], 2)}
+            run.append("metrics.jsonl", line)
+            report(Event(step, config.meta_steps, line))
+            window.clear()
+        if step % config.val_every == 0 or step == config.meta_steps:
+            found = _validate(algorithm, model, theta, val_tasks, config)
+            line = {
+                "step": step,
+                "val_accuracy": found.accuracy,
+                "val_ci95": found.ci95,
+                "val_loss": found.loss,
+            }
+            run.append("metrics.jsonl", line)
+            report(Event(step, config.meta_steps, line))
+            if found.accuracy > progress["best_accuracy"]:
+                progress.update(best_accuracy=found.accuracy, best_step=step)
+                save("best")
+        # The window must be empty at a checkpoint, or the continued run would log other averages.
+        if not window and (stop() or step == config.meta_steps or time.monotonic() - saved > config.checkpoint_seconds):
+            save("last")
+            saved = time.monotonic()
+            if stop() and step < config.meta_steps:
+                return Outcome(step, None)
+    return Outcome(config.meta_steps, _finish(run, dataset, progress))
+
+
+def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
+    """Return the method and the freshly initialised network of a run."""
+    channels, size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
+    generator = torch.Generator().manual_seed(config.seed)
+    model = Conv4(config.ways, channels=channels, image_size=size, filters=config.filters, generator=generator)
+    return method_of(config), model.to(device)
+
+
+def method_of(config: TrainConfig) -> Algorithm:
+    """Return the method of a resolved configuration."""
+    assert config.inner_lr is not None
+    assert config.inner_steps is not None
+    match config.method:
+        case "maml":
+            return MAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+        case "fomaml":
+            return FOMAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+        case "imaml":
+            assert config.lam is not None
+            assert config.cg_steps is not None
+            assert config.curvature is not None
+            return IMAML(
+                lam=config.lam,
+                inner_lr=config.inner_lr,
+                inner_steps=config.inner_steps,
+                cg_steps=config.cg_steps,
+                curvature=config.curvature,
+            )
+
+
+def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[EpisodeSampler, EpisodeSampler]:
+    """Return the samplers of training and validation tasks; the test split is checked against the options too."""
+
+    def sampler(classes: ImageClasses, rotations: bool = False) -> EpisodeSampler:
+        ways, shots, queries = config.ways, config.shots, config.queries
+        return EpisodeSampler(classes=classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
+
+    sampler(dataset.test)
+    return sampler(dataset.train.to(device), dataset.rotations), sampler(dataset.val.to(device))
+
+
+def measure(
+    run: Run,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    tasks: int = 600,
+    queries: int | None = None,
+    seed: int = 0,
+    transductive: bool = True,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's best weights on new tasks of a split; return the result with its protocol.
+
+    Parameters
+    ----------
+    split:
+        ``"test"`` or ``"val"``.
+    queries:
+        query images a class; ``None`` means as in training.
+    transductive:
+        see :func:`metagrad.fewshot.evaluate`.
+
+    Raises
+    ------
+    MetagradError
+        if the run has no best weights yet, or the options do not fit the split.
+    """
+    config, where = run.config, choose_device(device or run.config.device)
+    method, model = build(config, dataset, where)
+    state = run.load("best")
+    theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
+    classes = (dataset.test if split == "test" else dataset.val).to(where)
+    sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
+    generator = torch.Generator(where).manual_seed(seed)
+    found = evaluate(
+        method,
+        model,
+        theta,
+        sampler,
+        tasks=tasks,
+        generator=generator,
+        transductive=transductive,
+        progress=progress,
+    )
+    return {
+        "metric": f"{split}_accuracy",
+        "value": found.accuracy,
+        "ci95": found.ci95,
+        "protocol": {
+            "dataset": dataset.name,
+            "preprocessing": dataset.preprocessing,
+            "split": f"{split} ({len(classes.names)} classes, none of them in training)",
+            "ways": config.ways,
+            "shots": config.shots,
+            "queries": sampler.queries,
+            "tasks": tasks,
+            "task_seed": seed,
+            "transductive": found.transductive,
+        },
+        "method": config.method,
+        "weights_of_step": state.facts["best_step"],
+        "val_accuracy": state.facts["best_accuracy"],
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device called ``name``.
+
+    Raises
+    ------
+    MetagradError
+        if there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MetagradError(f"no device {name!r} here ({str(error).splitlines()[0]}): use --device cpu") from error
+    return device
+
+
+def _outer_lr(config: TrainConfig, step: int) -> float:
+    if config.schedule == "constant":
+        return config.outer_lr
+    assert config.meta_steps is not None
+    return config.outer_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 1) / config.meta_steps)))
+
+
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    numbers = {
+        "loss": float(metrics.loss),
+        "accuracy": float(metrics.accuracy.mean()),
+        "grad_norm": float(metrics.grad_norm.mean()),
+    }
+    if metrics.residual is not None and metrics.min_curvature is not None:
+        numbers["residual"] = float(metrics.residual.mean())
+        numbers["min_curvature"] = float(metrics.min_curvature.min())
+    return numbers
+
+
+def _mean(window: list[dict[str, float]]) -> dict[str, float]:
+    """Average a window of steps; of the curvature, the smallest counts."""
+    line = {name: sum(entry[name] for entry in window) / len(window) for name in window[0]}
+    if "min_curvature" in line:
+        line["min_curvature"] = min(entry["min_curvature"] for entry in window)
+    return {name: float(f"{value:.6g}") for name, value in line.items()}
+
+
+def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run) -> None:
+    gradient = torch.stack([leaf.grad.square().sum() for leaf in theta.values() if leaf.grad is not None]).sum()
+    if math.isfinite(numbers["loss"]) and bool(gradient.isfinite()):
+        return
+    if not math.isfinite(numbers["grad_norm"]) or numbers["grad_norm"] > 1e3:
+        cause = "the inner steps diverge: lower --inner-lr"
+    elif numbers.get("residual", 0.0) > 1.0:
+        cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
+    else:
+        cause = "the outer steps are too large: lower --outer-lr"
+    kept = f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
+    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{kept}")
+
+
+def _validate(
+    method: Algorithm, model: nn.Module, theta: Params, sampler: EpisodeSampler, config: TrainConfig
+) -> Evaluation:
+    # The same tasks every time, and none of the training generator's numbers used up.
+    generator = torch.Generator(sampler.classes.images.device).manual_seed(config.seed + 1)
+    return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator)
+
+
+def _pack(theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+    tensors = {f"theta/{name}": leaf for name, leaf in theta.items()}
+    moments = optimizer.state_dict()["state"]
+    for index, name in enumerate(theta):
+        tensors |= {f"adam/{name}/{key}": value for key, value in moments.get(index, {}).items()}
+    return {**tensors, "generator": generator.get_state()}
+
+
+def _restore(run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Any]:
+    state = run.load("last")
+    with torch.no_grad():
+        for name, leaf in theta.items():
+            leaf.copy_(state.tensors[f"theta/{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for index, name in enumerate(theta):
+        prefix = f"adam/{name}/"
+        moments[index] = {
+            key.removeprefix(prefix): value for key, value in state.tensors.items() if key.startswith(prefix)
+        }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    generator.set_state(state.tensors["generator"])
+    run.rewind(state.facts["metrics_bytes"])
+    return state.facts
+
+
+def _finish(run: Run, dataset: Dataset, progress: dict[str, Any]) -> dict[str, Any]:
+    """Look at the test classes once, with the weights that validation chose."""
+    config = run.config
+    split, tasks = ("test", config.test_tasks) if config.test_tasks else ("val", 600)
+    result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2)
+    result |= {"meta_steps": config.meta_steps, "train_seconds": round(progress["seconds"], 1)}
+    run.write_json("result.json", result)
+    return result

@@ -1,0 +1,217 @@
+"""The run directory: what was asked, what happened, and the state to go on from.
+
+=====================  ====================================================================
+``config.json``        options, versions, commit, data digest; written once
+``metrics.jsonl``      one line per logged meta-step and per validation
+``last.safetensors``   weights, optimiser, random state: what ``--resume`` continues from
+``best.safetensors``   the weights with the best validation accuracy
+``result.json``        the figure at the end, with its interval and protocol
+=====================  ====================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import metagrad
+from metagrad.errors import MetagradError
+from metagrad.files import write_atomically
+from metagrad.training.config import DATASETS, TrainConfig
+
+FORMAT = 1
+_ADVICE = "free some space, then continue with metagrad train --resume"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a run needs to continue bit for bit.
+
+    Attributes
+    ----------
+    tensors:
+        flat names to tensors: weights, optimiser moments, generator state.
+    facts:
+        numbers and strings: meta-step, best validation, seconds, length of the metrics file.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Run:
+    """A run directory held by this process alone, as a context manager."""
+
+    def __init__(self, folder: Path, dataset: str, config: TrainConfig, record: dict[str, Any]) -> None:
+        self.folder, self.dataset, self.config, self.record = folder, dataset, config, record
+        self._lock = filelock.FileLock(folder / ".lock")
+
+    @classmethod
+    def create(cls, folder: Path, dataset: str, config: TrainConfig, *, command: list[str], digest: str) -> Run:
+        """Make a new run directory.
+
+        Raises
+        ------
+        MetagradError
+            if ``folder`` exists and is not empty, or cannot be made.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MetagradError(f"{folder} exists already: continue it with --resume {folder}, or choose another --run")
+        record = {
+            "format": FORMAT,
+            "dataset": dataset,
+            "data_digest": digest,
+            "config": dataclasses.asdict(config),
+            "command": command,
+            "versions": versions(),
+        }
+        run = cls(folder, dataset, config, record)
+        run.write_json("config.json", record)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open an existing run directory.
+
+        Raises
+        ------
+        MetagradError
+            if it is not a run, or was written by an incompatible version.
+        """
+        try:
+            record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            written = record["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
+        if written != FORMAT:
+            raise MetagradError(
+                f"{folder} has run format {written}, this metagrad reads {FORMAT}: use the version that wrote it "
+                f"({record.get('versions', {}).get('metagrad', 'unknown')})"
+            )
+        try:
+            config, dataset = TrainConfig(**record["config"]), record["dataset"]
+        except (KeyError, TypeError) as error:
+            raise MetagradError(f"{folder}/config.json is damaged ({error}): restore it or start anew") from error
+        if dataset not in DATASETS:
+            raise MetagradError(f"{folder} was trained on {dataset!r}, a data set this version does not have")
+        return cls(folder, dataset, config, record)
+
+    def __enter__(self) -> Run:
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise MetagradError(f"another process is working in {self.folder}: wait for it or stop it") from error
+        except OSError as error:
+            raise MetagradError(f"cannot write in {self.folder}: {error.strerror or error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def metrics_path(self) -> Path:
+        """Where the metrics lines are."""
+        return self.folder / "metrics.jsonl"
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Append one line of JSON to a file of the run."""
+        path = self.folder / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise MetagradError(f"cannot write {path}: {error.strerror}; {_ADVICE}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the logged lines."""
+        with self.metrics_path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def save(self, name: str, state: State) -> None:
+        """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
+        facts = dict(state.facts)
+        if name == "last":
+            facts["metrics_bytes"] = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+        metadata = {"format": str(FORMAT), "facts": json.dumps(facts)}
+
+        def write(path: Path) -> None:
+            try:
+                save_file(tensors, path, metadata=metadata)
+            except SafetensorError as error:  # it wraps the system's error, disk full among them
+                raise OSError(str(error)) from error
+
+        write_atomically(self.folder / f"{name}.safetensors", write, advice=_ADVICE)
+
+    def load(self, name: str) -> State:
+        """Read a checkpoint.
+
+        Raises
+        ------
+        MetagradError
+            if there is none or it is damaged.
+        """
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            raise MetagradError(
+                f"{self.folder} has no {path.name} yet: it stopped before its first checkpoint, start anew"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                return State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
+
+    def rewind(self, metrics_bytes: int) -> None:
+        """Drop metrics lines that are later than the checkpoint; they will be computed again."""
+        if self.metrics_path.exists():
+            os.truncate(self.metrics_path, min(metrics_bytes, self.metrics_path.stat().st_size))
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file of the run in one step."""
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / name, lambda path: _write_text(path, text), advice=_ADVICE)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a number may depend on, and the commit of a source checkout."""
+    found = {
+        "metagrad": metagrad.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _commit() -> str:
+    root = Path(metagrad.__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed copy: whatever repository surrounds it is not ours
+        return "unknown"
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
