@@ -83,9 +83,7 @@ def test_progress_counts_up_to_all_classes(built: Dataset, progress: list[tuple[
     assert [done for done, _, _ in progress] == sorted({done for done, _, _ in progress})
 
 
-def test_second_load_reads_the_cache(
-    built: Dataset, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_load_reads_the_cache(built: Dataset, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "draw_classes", lambda *_: pytest.fail("drew although the cache was full"))
     again = glyphs.load(cache_dir=cache_dir)
     assert again.digest == built.digest
@@ -140,9 +138,7 @@ def test_another_seed_gives_other_drawings() -> None:
     assert not np.array_equal(glyphs.draw_classes(SAMPLE, folder), glyphs.draw_classes(SAMPLE, folder, other))
 
 
-def test_cache_key_follows_everything_it_is_made_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_key_follows_everything_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = glyphs.font_folder()
     copy = tmp_path / "fonts"
     shutil.copytree(folder, copy)

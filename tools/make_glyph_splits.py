@@ -1,6 +1,6 @@
 """Choose the classes of the glyphs data set and write ``src/metagrad/data/splits/glyphs.json``.
 
-    python tools/make_glyph_splits.py                     # about eight minutes on one core
+    python tools/make_glyph_splits.py                     # about fifteen minutes on one core
     python tools/make_glyph_splits.py --montage pairs.png # also draw the closest pairs that both stay
 
 Candidates are the letters (Unicode categories Lu, Ll, Lo) that DejaVu Sans has a shape for and that
@@ -118,9 +118,7 @@ def fitted(picture: Image.Image, width: int, height: int) -> np.ndarray:
     """Return a picture resized and put in the middle of the canvas."""
     out = np.zeros((SIDE, SIDE), dtype=np.uint8)
     x, y = (SIDE - width) // 2, (SIDE - height) // 2
-    out[y : y + height, x : x + width] = np.asarray(
-        picture.resize((width, height), Image.Resampling.BILINEAR)
-    )
+    out[y : y + height, x : x + width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     return out
 
 
@@ -143,9 +141,7 @@ def is_dot(part: np.ndarray, largest: int) -> bool:
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     short, long = sorted((int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1))
     area = part.sum()
-    return bool(
-        area < 0.25 * largest and long <= 13 and long <= 1.6 * short + 1 and area >= 0.65 * short * long
-    )
+    return bool(area < 0.25 * largest and long <= 13 and long <= 1.6 * short + 1 and area >= 0.65 * short * long)
 
 
 def components(ink: np.ndarray) -> list[np.ndarray]:
@@ -308,9 +304,7 @@ def choose(letters: list[str], alike: np.ndarray) -> list[int]:
     return sorted(kept)
 
 
-def save_montage(
-    path: Path, images: np.ndarray, score: np.ndarray, letters: list[str], pairs: int = 168
-) -> None:
+def save_montage(path: Path, images: np.ndarray, score: np.ndarray, letters: list[str], pairs: int = 168) -> None:
     """Draw the pairs with the highest scores side by side, for a person to judge the limits by."""
     a, b = np.triu_indices(len(images), 1)
     order = np.argsort(-score[a, b], kind="stable")[:pairs]
@@ -336,8 +330,8 @@ def main() -> None:
     letters = candidates()
     font = open_font(font_folder(), "DejaVuSans", PLAIN)
     images = np.stack([normalised(character, font, PLAIN) for character in letters])
-    inked = images.any((1, 2))
-    letters, images = [c for c, has in zip(letters, inked, strict=True) if has], images[inked]
+    inked = np.any(images, axis=(1, 2))
+    letters, images = [c for c, has in zip(letters, inked.tolist(), strict=True) if has], images[inked]
     measured = scores(images)
     kept = choose(letters, look_alikes(letters, measured))
     listed: dict[str, list[str]] = {split: [] for split in SPLITS}

@@ -275,9 +275,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             with os.scandir(path) as scan:
                 entries = list(scan)
         except OSError as error:
-            raise MetagradError(
-                f"{path} cannot be listed ({_reason(error)}); check its permissions"
-            ) from error
+            raise MetagradError(f"{path} cannot be listed ({_reason(error)}); check its permissions") from error
         for entry in entries:
             name = f"{prefix}/{entry.name}"
             _refuse_unsafe_name(folder, name)
@@ -318,15 +316,11 @@ def _refuse_unsafe_name(source: Path, name: str) -> None:
 
 
 def _unsafe(source: Path, name: str, what: str) -> MetagradError:
-    return MetagradError(
-        f"{source}: refused, since its member {name!r} {what}; get the archive again from its source"
-    )
+    return MetagradError(f"{source}: refused, since its member {name!r} {what}; get the archive again from its source")
 
 
 def _damaged(source: Path, reason: str) -> MetagradError:
-    return MetagradError(
-        f"{source} is not a whole zip file ({reason}); it may be cut short or damaged: get it again"
-    )
+    return MetagradError(f"{source} is not a whole zip file ({reason}); it may be cut short or damaged: get it again")
 
 
 def _reason(error: BaseException) -> str:

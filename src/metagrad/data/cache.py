@@ -65,9 +65,7 @@ def atomic_save(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(
-            temporary, "rb+"
-        ) as written:  # without this a crash may leave the new name on an empty file
+        with open(temporary, "rb+") as written:  # without this a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:

@@ -33,9 +33,7 @@ class ImageClasses:
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise ValueError(
-                f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if len(self.names) != len(self.counts) or len(set(self.names)) != len(self.names):
             raise ValueError("names must be unique, one per class")
         if int(self.counts.sum()) != len(self.images):

@@ -98,11 +98,11 @@ class Recipe:
     extent: int = 38
     font_size: int = 96
     rotation: float = 12.0
-    shear: float = 0.2
-    log_scale: float = 0.18
-    shift: float = 3.0
+    shear: float = 0.15
+    log_scale: float = 0.15
+    shift: float = 2.5
     knots: int = 5
-    bend: float = 1.5
+    bend: float = 1.4
     blur: float = 1.0
     cut: tuple[float, float] = (0.34, 0.62)
 

@@ -66,9 +66,7 @@ _ARCHIVES = (
 )
 
 
-def load(
-    *, data_dir: Path | None = None, cache_dir: Path | None = None, progress: Progress | None = None
-) -> Dataset:
+def load(*, data_dir: Path | None = None, cache_dir: Path | None = None, progress: Progress | None = None) -> Dataset:
     """Load Omniglot, from a directory or by downloading it, decoding it the first time only.
 
     Parameters
@@ -127,9 +125,7 @@ def _load(
         cache_dir=cache,
     )["images"]
     if images.shape != (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE) or images.dtype != np.uint8:
-        raise MetagradError(
-            f"the cache file {cache / key}.npz does not hold Omniglot; delete it and try again"
-        )
+        raise MetagradError(f"the cache file {cache / key}.npz does not hold Omniglot; delete it and try again")
     return _dataset(images, split)
 
 
@@ -278,9 +274,7 @@ def _verify_contents(archive: _Archive, source: Path, progress: Progress | None)
 
 def _miscount(names: Sequence[str], archive: _Archive) -> str:
     if len(names) > archive.count:
-        return (
-            f"it has {len(names)} images, {len(names) - archive.count} more than the {archive.count} expected"
-        )
+        return f"it has {len(names)} images, {len(names) - archive.count} more than the {archive.count} expected"
     counts = Counter(name.rpartition("/")[0] for name in names)
     short = sorted(folder for folder, count in counts.items() if count < DRAWINGS_PER_CLASS)
     where = f" (among them in {short[0]})" if short else ""
@@ -346,9 +340,7 @@ def _decode(where: str, data: bytes) -> np.ndarray:
         raise
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
         reason = " ".join(str(error).split())
-        raise MetagradError(
-            f"{where} is not a picture that can be read ({reason}); get the archive again"
-        ) from error
+        raise MetagradError(f"{where} is not a picture that can be read ({reason}); get the archive again") from error
     return np.asarray(ImageOps.invert(grey).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 

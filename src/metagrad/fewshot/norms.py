@@ -72,21 +72,18 @@ class LayerNorm(nn.Module):
 def _normalise(
     x: Tensor, axes: list[int], eps: float, weight: Tensor | None, bias: Tensor | None, channel: int | None
 ) -> Tensor:
-    var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    scale = torch.rsqrt(var + eps)
-    if channel is not None and weight is not None:
-        weight = weight.view(-1, *[1] * (x.dim() - channel - 1))
-    if channel is not None and bias is not None:
-        bias = bias.view(-1, *[1] * (x.dim() - channel - 1))
-    if channel is None:  # the affine shape is larger than the statistics': scale afterwards
-        x = (x - mean) * scale
-        x = x if weight is None else x * weight
-        return x if bias is None else x + bias
-    # One multiply-add over the large tensor: the small per-channel factors are folded first.
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    shift = shift if bias is None else shift + bias
-    return torch.addcmul(shift, x, scale)
+    # Not torch.var_mean: on CPU it took 28 % of a whole meta-gradient, these two means a third of that.
+    centred = x - x.mean(axes, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    if channel is not None:
+        trailing = [1] * (x.dim() - channel - 1)
+        weight = None if weight is None else weight.view(-1, *trailing)
+        bias = None if bias is None else bias.view(-1, *trailing)
+        # The factors are one number a channel: fold them before they meet the large tensor.
+        scale, weight = (scale, None) if weight is None else (scale * weight, None)
+    y = centred * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
 
 
 def is_transductive(model: nn.Module) -> bool:

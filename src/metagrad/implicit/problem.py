@@ -216,7 +216,11 @@ def _hessian(problem: Problem, phi: Params) -> Linearisation:
 
 
 def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
-    """``JᵀBJ + Λ`` from kept graphs; the forward product J v by differentiating the reverse one twice."""
+    """``JᵀBJ + Λ``: J v by forward mode, Jᵀ w by a kept graph.
+
+    Differentiating the reverse product twice would keep J v's graph as well, but the second derivative of a grouped
+    convolution (what vmap makes of a convolution) loops over the groups: 20 % slower here for 16 tasks.
+    """
     objective = problem.objective
     if not isinstance(objective, Composed):
         raise TypeError(
@@ -224,24 +228,21 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
             "metagrad.Composed(outputs, loss, regulariser), or use curvature='hessian'"
         )
     theta, data = problem.theta, problem.data
+    bare = Problem(objective.outputs, tree.detach(theta), tree.detach(data))
+    point = tree.detach(phi)
     with torch.enable_grad():
         leaves = _leaves(phi)
-        outputs = torch.vmap(objective.outputs, in_dims=(0, None, 0))(leaves, theta, data)
-        dual = torch.zeros_like(outputs, requires_grad=True)
-        # Linear in `dual`: its derivative in that argument is J itself.
-        reverse = list(_grads_through(outputs, leaves, dual).values())
+        outputs = Problem(objective.outputs, theta, data).value(leaves)
         at_outputs = outputs.detach().requires_grad_()
         loss = torch.vmap(objective.loss)(at_outputs, data).sum()
         (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
         shift, prox_grad = _shift(objective, leaves, theta)
 
     def matvec(v: Params) -> Params:
-        (forward,) = _pull(reverse, [dual], list(v.values()), keep=True)
-        if forward is None:
-            product = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        else:
-            (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
-            product = _pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent])
+        with torch.no_grad():
+            _, forward = torch.func.jvp(bare.value, (point,), (v,))
+        (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
+        product = _pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent])
         if shift is not None:
             product = {name: part + shift[name] * v[name] for name, part in product.items()}
         return product
@@ -261,11 +262,6 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         return mixed
 
     return Linearisation(Operator(matvec, shift), theta_vjp)
-
-
-def _grads_through(outputs: Tensor, phi: Params, weights: Tensor) -> Params:
-    found = torch.autograd.grad(outputs, list(phi.values()), weights, create_graph=True, materialize_grads=True)
-    return dict(zip(phi, found, strict=True))
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -1,0 +1,155 @@
+"""Networks that are not ours: swapped, measured once, or refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metagrad.errors import MetagradError
+from metagrad.fewshot import FOMAML, IMAML, Batch, Conv4, Tasks, admit, is_transductive, meta_gradient
+from metagrad.fewshot.norms import BatchNorm, InstanceNorm, LayerNorm
+from metagrad.implicit import Problem
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs", "shape"),
+    [
+        (BatchNorm(4), nn.BatchNorm2d(4), (6, 4, 5, 5)),
+        (BatchNorm(4), nn.BatchNorm1d(4), (6, 4)),
+        (InstanceNorm(4, affine=True), nn.InstanceNorm2d(4, affine=True), (6, 4, 5, 5)),
+        (LayerNorm((4, 5)), nn.LayerNorm((4, 5)), (6, 4, 5)),
+        (LayerNorm((5,), bias=False), nn.LayerNorm(5, bias=False), (6, 4, 5)),
+    ],
+    ids=["batch2d", "batch1d", "instance", "layer", "layer-no-bias"],
+)
+def test_our_norms_have_torchs_values(ours, torchs, shape):
+    g = torch.Generator().manual_seed(0)
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        a.data = b.data = torch.randn(a.shape, generator=g)
+    x = 3 + 2 * torch.randn(shape, generator=g)
+    torch.testing.assert_close(ours(x), torchs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm(4), InstanceNorm(4, affine=True), LayerNorm((4, 3, 3))])
+def test_our_norms_differentiate_rightly_under_vmap(norm):
+    """Batched curvature product = one task at a time by plain autograd (trap: torch's are up to 4.6 % off)."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(36, 2)).double()
+    g = torch.Generator().manual_seed(1)
+    phi, v = (
+        {n: torch.randn(3, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
+        for _ in range(2)
+    )
+    x = torch.randn(3, 6, 1, 5, 5, dtype=torch.float64, generator=g)
+
+    def objective(phi, theta, data):
+        return functional_call(model, phi, (data,)).square().sum()
+
+    batched = Problem(objective, {}, x).curvature(phi, "hessian")(v)
+    for t in range(3):
+        p = {n: leaf[t].clone().requires_grad_() for n, leaf in phi.items()}
+        grads = torch.autograd.grad(objective(p, {}, x[t]), list(p.values()), create_graph=True)
+        alone = torch.autograd.grad(grads, list(p.values()), [v[n][t] for n in p])
+        for n, found in zip(p, alone, strict=True):
+            torch.testing.assert_close(batched[n][t], found, rtol=1e-9, atol=1e-9)
+
+
+def user_network():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3), nn.LayerNorm(3)
+    )
+
+
+def drawn():
+    g = torch.Generator().manual_seed(2)
+    y = torch.arange(3).expand(2, 3)
+    return Tasks(*(Batch(torch.randn(2, 3, 1, 8, 8, generator=g), y) for _ in range(2)))
+
+
+def test_a_users_network_is_swapped_with_a_warning_and_trains():
+    model = user_network()
+    model[1].weight.data.fill_(0.5)
+    with pytest.raises(MetagradError, match="admit"):
+        FOMAML().init(model)
+    with pytest.warns(UserWarning, match=r"1 \(BatchNorm2d\), 5 \(LayerNorm\)"):
+        admitted = admit(model, torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert isinstance(model[1], nn.BatchNorm2d), "the user's own module is left alone"
+    assert isinstance(admitted[1], BatchNorm)
+    assert is_transductive(admitted)
+    theta = IMAML().init(admitted)
+    assert torch.equal(theta["1.weight"], torch.full((4,), 0.5))
+    meta_gradient(IMAML(inner_steps=2), admitted, theta, drawn())
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in theta.values())
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3] * self.scale
+
+
+def test_any_other_module_is_measured_and_admitted():
+    with pytest.raises(MetagradError, match="Scaled"):
+        FOMAML().init(Scaled())
+    assert FOMAML().init(admit(Scaled(), torch.randn(4, 6)))["scale"].requires_grad
+
+
+class Counts(Scaled):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class WrongTwice(torch.autograd.Function):
+    """Identity whose second derivative is wrong when it is batched: it mixes the tasks."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.detach() + (x - x.detach()) * x.detach().cos(), in_dims[0]
+
+
+class Wrong(Scaled):
+    def forward(self, x):
+        return WrongTwice.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Counts(), "changes buffer calls"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Dropout(0.5)), "several tasks at once"),
+        (Wrong(), "wrong under vmap"),
+    ],
+    ids=["buffer", "dropout", "wrong"],
+)
+def test_what_cannot_be_right_is_refused(model, says):
+    with pytest.raises(MetagradError, match=says):
+        admit(model, torch.randn(4, 6))
+
+
+def test_admit_leaves_known_networks_as_they_are():
+    model = Conv4(5, filters=4)
+    again = admit(copy.deepcopy(model), torch.rand(5, 1, 28, 28))
+    assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]

@@ -1,0 +1,107 @@
+"""What a user's own objective may and may not do."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from metagrad import CG, GradientDescent, Implicit, argmin
+
+SOLVER = GradientDescent(lr=0.1, steps=3)
+W = torch.ones(2, 3)
+
+
+def run(objective, theta=None, data=W, init=None, **adjoint):
+    theta = {"w": torch.zeros(3, requires_grad=True)} if theta is None else theta
+    return argmin(objective, {"w": W} if init is None else init, theta, data, solver=SOLVER,
+                  adjoint=Implicit(**adjoint))  # fmt: skip
+
+
+def test_a_captured_tensor_would_get_no_gradient():
+    captured = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match="captured a tensor"):
+        run(lambda phi, theta, data: ((phi["w"] - captured) ** 2).sum())
+
+
+def test_the_value_must_be_a_scalar_that_depends_on_phi():
+    with pytest.raises(ValueError, match=r"scalar for one task, got \(3,\)"):
+        run(lambda phi, theta, data: phi["w"] - data)
+    with pytest.raises(ValueError, match="does not depend on phi"):
+        run(lambda phi, theta, data: (theta["w"] * data).sum())
+
+
+def test_gauss_newton_asks_for_the_structure():
+    with pytest.raises(TypeError, match="Composed"):
+        run(lambda phi, theta, data: ((phi["w"] - theta["w"]) ** 2).sum(), curvature="gauss_newton").value[
+            "w"
+        ].sum().backward()
+    with pytest.raises(ValueError, match="curvature is"):
+        Implicit(curvature="newton")
+
+
+def test_task_axes_must_agree():
+    with pytest.raises(ValueError, match="task axis"):
+        run(lambda phi, theta, data: (phi["w"] * data).sum(), data=torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": -1.0}, {"steps": 0}])
+def test_refuses_impossible_steps(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        GradientDescent(**{"lr": 0.1, "steps": 1, **bad})
+
+
+def test_integers_and_frozen_tensors_ride_along_in_data():
+    theta = {"w": torch.zeros(3, requires_grad=True), "frozen": torch.ones(3)}
+
+    def objective(phi, theta, data):
+        rows, index = data["rows"], data["index"]
+        return ((phi["w"] - theta["w"] * theta["frozen"]) ** 2).sum() + (phi["w"][index] * rows).sum()
+
+    data = {"rows": W, "index": torch.tensor([[0, 1, 2], [2, 1, 0]])}
+    solution = run(objective, theta, data, linear_solver=CG(max_steps=5))
+    solution.value["w"].sum().backward()
+    torch.testing.assert_close(theta["w"].grad, torch.full((3,), 2.0))
+    assert theta["frozen"].grad is None
+
+
+def test_a_solution_holds_no_reference_cycle():
+    """Freed at once, not when the garbage collector happens by: memory must not pile up over meta-steps."""
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        theta = {"w": torch.zeros(3, requires_grad=True)}
+        solution = run(lambda phi, theta, data: ((phi["w"] - theta["w"] * data) ** 2).sum(), theta)
+        solution.value["w"].sum().backward()
+        watched = weakref.ref(solution.value["w"])
+        assert solution.linear is not None
+        del solution
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_the_core_knows_nothing_of_few_shot_learning():
+    """Imports run one way, and importing the library pulls in no plots, downloads or terminals."""
+    check = """
+import sys, metagrad.implicit
+assert not [m for m in sys.modules if m.startswith(("metagrad.fewshot", "metagrad.data", "metagrad.training"))]
+import metagrad.fewshot
+heavy = {"matplotlib", "pooch", "rich", "tyro", "safetensors", "tensorboard", "platformdirs", "metagrad.training"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_command_answers_help_without_torch():
+    check = """
+import sys
+from metagrad.cli.main import main
+try: main(["train", "--help"])
+except SystemExit: pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)

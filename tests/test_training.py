@@ -1,0 +1,223 @@
+"""The run directory and the loop: resumed bit for bit, never half written, and clear about what is wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from metagrad.data import Dataset, ImageClasses
+from metagrad.errors import MetagradError
+from metagrad.training import loop
+from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run
+
+
+def toy(seed=0, drawings=4):
+    """Make three tiny splits of noisy prototypes, 8×8."""
+    g = torch.Generator().manual_seed(seed)
+
+    def classes(prefix, count):
+        prototypes = torch.randint(0, 256, (count, 1, 1, 8, 8), generator=g)
+        noise = torch.randint(-40, 40, (count, drawings, 1, 8, 8), generator=g)
+        images = (prototypes + noise).clamp(0, 255).to(torch.uint8).flatten(0, 1)
+        return ImageClasses(images, torch.full((count,), drawings), tuple(f"{prefix}{i}" for i in range(count)))
+
+    return Dataset("omniglot", classes("a", 9), classes("b", 6), classes("c", 6), True, "toy", f"digest{seed}")
+
+
+def config(**options):
+    small = {"ways": 3, "queries": 2, "tasks": 2, "filters": 2, "meta_steps": 40, "inner_steps": 2, "val_every": 10,
+             "val_tasks": 4, "test_tasks": 8, "checkpoint_seconds": 1e-9}  # fmt: skip
+    return TrainConfig(**{**small, **options}).resolved("omniglot")
+
+
+def new_run(folder, **options):
+    return Run.create(folder, "omniglot", config(**options), command=["test"], digest="digest0")
+
+
+def tensors(folder, name="last"):
+    return Run.open(folder).load(name).tensors
+
+
+@pytest.mark.parametrize("method", ["imaml", "maml", "fomaml"])
+def test_a_run_leaves_everything_it_should(tmp_path, method):
+    with new_run(tmp_path / "run", method=method) as run:
+        outcome = loop.train(run, toy())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result == outcome.result
+    assert result["metric"] == "test_accuracy"
+    assert 1 / 3 < result["value"] <= 1
+    assert result["ci95"] > 0
+    protocol = result["protocol"]
+    assert (protocol["ways"], protocol["shots"], protocol["queries"], protocol["tasks"]) == (3, 1, 2, 8)
+    assert protocol["transductive"] is True
+    assert {"torch", "metagrad", "commit"} <= set(result["versions"])
+    lines = run.metrics()
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
+    assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20, 30, 40]
+    assert ("residual" in lines[0]) == (method == "imaml")
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
+    with new_run(tmp_path / "whole") as run:
+        loop.train(run, toy())
+    asked = iter([False, True] + [False] * 100)
+    with new_run(tmp_path / "parts") as run:
+        assert loop.train(run, toy(), stop=lambda: next(asked)).result is None
+        run.append("metrics.jsonl", {"step": 11, "loss": 0.0})  # as if killed after logging, before saving
+    with Run.open(tmp_path / "parts") as run:
+        loop.train(run, toy(), resume=True)
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    for name in ("best", "last"):
+        assert all(
+            torch.equal(a, tensors(tmp_path / "parts", name)[n]) for n, a in tensors(tmp_path / "whole", name).items()
+        )
+
+    def without_time(folder):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in Run.open(folder).metrics()]
+
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "parts")
+
+
+_KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_training import config, loop, new_run, toy
+with new_run(Path({folder!r}), meta_steps=100000, val_every=50) as run:
+    loop.train(run, toy())
+"""
+
+
+def test_kill_9_loses_nothing_but_the_last_seconds(tmp_path):
+    folder = tmp_path / "killed"
+    script = _KILLED.format(tests=os.path.dirname(__file__), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while not (folder / "best.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = Run.open(folder).load("last").facts["step"]
+    assert reached >= 10
+    goal = reached + 50 - reached % 50
+
+    def finish(folder, resume):
+        run = Run.open(folder)
+        asked = iter(range(10**9))
+        with run:
+            start = reached if resume else 0
+            # The loop asks once per window of ten steps, and once more where the answer was yes.
+            loop.train(run, toy(), resume=resume, stop=lambda: next(asked) * 10 + start + 10 >= goal)
+        return run.load("last")
+
+    torch.set_num_threads(1)
+    resumed = finish(folder, True)
+    with new_run(tmp_path / "whole", meta_steps=100000, val_every=50):
+        pass
+    whole = finish(tmp_path / "whole", False)
+    assert resumed.facts["step"] == whole.facts["step"] == goal
+    assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    with (
+        new_run(tmp_path / "run", inner_lr=1e30, method="fomaml") as run,
+        pytest.raises(MetagradError, match=r"meta-step 1: .*not finite.*--inner-lr"),
+    ):
+        loop.train(run, toy())
+    with new_run(tmp_path / "later", method="fomaml") as run:
+        loop.train(run, toy(), stop=lambda: True)
+        before = tensors(run.folder)
+        run.config = config(method="fomaml", outer_lr=1e30)
+        with pytest.raises(MetagradError, match="not finite.*keeps its last good checkpoint"):
+            loop.train(run, toy(), resume=True)
+        assert all(torch.equal(leaf, tensors(run.folder)[name]) for name, leaf in before.items())
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy(), stop=lambda: True)
+        before = (run.folder / "last.safetensors").read_bytes()
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(MetagradError, match=r"No space left.*free some space.*--resume"):
+            loop.train(run, toy(), resume=True)
+        assert (run.folder / "last.safetensors").read_bytes() == before
+        assert not [p for p in run.folder.iterdir() if p.name.startswith(".last")], "no temporary file stays"
+
+
+def test_one_process_a_run(tmp_path):
+    with new_run(tmp_path / "run"):
+        other = Run.open(tmp_path / "run")
+        with pytest.raises(MetagradError, match="another process is working"):
+            other.__enter__()
+
+
+def test_directories_that_are_not_what_they_should_be(tmp_path):
+    new_run(tmp_path / "run")
+    with pytest.raises(MetagradError, match="exists already.*--resume"):
+        new_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    new_run(tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(MetagradError, match="not a metagrad run"):
+        Run.open(tmp_path / "other")
+    with pytest.raises(MetagradError, match="stopped before its first checkpoint"):
+        Run.open(tmp_path / "run").load("last")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(MetagradError, match=r"run format 99.*use the version"):
+        Run.open(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(MetagradError, match="not a metagrad run"):
+        Run.open(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy(), stop=lambda: True)
+    path = tmp_path / "run" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(MetagradError, match=r"last\.safetensors is damaged"):
+        Run.open(tmp_path / "run").load("last")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lam": 0.0}, "--lam must be positive"),
+        ({"lam": float("nan")}, "--lam must be positive"),
+        ({"inner_steps": 0}, "--inner-steps must be at least 1"),
+        ({"meta_steps": 0}, "--meta-steps must be at least 1"),
+        ({"method": "maml", "cg_steps": 3}, "--cg-steps is for imaml, not maml"),
+        ({"outer_lr": float("inf")}, "--outer-lr must be positive"),
+    ],
+)
+def test_impossible_values_are_refused(options, says):
+    with pytest.raises(MetagradError, match=says):
+        config(**options)
+
+
+def test_evaluation_both_ways(tmp_path):
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy())
+    together = loop.measure(run, toy(), tasks=20)
+    apart = loop.measure(run, toy(), tasks=20, transductive=False)
+    assert together["protocol"]["transductive"] is True
+    assert apart["protocol"]["transductive"] is False
+    assert together["value"] != apart["value"]
+    assert loop.measure(run, toy(), tasks=20) == together, "the same seed, the same tasks"
