@@ -22,16 +22,16 @@ class Evaluate:
     """Classes to draw from: test (never seen while training or choosing) or val."""
     tasks: int = 600
     """Tasks; the interval narrows with their square root."""
-    queries: int | None = None
+    queries: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Query images a class. Default: as in training."""
     inductive: bool = False
     """Classify every query image by itself, beside the support images only. Default: a task's queries together, as the
     papers do, which lets batch statistics see all of them (transductive)."""
     seed: int = 0
     """Seed of the tasks."""
-    device: str | None = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = None
     """Where to compute. Default: as in training."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
 
     def main(self, words: list[str]) -> int:

@@ -82,7 +82,7 @@ def describe(line: dict[str, Any]) -> str:
     """Say in a few words what a metrics line says: accuracy, and how well both systems were solved."""
     text = f"query acc {line['accuracy']:.1%}  inner grad {line['grad_norm']:.2g}"
     if "residual" in line:
-        text += f"  CG residual {line['residual']:.2g}  curvature ≥ {line['min_curvature']:.2g}"
+        text += f"  CG residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
     return text
 
 

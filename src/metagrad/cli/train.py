@@ -16,6 +16,9 @@ from metagrad.cli import allocator
 from metagrad.errors import MetagradError
 from metagrad.training.config import TrainConfig
 
+# Where the default is None, the help text says what that means.
+_DIR = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,15 +30,15 @@ if TYPE_CHECKING:
 class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
-    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], tyro.conf.arg(metavar="DATASET")] = (
+    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], tyro.conf.arg(metavar="DATASET", help_behavior_hint="")] = (
         None
     )
     """glyphs (letters of many scripts, nothing to download) or omniglot (handwriting)."""
-    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    run: Annotated[Path | None, _DIR] = None
     """New directory for the run. Default: a new one under runs/, named by data set, method and time."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    resume: Annotated[Path | None, _DIR] = None
     """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    data_dir: Annotated[Path | None, _DIR] = None
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     tensorboard: bool = False
     """Also write TensorBoard scalars into DIR/tensorboard (needs metagrad[tensorboard])."""

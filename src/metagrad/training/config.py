@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from metagrad.errors import MetagradError
 
@@ -14,19 +16,19 @@ Method = Literal["imaml", "maml", "fomaml"]
 
 # Chosen on validation classes; RESULTS.md has the comparisons.
 _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "imaml": {"inner_lr": 0.4, "inner_steps": 5, "lam": 0.5, "cg_steps": 3, "curvature": "gauss_newton"},
+    "imaml": {"inner_lr": 0.4, "inner_steps": 5, "lam": 0.1, "cg_steps": 5, "curvature": "gauss_newton"},
     "maml": {"inner_lr": 0.4, "inner_steps": 1},
     "fomaml": {"inner_lr": 0.4, "inner_steps": 1},
 }
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "glyphs": {"meta_steps": 1000},
-    "omniglot": {"meta_steps": 20000},
+    "omniglot": {"meta_steps": 10000},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Options of a run. ``None`` stands for the default of the method or the data set (:meth:`resolved`)."""
+    """What is trained and how long; an option left out takes the default of the method or the data set."""
 
     method: Method = "imaml"
     """How the meta-gradient is taken: imaml (implicit), maml (through the inner steps), fomaml (first order)."""
@@ -34,31 +36,34 @@ class TrainConfig:
     """Classes a task; chance is 1/ways."""
     shots: int = 1
     """Support images a class: what a task adapts on."""
-    queries: int = 15
+    queries: int = 5
     """Query images a class: what a task is judged on. Fewer make a step cheaper and noisier."""
     tasks: int = 8
     """Tasks a meta-step; more make its gradient less noisy and its time proportionally longer."""
-    meta_steps: int | None = None
-    """Meta-steps in all. Default: 1000 (glyphs), 20000 (omniglot)."""
+    meta_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Meta-steps in all. Default: 1000 (glyphs), 10000 (omniglot)."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     filters: int = 32
     """Width of the four-block convolutional network, in channels; time grows with its square."""
-    inner_lr: float | None = None
+    inner_lr: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
     """Step size of the inner gradient descent. Default: 0.4."""
-    inner_steps: int | None = None
+    inner_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Inner gradient descent steps a task. Default: 5 (imaml), 1 (maml, fomaml)."""
-    lam: float | None = None
-    """imaml: strength of the pull of a task's weights towards the meta-learned ones. Default: 0.5."""
-    cg_steps: int | None = None
-    """imaml: conjugate gradient steps for the meta-gradient; fewer leave a larger residual. Default: 3."""
-    curvature: Literal["gauss_newton", "hessian"] | None = None
+    lam: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """imaml: strength of the pull of a task's weights towards the meta-learned ones. Default: 0.1."""
+    cg_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """imaml: conjugate gradient steps for the meta-gradient; fewer leave a larger residual. Default: 5."""
+    curvature: Annotated[
+        Literal["gauss_newton", "hessian"] | None,
+        arg(metavar="{gauss_newton,hessian}", help_behavior_hint=""),
+    ] = None
     """imaml: matrix of the linear system; the exact hessian is often indefinite. Default: gauss_newton."""
-    outer_lr: float = 3e-3
+    outer_lr: float = 6e-3
     """Step size of Adam on the meta-learned weights."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the outer step size: cosine falls to 2 % of it over the meta-steps."""
-    val_every: int | None = None
+    val_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Meta-steps between validations; the best validated weights are what is tested. Default: 1/20 of all."""
     val_tasks: int = 200
     """Tasks a validation, the same every time."""
@@ -66,7 +71,7 @@ class TrainConfig:
     """Test tasks at the end; 0 leaves the test classes untouched and reports validation."""
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints: at most this much work is lost to a power cut."""
-    chunk: int | None = None
+    chunk: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Tasks computed at once: memory follows it, results do not. Default: chosen for the cache."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""

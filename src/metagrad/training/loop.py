@@ -82,25 +82,38 @@ def train(
     theta = algorithm.init(model)
     optimizer = torch.optim.Adam(theta.values(), lr=config.outer_lr)
     generator = torch.Generator(device).manual_seed(config.seed)
-    progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0}
+    # The steps since the last logged line are part of the state: a resumed run logs the same averages.
+    window: list[dict[str, float]] = []
+    progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "window": window}
     if resume:
         progress = _restore(run, theta, optimizer, generator)
+        window = progress["window"]
 
-    def save(name: str) -> None:
-        run.save(name, State(_pack(theta, optimizer, generator), progress))
+    def save(name: str, draws: Tensor) -> None:
+        run.save(name, State(_pack(theta, optimizer) | {"generator": draws}, progress))
 
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
-    window: list[dict[str, float]] = []
     while progress["step"] < config.meta_steps:
-        step = int(progress["step"]) + 1
+        draws = generator.get_state()
+        metrics = meta_gradient(
+            algorithm, model, theta, train_tasks(config.tasks, generator=generator), chunk=config.chunk or "auto"
+        )
+        numbers = _numbers(metrics)
+        _require_finite(progress["step"] + 1, numbers, theta, run)
+        # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
+        asked = stop()
+        if asked or time.monotonic() - saved > config.checkpoint_seconds:
+            save("last", draws)
+            saved = time.monotonic()
+        if asked:
+            return Outcome(progress["step"], None)
+
+        step = progress["step"] + 1
         for group in optimizer.param_groups:
             group["lr"] = _outer_lr(config, step)
-        tasks = train_tasks(config.tasks, generator=generator)
-        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=config.chunk or "auto")
-        window.append(_numbers(metrics))
-        _require_finite(step, window[-1], theta, run)
         optimizer.step()
         optimizer.zero_grad()
+        window.append(numbers)
         progress.update(step=step, seconds=time.monotonic() - began)
 
         if step % LOG_EVERY == 0 or step == config.meta_steps:
@@ -110,23 +123,13 @@ def train(
             window.clear()
         if step % config.val_every == 0 or step == config.meta_steps:
             found = _validate(algorithm, model, theta, val_tasks, config)
-            line = {
-                "step": step,
-                "val_accuracy": found.accuracy,
-                "val_ci95": found.ci95,
-                "val_loss": found.loss,
-            }
+            line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
             if found.accuracy > progress["best_accuracy"]:
                 progress.update(best_accuracy=found.accuracy, best_step=step)
-                save("best")
-        # The window must be empty at a checkpoint, or the continued run would log other averages.
-        if not window and (stop() or step == config.meta_steps or time.monotonic() - saved > config.checkpoint_seconds):
-            save("last")
-            saved = time.monotonic()
-            if stop() and step < config.meta_steps:
-                return Outcome(step, None)
+                save("best", generator.get_state())
+    save("last", generator.get_state())
     return Outcome(config.meta_steps, _finish(run, dataset, progress))
 
 
@@ -304,12 +307,12 @@ def _validate(
     return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator)
 
 
-def _pack(theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"theta/{name}": leaf for name, leaf in theta.items()}
     moments = optimizer.state_dict()["state"]
     for index, name in enumerate(theta):
         tensors |= {f"adam/{name}/{key}": value for key, value in moments.get(index, {}).items()}
-    return {**tensors, "generator": generator.get_state()}
+    return tensors
 
 
 def _restore(run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Any]:
