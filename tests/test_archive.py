@@ -99,9 +99,7 @@ def test_keep_chooses_members(tmp_path: Path) -> None:
 
 
 @given(
-    st.dictionaries(
-        st.text("abé", min_size=1, max_size=3).map(lambda name: f"top/{name}.png"), st.binary(max_size=20)
-    ),
+    st.dictionaries(st.text("abé", min_size=1, max_size=3).map(lambda name: f"top/{name}.png"), st.binary(max_size=20)),
     st.randoms(use_true_random=False),
 )
 def test_digest_does_not_depend_on_packing(tmp_path_factory: pytest.TempPathFactory, content, random) -> None:
@@ -220,9 +218,7 @@ def test_large_member(tmp_path: Path) -> None:
             assert members.read("pics/big.png") == bytes(1001)
         with (
             open_members(source, max_member_bytes=1000) as members,
-            pytest.raises(
-                MetagradError, match=r"'pics/big.png' has 1001 bytes or more, over the limit of 1000"
-            ),
+            pytest.raises(MetagradError, match=r"'pics/big.png' has 1001 bytes or more, over the limit of 1000"),
         ):
             members.read("pics/big.png")
 

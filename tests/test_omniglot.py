@@ -134,8 +134,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 def same(one: Dataset, other: Dataset) -> bool:
     pairs = [(one.train, other.train), (one.val, other.val), (one.test, other.test)]
     return one.digest == other.digest and all(
-        torch.equal(a.images, b.images) and a.names == b.names and torch.equal(a.counts, b.counts)
-        for a, b in pairs
+        torch.equal(a.images, b.images) and a.names == b.names and torch.equal(a.counts, b.counts) for a, b in pairs
     )
 
 
@@ -266,9 +265,7 @@ def test_damaged_memory_is_written_anew(small: Small, damage: bytes) -> None:
     assert small.labels() == []
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-9]]
-)
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data[:-9]])
 def test_damaged_cache_is_made_anew(small: Small, damage) -> None:
     small.zip()
     first = small.load()
@@ -330,9 +327,7 @@ def test_missing_images(small: Small) -> None:
     name = sorted(content)[25]
     content.pop(name)
     small.zip()
-    message = small.refuses(
-        r"1 of 60 images are missing \(among them in images_background/Alpha/character02\)"
-    )
+    message = small.refuses(r"1 of 60 images are missing \(among them in images_background/Alpha/character02\)")
     assert str(small.data / "images_background.zip") in message
     assert "get images_background.zip again" in message
 
@@ -487,9 +482,7 @@ def serve(small: Small, url: str) -> None:
 def test_download_once(small: Small, server: str) -> None:
     serve(small, server)
     heard: list[str] = []
-    first = omniglot._load(
-        None, small.cache, lambda done, total, what: heard.append(what), small.archives, SPLIT
-    )
+    first = omniglot._load(None, small.cache, lambda done, total, what: heard.append(what), small.archives, SPLIT)
     assert heard[0] == "downloading images_background.zip"
     for path in (small.root / "served").iterdir():
         path.unlink()

@@ -59,6 +59,9 @@ class TrainProgress:
     def __call__(self, event: Event) -> None:
         """Show one logged line."""
         line = event.line
+        if "tested" in line:
+            self.bar.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
+            return
         if "val_accuracy" in line:
             self.validation = f"val {line['val_accuracy']:.1%} ±{line['val_ci95']:.1%}"
             self._say(event, f"step {event.step}: validation {self.validation.removeprefix('val ')}")

@@ -17,6 +17,7 @@ from metagrad.errors import MetagradError
 from metagrad.training.config import TrainConfig
 
 # Where the default is None, the help text says what that means.
+_DATASET = tyro.conf.arg(metavar="DATASET", help_behavior_hint="")
 _DIR = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
-    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], tyro.conf.arg(metavar="DATASET", help_behavior_hint="")] = (
-        None
-    )
+    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], _DATASET] = None
     """glyphs (letters of many scripts, nothing to download) or omniglot (handwriting)."""
     run: Annotated[Path | None, _DIR] = None
     """New directory for the run. Default: a new one under runs/, named by data set, method and time."""

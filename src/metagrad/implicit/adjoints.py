@@ -144,7 +144,7 @@ class Implicit:
         inputs = tree.differentiable((problem.theta, problem.data))
         if not inputs:
             return phi
-        bare = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data))
+        bare = problem.detached()
         asks = [leaf.requires_grad for leaf in _tensors((problem.theta, problem.data))]
 
         def pull(v: list[Tensor]) -> list[Tensor | None]:
@@ -183,8 +183,7 @@ class _Attach(torch.autograd.Function):
 
 def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
     with torch.no_grad():
-        bare = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data))
-        return solver(bare, tree.detach(init))
+        return solver(problem.detached(), tree.detach(init))
 
 
 def _tensors(nest: Any) -> list[Tensor]:

@@ -90,6 +90,10 @@ class Problem:
     data: Any
     create_graph: bool = field(default=False, kw_only=True)
 
+    def detached(self) -> Problem:
+        """Return the same problem with theta and data cut from the graph, and nothing recorded."""
+        return Problem(self.objective, tree.detach(self.theta), tree.detach(self.data))
+
     def value(self, phi: Params) -> Tensor:
         """Return ``g`` per task, ``(T,)``."""
         return torch.vmap(self.objective, in_dims=(0, None, 0))(phi, self.theta, self.data)
@@ -228,7 +232,7 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
             "metagrad.Composed(outputs, loss, regulariser), or use curvature='hessian'"
         )
     theta, data = problem.theta, problem.data
-    bare = Problem(objective.outputs, tree.detach(theta), tree.detach(data))
+    bare = Problem(objective.outputs, theta, data).detached()
     point = tree.detach(phi)
     with torch.enable_grad():
         leaves = _leaves(phi)
@@ -240,11 +244,12 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
 
     def matvec(v: Params) -> Params:
         with torch.no_grad():
-            _, forward = torch.func.jvp(bare.value, (point,), (v,))
+            forward = _jvp(bare, point, v)
         (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
         product = _pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent])
-        if shift is not None:
-            product = {name: part + shift[name] * v[name] for name, part in product.items()}
+        if prox_grad:
+            pulled_back = _pull_phi(prox_grad, leaves, list(v.values()))
+            product = {name: part + pulled_back[name] for name, part in product.items()}
         return product
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
@@ -262,6 +267,16 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         return mixed
 
     return Linearisation(Operator(matvec, shift), theta_vjp)
+
+
+def _jvp(outputs: Problem, point: Params, v: Params) -> Tensor:
+    try:
+        return torch.func.jvp(outputs.value, (point,), (v,))[1]
+    except NotImplementedError as error:
+        raise TypeError(
+            f"the model has an operation without forward derivatives ({str(error).splitlines()[0][:120]}): "
+            "use curvature='hessian'"
+        ) from error
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

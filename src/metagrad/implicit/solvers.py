@@ -84,5 +84,5 @@ class GradientDescent:
         for _ in range(self.steps):
             gradient = problem.grad(phi)
             phi = {name: leaf - self.lr * gradient[name] for name, leaf in phi.items()}
-        remaining = Problem(problem.objective, tree.detach(problem.theta), tree.detach(problem.data)).grad(phi)
+        remaining = problem.detached().grad(phi)
         return Solution(phi, tree.norm(remaining), self.steps)

@@ -34,7 +34,10 @@ LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Event:
-    """What the loop tells whoever watches: a logged line, after ``step`` of ``meta_steps``."""
+    """What the loop tells whoever watches, after ``step`` of ``meta_steps``.
+
+    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation), or ``tested`` ``of`` so many tasks.
+    """
 
     step: int
     meta_steps: int
@@ -130,7 +133,7 @@ def train(
                 progress.update(best_accuracy=found.accuracy, best_step=step)
                 save("best", generator.get_state())
     save("last", generator.get_state())
-    return Outcome(config.meta_steps, _finish(run, dataset, progress))
+    return Outcome(config.meta_steps, _finish(run, dataset, progress, report))
 
 
 def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
@@ -332,11 +335,15 @@ def _restore(run: Run, theta: Params, optimizer: torch.optim.Optimizer, generato
     return state.facts
 
 
-def _finish(run: Run, dataset: Dataset, progress: dict[str, Any]) -> dict[str, Any]:
+def _finish(run: Run, dataset: Dataset, progress: dict[str, Any], report: Callable[[Event], None]) -> dict[str, Any]:
     """Look at the test classes once, with the weights that validation chose."""
     config = run.config
     split, tasks = ("test", config.test_tasks) if config.test_tasks else ("val", 600)
-    result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2)
+
+    def tell(done: int, total: int) -> None:
+        report(Event(progress["step"], progress["step"], {"tested": done, "of": total}))
+
+    result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell)
     result |= {"meta_steps": config.meta_steps, "train_seconds": round(progress["seconds"], 1)}
     run.write_json("result.json", result)
     return result
