@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from metagrad.errors import MetagradError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, advice: str) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
     Parameters
     ----------
+    path:
+        the file to make or replace; missing folders are made.
     write:
-        called with the temporary path.
-    advice:
-        what to do when the disk refuses, the end of the error message.
+        called with the temporary path, which ends as ``path`` does.
+    refused:
+        makes the exception to raise from what the system said (disk full, no permission).
 
     Raises
     ------
     MetagradError
-        if the file cannot be written (disk full, no permission); what was at ``path`` before is still there.
+        as ``refused`` says; what was at ``path`` before is still there, and no temporary file is left.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        # Not tempfile: its files are for their owner alone, and a cache or a run may be shared.
+        temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
+        temporary.touch(exist_ok=False)
         write(temporary)
-        with temporary.open("rb+") as written:
+        with temporary.open("rb+") as written:  # else a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise MetagradError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
+        raise refused(error) from error
     finally:
         if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)  # gone already if it was moved into place

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 import platformdirs
 
 from metagrad.errors import MetagradError
+from metagrad.files import write_atomically
 
 # What numpy raises on a file that is cut short, has a wrong checksum or holds pickled objects.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError)
@@ -45,34 +44,21 @@ def storage_error(path: Path, error: OSError) -> MetagradError:
 
 
 def atomic_save(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file so that ``path`` is only ever absent, as it was before, or complete.
+    """Write a file of the cache so that ``path`` is only ever absent, as it was before, or complete.
 
     Parameters
     ----------
     path
         the file to make or replace; missing folders are made.
     write
-        writes the content to the path it is given: a new file in the folder of ``path``, whose name ends like
-        that of ``path``.
+        writes the content to the path it is given.
 
     Raises
     ------
     MetagradError
         if the system refuses, for want of space or permission for example.
     """
-    # A plain new file, not one of tempfile's: those are closed to the others who may share the cache.
-    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as written:  # without this a crash may leave the new name on an empty file
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise storage_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # gone already if it was moved into place
+    write_atomically(path, write, refused=lambda error: storage_error(path, error))
 
 
 def cached_arrays(

@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,6 @@ from metagrad.files import write_atomically
 from metagrad.training.config import DATASETS, TrainConfig
 
 FORMAT = 1
-_ADVICE = "free some space, then continue with metagrad train --resume"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Run:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise MetagradError(f"cannot write {path}: {error.strerror}; {_ADVICE}") from error
+            raise _storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged lines."""
@@ -154,7 +155,7 @@ class Run:
             except SafetensorError as error:  # it wraps the system's error, disk full among them
                 raise OSError(str(error)) from error
 
-        write_atomically(self.folder / f"{name}.safetensors", write, advice=_ADVICE)
+        self._write(f"{name}.safetensors", write)
 
     def load(self, name: str) -> State:
         """Read a checkpoint.
@@ -184,7 +185,11 @@ class Run:
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of the run in one step."""
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / name, lambda path: _write_text(path, text), advice=_ADVICE)
+        self._write(name, lambda path: _write_text(path, text))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        path = self.folder / name
+        write_atomically(path, write, refused=lambda error: _storage_error(path, error))
 
 
 def versions() -> dict[str, str]:
@@ -211,6 +216,13 @@ def _commit() -> str:
         return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _storage_error(path: Path, error: OSError) -> MetagradError:
+    advice = "free some space there, then continue with metagrad train --resume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        advice = "choose a --run folder that you may write"
+    return MetagradError(f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
 def _write_text(path: Path, text: str) -> None:
