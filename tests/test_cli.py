@@ -1,8 +1,15 @@
 """The command: one line and exit code 2 for what a person can put right."""
 
-import pytest
+import json
+import os
+import signal
 
+import pytest
+from test_training import toy
+
+from metagrad import data
 from metagrad.cli.main import main
+from metagrad.training.run import Run
 
 
 def complaint(capsys, *words):
@@ -51,3 +58,85 @@ def test_help_explains_every_option(capsys, words):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("metagrad 0.")
+
+
+SMALL = [
+    "--ways",
+    "3",
+    "--queries",
+    "2",
+    "--tasks",
+    "2",
+    "--filters",
+    "2",
+    "--inner-steps",
+    "2",
+    "--val-tasks",
+    "4",
+    "--test-tasks",
+    "8",
+    "--meta-steps",
+    "30",
+]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Serve a toy data set under the name of a real one, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda name, **_: toy())
+    return tmp_path
+
+
+def test_train_evaluate_from_start_to_end(small, capsys):
+    assert main(["train", "omniglot", *SMALL]) == 0
+    (folder,) = (small / "runs").iterdir()
+    assert folder.name.startswith("omniglot-imaml-3way-1shot-")
+    said = capsys.readouterr().out
+    assert "test accuracy" in said
+    assert str(folder.name) in said.replace("\n", "")
+    assert main(["evaluate", str(folder), "--tasks", "10", "--inductive"]) == 0
+    assert "not transductive" in capsys.readouterr().out
+    line = json.loads((folder / "evaluations.jsonl").read_text())
+    assert line["command"][:2] == ["metagrad", "evaluate"]
+    assert line["ci95"] > 0
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_going_on_works(small, capsys, monkeypatch):
+    from metagrad.cli import progress
+
+    def interrupt(self, event):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.TrainProgress, "__call__", interrupt)
+        assert main(["train", "omniglot", *SMALL, "--run", "run"]) == 130
+    assert "metagrad train --resume run" in capsys.readouterr().out
+    assert 0 < Run.open(small / "run").load("last").facts["step"] < 30
+    assert main(["train", "--resume", "run", "--meta-steps", "20"]) == 2
+    assert "can only be raised" in capsys.readouterr().err
+    assert main(["train", "--resume", "run", "--meta-steps", "40"]) == 0
+    assert json.loads((small / "run" / "result.json").read_text())["meta_steps"] == 40
+
+
+def test_resuming_on_other_data_is_refused(small, capsys, monkeypatch):
+    assert main(["train", "omniglot", *SMALL, "--run", "run"]) == 0
+    monkeypatch.setattr(data, "load", lambda name, **_: toy(seed=1))
+    capsys.readouterr()
+    assert "data differ" in complaint(capsys, "train", "--resume", "run")
+
+
+def test_an_existing_run_is_not_overwritten(small, capsys):
+    assert main(["train", "omniglot", *SMALL, "--run", "run"]) == 0
+    before = {path: path.read_bytes() for path in (small / "run").iterdir()}
+    capsys.readouterr()
+    assert "--resume run" in complaint(capsys, "train", "omniglot", *SMALL, "--run", "run")
+    assert "7 ways" not in complaint(capsys, "train", "omniglot", *SMALL, "--ways", "30", "--run", "other")
+    assert not (small / "other").exists()
+    assert {path: path.read_bytes() for path in (small / "run").iterdir()} == before
+
+
+def test_tensorboard(small):
+    pytest.importorskip("tensorboard")
+    assert main(["train", "omniglot", *SMALL, "--run", "run", "--tensorboard"]) == 0
+    assert list((small / "run" / "tensorboard").iterdir())

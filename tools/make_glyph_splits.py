@@ -75,6 +75,12 @@ SCRIPTS = {
     "LAO": ("Lao", "test"),
 }
 
+#: Letters made of dots alone, where the scores, which ignore dots, cannot judge; left out after looking.
+LEFT_OUT = (
+    "\u2d57",  # Tifinagh: a column of dots, like U+2D42 with fewer
+    "\u141d",  # Canadian Aboriginal: one dot, which fills the whole picture
+)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -104,6 +110,7 @@ def candidates() -> list[str]:
             unicodedata.category(character) in ("Lu", "Ll", "Lo")
             and not unicodedata.decomposition(character)
             and unicodedata.name(character).split()[0] in SCRIPTS
+            and character not in LEFT_OUT
         ):
             found.append(character)
     return found

@@ -24,7 +24,7 @@ def data_progress(console: Console) -> Any:
         now = time.monotonic()
         if now - last[0] > 2.0 or (done == total and now - last[0] > 0.5):
             last[0] = now
-            console.print(f"{what}: {done}/{total}", highlight=False)
+            console.print(f"{what}: {done}/{total}", highlight=False, soft_wrap=True)
 
     return show
 
@@ -77,7 +77,7 @@ class TrainProgress:
 
     def _say(self, event: Event, text: str) -> None:
         if not self.console.is_terminal or "validation" in text:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
             sys.stdout.flush()
 
 

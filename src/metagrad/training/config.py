@@ -64,7 +64,7 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the outer step size: cosine falls to 2 % of it over the meta-steps."""
     val_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Meta-steps between validations; the best validated weights are what is tested. Default: 1/20 of all."""
+    """Meta-steps between validations; the best validated weights are what is tested. Default: a tenth of all."""
     val_tasks: int = 200
     """Tasks a validation, the same every time."""
     test_tasks: int = 600
@@ -91,7 +91,7 @@ class TrainConfig:
         chosen = {name: value for name, value in fill.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **chosen)
         if filled.val_every is None and filled.meta_steps is not None:
-            filled = dataclasses.replace(filled, val_every=max(1, filled.meta_steps // 20))
+            filled = dataclasses.replace(filled, val_every=max(1, filled.meta_steps // 10))
         filled._check()
         return filled
 
