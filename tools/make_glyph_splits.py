@@ -79,6 +79,7 @@ SCRIPTS = {
 LEFT_OUT = (
     "\u2d57",  # Tifinagh: a column of dots, like U+2D42 with fewer
     "\u141d",  # Canadian Aboriginal: one dot, which fills the whole picture
+    "\u1427",  # the same
 )
 
 

@@ -21,7 +21,7 @@ _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "fomaml": {"inner_lr": 0.4, "inner_steps": 1},
 }
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "glyphs": {"meta_steps": 1000},
+    "glyphs": {"meta_steps": 400},
     "omniglot": {"meta_steps": 10000},
 }
 
@@ -41,7 +41,7 @@ class TrainConfig:
     tasks: int = 8
     """Tasks a meta-step; more make its gradient less noisy and its time proportionally longer."""
     meta_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Meta-steps in all. Default: 1000 (glyphs), 10000 (omniglot)."""
+    """Meta-steps in all. Default: 400 (glyphs), 10000 (omniglot)."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     filters: int = 32
