@@ -99,3 +99,33 @@ def test_solves_any_positive_definite_system(seed, size, tasks):
 def test_refuses_impossible_options(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         CG(**bad)
+
+
+def test_singular_systems_do_not_blow_up():
+    """The part of b in the null space cannot be met: what is left of it is the residual, and u stays finite."""
+    A, b = torch.diag(torch.tensor([5.0, 4, 3, 2, 1, 0])).double().expand(1, 6, 6), torch.ones(1, 6).double()
+    found = solve(A, b, max_steps=40)
+    assert found.value["x"].abs().max() < 1e3
+    torch.testing.assert_close(found.residual, residual(A, found.value["x"], b), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+@pytest.mark.parametrize("steps", [5, 60])
+def test_float32_scale_of_b_changes_nothing(scale, steps):
+    g = torch.Generator().manual_seed(0)
+    A = torch.diag(torch.logspace(0, 2, 20)).expand(1, 20, 20)
+    b = torch.randn(1, 20, generator=g)
+    plain, scaled = solve(A, b, max_steps=steps), solve(A, b * scale, max_steps=steps)
+    torch.testing.assert_close(scaled.residual, plain.residual, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(scaled.value["x"] / scale, plain.value["x"], rtol=1e-4, atol=1e-5)
+    assert abs(plain.residual - residual(A.double(), plain.value["x"].double(), b.double())).item() < 1e-5
+
+
+def test_right_hand_sides_and_operators_pair_by_name():
+    def matvec(v):
+        return {"a": 2 * v["a"], "c": 5 * v["c"]}
+
+    b = {"c": torch.ones(1, 2), "a": torch.ones(1, 2)}
+    found = CG(max_steps=5)(Operator(lambda v: dict(sorted(matvec(v).items()))), b)
+    torch.testing.assert_close(found.value["a"], torch.full((1, 2), 0.5))
+    torch.testing.assert_close(found.value["c"], torch.full((1, 2), 0.2))

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from metagrad import CG, GradientDescent, Implicit, argmin
+from metagrad import CG, Composed, GradientDescent, Implicit, Unroll, argmin
 
 SOLVER = GradientDescent(lr=0.1, steps=3)
 W = torch.ones(2, 3)
@@ -63,6 +63,47 @@ def test_integers_and_frozen_tensors_ride_along_in_data():
     solution.value["w"].sum().backward()
     torch.testing.assert_close(theta["w"].grad, torch.full((3,), 2.0))
     assert theta["frozen"].grad is None
+
+
+def test_init_may_be_the_data_or_theta_themselves():
+    """Unrolled from data: phi₁ = w − 0.1 · 2 (w − w₀) with w₀ = w, so solution and derivative are those of w."""
+    w = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    solution = argmin(lambda phi, theta, data: ((phi["w"] - data) ** 2).sum(), {"w": w}, {}, w,
+                      solver=SOLVER, adjoint=Unroll())  # fmt: skip
+    torch.testing.assert_close(solution.value["w"], w)
+    torch.testing.assert_close(torch.autograd.grad(solution.value["w"].sum(), w)[0], torch.ones(1, 3))
+    doubled = argmin(lambda phi, theta, data: ((phi["w"] - data) ** 2).sum(), {"w": w}, {}, 2 * w,
+                     solver=GradientDescent(lr=0.1, steps=1), adjoint=Unroll())  # fmt: skip
+    torch.testing.assert_close(doubled.value["w"], 1.2 * w)
+    torch.testing.assert_close(torch.autograd.grad(doubled.value["w"].sum(), w)[0], torch.full((1, 3), 1.2))
+
+
+def test_tensors_changed_before_backward_are_noticed():
+    theta = {"w": torch.zeros(3, requires_grad=True), "lam": torch.tensor(1.0)}
+    solution = run(lambda phi, theta, data: theta["lam"] * ((phi["w"] - theta["w"]) ** 2).sum(), theta)
+    theta["lam"].add_(100.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        solution.value["w"].sum().backward()
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    solution = run(lambda phi, theta, data: ((phi["w"] - theta["w"] ** 2) ** 2).sum())
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        solution.value["w"].sum().backward(create_graph=True)
+
+
+def test_scalar_parameters_no_data_and_a_constant_regulariser():
+    theta = {"c": torch.tensor(3.0, requires_grad=True)}
+    objective = Composed(lambda phi, theta, data: phi["a"] - theta["c"], lambda out, data: out**2,
+                         lambda phi, theta: theta["c"] * 0)  # fmt: skip
+    for curvature in ("hessian", "gauss_newton"):
+        solution = run(objective, theta, None, {"a": torch.zeros(4)}, curvature=curvature)
+        (found,) = torch.autograd.grad(solution.value["a"].sum(), theta["c"])
+        assert found.item() == pytest.approx(4.0)
+    with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
+        run(objective, theta, None, {"a": torch.zeros(4)})
+    with pytest.raises(ValueError, match="no tasks"):
+        run(objective, theta, None, {"a": torch.zeros(0)})
 
 
 def test_a_solution_holds_no_reference_cycle():

@@ -5,6 +5,7 @@ A solver treats such a dictionary as T vectors. Products and norms are per task,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,19 +34,19 @@ def num_tasks(tree: Any) -> int:
 
 def ravel(tree: Params) -> Tensor:
     """Lay every task's tensors end to end: ``(T, P)``, in the dictionary's order."""
-    return torch.cat([leaf.flatten(1) for leaf in tree.values()], dim=1)
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tree.values()], dim=1)
 
 
 def unravel(flat: Tensor, like: Params) -> Params:
     """Cut ``(T, P)`` back into views named and shaped as ``like`` (inverse of :func:`ravel`)."""
-    sizes = [leaf[0].numel() for leaf in like.values()]
+    sizes = [math.prod(leaf.shape[1:]) for leaf in like.values()]
     parts = flat.split(sizes, dim=1)
     return {name: part.view(leaf.shape) for (name, leaf), part in zip(like.items(), parts, strict=True)}
 
 
 def dot(a: Params, b: Params) -> Tensor:
     """Per-task inner product, ``(T,)``."""
-    products = [(a[name] * b[name]).flatten(1).sum(1) for name in a]
+    products = [(a[name] * b[name]).reshape(len(a[name]), -1).sum(1) for name in a]
     return torch.stack(products).sum(0)
 
 

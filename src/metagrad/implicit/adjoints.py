@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
@@ -74,7 +73,9 @@ def argmin(
     >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
     -1.5
     """
-    tree.num_tasks((init, data))  # raises where the task axes differ
+    data = () if data is None else data
+    if tree.num_tasks((init, data)) == 0:
+        raise ValueError("there are no tasks: the leading axis of init is empty")
     check_objective(objective, init, theta, data)
     return adjoint(Problem(objective, theta, data), init, solver)
 
@@ -90,7 +91,11 @@ class Unroll:
         """Solve with a graph; without one where autograd is switched off (evaluation)."""
         if not torch.is_grad_enabled():
             return _solve_detached(problem, init, solver)
-        start = {k: leaf if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()}
+        # A new node even where init asks for a gradient: init may be theta or data themselves, and the inner gradient
+        # must not flow into those.
+        start = {
+            k: leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()
+        }
         return solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
 
 
@@ -141,50 +146,54 @@ class Implicit:
 
     def attach(self, problem: Problem, phi: Params, linear: list[LinearSolution]) -> Params:
         """Return ``phi`` with the implicit derivative; each backward appends its linear solve to ``linear``."""
-        inputs = tree.differentiable((problem.theta, problem.data))
-        if not inputs:
+        if not tree.differentiable((problem.theta, problem.data)):
             return phi
-        bare = problem.detached()
-        asks = [leaf.requires_grad for leaf in _tensors((problem.theta, problem.data))]
+        leaves, spec = pytree.tree_flatten((problem.theta, problem.data))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-        def pull(v: list[Tensor]) -> list[Tensor | None]:
-            return self._pull(bare, asks, phi, dict(zip(phi, v, strict=True)), linear)
+        def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
+            """Solve and pull back, at the tensors that autograd has kept."""
+            asked = [
+                now.detach().requires_grad_(was.requires_grad) for now, was in zip(tensors_now, tensors, strict=True)
+            ]
+            rest = iter(asked)
+            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            theta, data = pytree.tree_unflatten(filled, spec)
+            point = dict(zip(phi, phi_now, strict=True))
+            linearised = Problem(problem.objective, theta, data).linearise(point, self.curvature)
+            solved = self.linear_solver(linearised.operator, dict(zip(phi, v, strict=True)))
+            linear.append(solved)
+            found = iter(linearised.theta_vjp(solved.value))
+            return [next(found) if leaf.requires_grad else None for leaf in asked]
 
-        value = _Attach.apply(pull, len(phi), *phi.values(), *inputs)
+        value = _Attach.apply(pull, len(phi), *phi.values(), *tensors)
         return dict(zip(phi, value, strict=True))
-
-    def _pull(
-        self, bare: Problem, asks: list[bool], phi: Params, v: Params, linear: list[LinearSolution]
-    ) -> list[Tensor | None]:
-        flags = iter(asks)
-        theta, data = tree.map_tensors(
-            lambda leaf: leaf.detach().requires_grad_() if next(flags) else leaf, (bare.theta, bare.data)
-        )
-        point = Problem(bare.objective, theta, data).linearise(phi, self.curvature)
-        solved = self.linear_solver(point.operator, v)
-        linear.append(solved)
-        return point.theta_vjp(solved.value)
 
 
 class _Attach(torch.autograd.Function):
-    """Identity on phi whose backward hands the incoming gradient to ``pull``."""
+    """Identity on phi whose backward hands the incoming gradient to ``pull``.
+
+    Everything the backward needs goes through ``save_for_backward``, so that autograd notices a tensor that was
+    changed in place meanwhile.
+    """
 
     @staticmethod
-    def forward(ctx: Any, pull: Callable[[list[Tensor]], list[Tensor | None]], count: int, *args: Tensor) -> Any:
-        ctx.pull = pull
-        ctx.count = count
-        return tuple(leaf.view_as(leaf) for leaf in args[:count])
+    def forward(ctx: Any, pull: Callable[..., list[Tensor | None]], count: int, *args: Tensor) -> Any:
+        ctx.pull, ctx.count = pull, count
+        value = tuple(leaf.view_as(leaf) for leaf in args[:count])
+        ctx.save_for_backward(*value, *args[count:])
+        return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *v: Tensor) -> Any:
-        return None, None, *([None] * ctx.count), *ctx.pull(list(v))
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "an implicit gradient can be differentiated once only: use Unroll() for second derivatives"
+            )
+        saved = [leaf.detach() for leaf in ctx.saved_tensors]
+        return None, None, *([None] * ctx.count), *ctx.pull(list(v), saved[: ctx.count], saved[ctx.count :])
 
 
 def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
     with torch.no_grad():
         return solver(problem.detached(), tree.detach(init))
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

@@ -58,7 +58,8 @@ class Operator:
     matvec:
         ``v -> A v`` on task-batched parameters; the graph behind it is kept, so a product costs no forward pass.
     shift:
-        the diagonal Λ that the regulariser adds to A, or ``None`` where the objective does not show one.
+        the diagonal Λ that the regulariser adds to A (its row sums, should it not be diagonal), or ``None`` where the
+        objective does not show one. A solver may fall back on it; ``matvec`` is exact without it.
     """
 
     matvec: Callable[[Params], Params]
@@ -151,6 +152,8 @@ def check_objective(objective: Objective, init: Params, theta: Params, data: Any
     """
     phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
     theta = tree.detach(theta)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
     with torch.enable_grad():
         value = objective(phi, theta, data)
         if not isinstance(value, Tensor) or value.dim() != 0:
@@ -199,6 +202,8 @@ def _shift(objective: Objective, phi: Params, theta: Params) -> tuple[Params | N
     if not isinstance(objective, Composed) or objective.regulariser is None:
         return None, []
     value = torch.vmap(objective.regulariser, in_dims=(0, None))(phi, theta).sum()
+    if not value.requires_grad:  # constant in phi
+        return None, []
     gradient = list(_grads(value, phi, create_graph=True).values())
     return _pull_phi(gradient, phi, [torch.ones_like(g) for g in gradient]), gradient
 
@@ -210,11 +215,11 @@ def _hessian(problem: Problem, phi: Params) -> Linearisation:
         shift, _ = _shift(problem.objective, leaves, tree.detach(problem.theta))
 
     def matvec(v: Params) -> Params:
-        return _pull_phi(gradient, leaves, list(v.values()))
+        return _pull_phi(gradient, leaves, _in_order(v, leaves))
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((problem.theta, problem.data))
-        return _pull(gradient, inputs, [-part for part in u.values()], keep=False)
+        return _pull(gradient, inputs, [-part for part in _in_order(u, leaves)], keep=False)
 
     return Linearisation(Operator(matvec, shift), theta_vjp)
 
@@ -244,19 +249,20 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
 
     def matvec(v: Params) -> Params:
         with torch.no_grad():
-            forward = _jvp(bare, point, v)
+            forward = _jvp(bare, point, {name: v[name] for name in point})
         (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
         product = _pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent])
         if prox_grad:
-            pulled_back = _pull_phi(prox_grad, leaves, list(v.values()))
+            pulled_back = _pull_phi(prox_grad, leaves, _in_order(v, leaves))
             product = {name: part + pulled_back[name] for name, part in product.items()}
         return product
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((theta, data))
-        weights = [-part for part in u.values()]
+        weights = [-part for part in _in_order(u, leaves)]
         mixed = _pull(prox_grad, inputs, weights if prox_grad else [], keep=True)
-        # Free where the loss does not see theta (iMAML); the full second derivative where it does.
+        # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
+        # and then the whole mixed derivative is taken.
         probe = _pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
         if any(part is not None for part in probe):
             with torch.enable_grad():
@@ -267,6 +273,11 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         return mixed
 
     return Linearisation(Operator(matvec, shift), theta_vjp)
+
+
+def _in_order(v: Params, phi: Params) -> list[Tensor]:
+    """Pair by name: ``v`` may list its tensors in another order."""
+    return [v[name] for name in phi]
 
 
 def _jvp(outputs: Problem, point: Params, v: Params) -> Tensor:
