@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from test_training import toy
 
 from metagrad import data
 from metagrad.cli.main import main
+from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
 
 
@@ -36,6 +39,8 @@ def complaint(capsys, *words):
         ("train glyphs --device warp", "no device 'warp'"),
         ("evaluate nowhere", "nowhere is not a metagrad run"),
         ("evaluate nowhere --tasks 1", "--tasks must be at least 2"),
+        ("train glyphs --seed 99999999999999999999999", "--seed must be below"),
+        ("train glyphs --device meta", "cpu and cuda"),
         ("evaluate", "RUN"),
         ("learn", "learn"),
     ],
@@ -140,3 +145,26 @@ def test_tensorboard(small):
     pytest.importorskip("tensorboard")
     assert main(["train", "omniglot", *SMALL, "--run", "run", "--tensorboard"]) == 0
     assert list((small / "run" / "tensorboard").iterdir())
+
+
+def test_a_closed_pipe_does_not_end_the_training(small):
+    script = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); from metagrad import data; "
+        "from test_training import toy; data.load = lambda name, **_: toy(); "
+        f"from metagrad.cli.main import main; sys.exit(main(['train', 'omniglot', *{SMALL!r}, '--run', 'run']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 0
+    assert (small / "run" / "result.json").exists()
+
+
+def test_two_runs_started_at_once_get_two_folders(small, monkeypatch):
+    from metagrad.cli import train
+
+    folders = {train._default_folder("omniglot", TrainConfig()) for _ in range(5)}
+    assert len(folders) == 5
+
+
+def test_out_of_memory_is_one_line(small, capsys):
+    assert "not enough memory" in complaint(capsys, "train", "omniglot", *SMALL, "--filters", "1000000000")

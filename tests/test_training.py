@@ -129,7 +129,7 @@ def test_kill_9_loses_nothing_but_the_last_seconds(tmp_path):
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
 
 
-def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     with (
         new_run(tmp_path / "run", inner_lr=1e30, method="fomaml") as run,
         pytest.raises(MetagradError, match=r"meta-step 1: .*not finite.*--inner-lr"),
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint
     with new_run(tmp_path / "later", method="fomaml") as run:
         loop.train(run, toy(), stop=lambda: True)
         before = tensors(run.folder)
-        run.config = config(method="fomaml", outer_lr=1e30)
+        monkeypatch.setattr(loop, "_outer_lr", lambda *_: 1e30)
         with pytest.raises(MetagradError, match=r"not finite.*keeps its last good checkpoint"):
             loop.train(run, toy(), resume=True)
         assert all(torch.equal(leaf, tensors(run.folder)[name]) for name, leaf in before.items())
@@ -175,8 +175,11 @@ def test_directories_that_are_not_what_they_should_be(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(MetagradError, match="not a metagrad run"):
         Run.open(tmp_path / "other")
-    with pytest.raises(MetagradError, match="stopped before its first checkpoint"):
-        Run.open(tmp_path / "run").load("last")
+    with pytest.raises(MetagradError, match=r"not come to its first validation.*--resume"):
+        Run.open(tmp_path / "run").load("best")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MetagradError, match="is a file"):
+        new_run(tmp_path / "file")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**record, "format": 99}))
     with pytest.raises(MetagradError, match=r"run format 99.*use the version"):
@@ -220,3 +223,51 @@ def test_evaluation_both_ways(tmp_path):
     assert apart["protocol"]["transductive"] is False
     assert together["value"] != apart["value"]
     assert loop.measure(run, toy(), tasks=20) == together, "the same seed, the same tasks"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ways": "five"}, {"method": "foo"}, {"inner_lr": None}, {"val_every": 0}, {"unheard_of": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_damaged_configuration_is_named(tmp_path, change):
+    new_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    record["config"].update(change)
+    path.write_text(json.dumps(record))
+    with pytest.raises(MetagradError, match=r"config\.json is damaged"):
+        Run.open(tmp_path / "run")
+
+
+def test_a_changed_configuration_does_not_continue_another_run(tmp_path):
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy(), stop=lambda: run.metrics_path.exists())
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"filters": 2', '"filters": 3'))
+    with Run.open(tmp_path / "run") as run, pytest.raises(MetagradError, match="was changed since"):
+        loop.train(run, toy(), resume=True)
+
+
+def test_killed_before_the_first_checkpoint_begins_again(tmp_path):
+    with new_run(tmp_path / "whole") as run:
+        loop.train(run, toy())
+    with new_run(tmp_path / "dead") as run:
+        run.append("metrics.jsonl", {"step": 10, "loss": 0.0})
+    (tmp_path / "dead" / ".last-123.safetensors").write_text("half")
+    with Run.open(tmp_path / "dead") as run:
+        loop.train(run, toy(), resume=True)
+    whole, again = tensors(tmp_path / "whole"), tensors(tmp_path / "dead")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert not list((tmp_path / "dead").glob(".last-*"))
+
+
+def test_stopped_in_the_final_test_loses_no_training(tmp_path):
+    with new_run(tmp_path / "run", test_tasks=100) as run:
+        tested = []
+        outcome = loop.train(
+            run, toy(), report=lambda event: tested.append("tested" in event.line), stop=lambda: any(tested)
+        )
+        assert outcome.result is None
+        assert run.load("last").facts["step"] == 40
+        assert loop.train(run, toy(), resume=True).result is not None

@@ -40,20 +40,21 @@ class Evaluate:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise MetagradError(f"--{name} must be at least {least}, got {value}")
+        if self.seed >= 2**62:
+            raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
         allocator.keep_memory()
-        from rich.console import Console
         from rich.progress import Progress
 
         from metagrad import data
-        from metagrad.cli.progress import data_progress
+        from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
         from metagrad.training.loop import measure
         from metagrad.training.run import Run
 
-        console = Console()
+        screen = console()
         run = Run.open(self.run)
-        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(console))
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
+        with Progress(console=screen, disable=not screen.is_terminal, transient=True) as bar:
             task = bar.add_task("evaluating", total=self.tasks)
             result = measure(
                 run,
@@ -66,6 +67,6 @@ class Evaluate:
                 device=self.device,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        show_result(screen, result)  # before it is kept: a read-only run can be measured all the same
         run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
-        show_result(console, result)
         return 0

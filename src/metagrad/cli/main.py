@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from metagrad.cli.evaluate import Evaluate
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError
 
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate|not enough memory|DefaultCPUAllocator", re.IGNORECASE)
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
@@ -31,6 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.main(words)
     except MetagradError as error:
         print(f"metagrad: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of --help has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"metagrad: {error}: check the path, its permissions and the space there", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        print("metagrad: not enough memory: lower --chunk, --tasks, --queries or --filters", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("metagrad: interrupted", file=sys.stderr)
@@ -53,11 +66,13 @@ def _parse(words: list[str]) -> Train | Evaluate:
 
 def _one_line(box: str, words: list[str]) -> str:
     """Keep the complaint of a boxed message and drop the box."""
-    lines = [re.sub(r"^[│╭╰─ ]+|[│╮╯─ ]+$", "", line) for line in box.splitlines()[1:]]
     kept = []
-    for line in lines:
-        if not line:  # the rule below the complaint
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
+        text = line.strip("│| ")
+        if text.strip("─╭╮╰╯-+ "):
+            kept.append(text)
+        elif kept:  # the rule below the complaint
             break
-        kept.append(line)
     command = f"metagrad {words[0]}" if words and words[0] in ("train", "evaluate") else "metagrad"
-    return f"{' '.join(kept).rstrip('.:')}; see {command} --help"
+    said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
+    return f"{said}; see {command} --help"

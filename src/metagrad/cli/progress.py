@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from metagrad.training.loop import Event
 
 _LOG_SECONDS = 15.0
+
+
+class _Console(Console):
+    """A console that a closed pipe (``| head``) silences but does not stop: the training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console() -> Console:
+    """Return the console that commands print on."""
+    return _Console()
 
 
 def data_progress(console: Console) -> Any:

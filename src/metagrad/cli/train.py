@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,44 +53,43 @@ class Train:
         else:  # impossible values are named before torch and the data are loaded
             self.config.resolved(self.dataset)
         allocator.keep_memory()
-        from rich.console import Console
-
         from metagrad import data
-        from metagrad.cli.progress import TrainProgress, data_progress
+        from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.training.loop import choose_device, samplers, train
         from metagrad.training.run import Run
 
-        console = Console()
-        run = self._existing() if self.resume else None
+        screen = console()
+        writer = _tensorboard() if self.tensorboard else None
+        run = Run.open(self.resume) if self.resume else None
         name = run.dataset if run else str(self.dataset)
-        dataset = data.load(name, data_dir=self.data_dir, progress=data_progress(console))
+        dataset = data.load(name, data_dir=self.data_dir, progress=data_progress(screen))
         if run is None:
             config = self.config.resolved(name)
             samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
             folder = self.run or _default_folder(name, config)
             run = Run.create(folder, name, config, command=["metagrad", *words], digest=dataset.digest)
         elif dataset.digest != run.record["data_digest"]:
-            raise MetagradError(
-                f"the {name} data differ from those {run.folder} was trained on: pass the same --data-dir"
-            )
+            raise MetagradError(f"the {name} data differ from those {run.folder} began with: pass the same --data-dir")
         with run:
-            first = int(run.load("last").facts["step"]) if self.resume else 0
-            console.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
+            if self.resume:
+                self._raise_meta_steps(run)
+            first = run.load("last").facts["step"] if run.has("last") else 0
+            screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
             steps = run.config.meta_steps
             assert steps is not None
-            with _Interrupt() as stop, TrainProgress(console, first_step=first, meta_steps=steps) as progress:
-                report = _with_tensorboard(progress, run) if self.tensorboard else progress
+            with _Interrupt() as stop, TrainProgress(screen, first_step=first, meta_steps=steps) as progress:
+                report = _also(progress, writer(str(run.folder / "tensorboard"))) if writer else progress
                 outcome = train(run, dataset, resume=self.resume is not None, report=report, stop=stop)
         if outcome.result is None:
-            console.print(
+            screen.print(
                 f"stopped and saved after meta-step {outcome.step}; continue with\n"
                 f"  metagrad train --resume {run.folder}",
                 highlight=False,
                 soft_wrap=True,
             )
             return 130
-        show_result(console, outcome.result)
-        console.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
+        show_result(screen, outcome.result)
+        screen.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
         return 0
 
     def _check_resume(self) -> None:
@@ -102,20 +102,15 @@ class Train:
             given = self.dataset or ("--run" if self.run else f"--{changed[0].replace('_', '-')}")
             raise MetagradError(f"--resume takes everything from the run: leave out {given}")
 
-    def _existing(self) -> Run:
-        from metagrad.training.run import Run
-
-        assert self.resume is not None
-        run = Run.open(self.resume)
+    def _raise_meta_steps(self, run: Run) -> None:
         wanted, had = self.config.meta_steps, run.config.meta_steps
-        if wanted is not None and had is not None and wanted != had:
-            if wanted < had:
-                raise MetagradError(f"--meta-steps {wanted} is fewer than the run's {had}: it can only be raised")
-            run.config = dataclasses.replace(run.config, meta_steps=wanted)
-            run.record["config"] = dataclasses.asdict(run.config)
-            with run:
-                run.write_json("config.json", run.record)
-        return run
+        if wanted is None or had is None or wanted == had:
+            return
+        if wanted < had:
+            raise MetagradError(f"--meta-steps {wanted} is fewer than the run's {had}: it can only be raised")
+        run.config = dataclasses.replace(run.config, meta_steps=wanted)
+        run.record["config"] = dataclasses.asdict(run.config)
+        run.write_json("config.json", run.record)
 
 
 class _Interrupt:
@@ -134,40 +129,49 @@ class _Interrupt:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        print("saving after this meta-step; once more stops at once", file=sys.stderr)
 
 
 def _default_folder(dataset: str, config: TrainConfig) -> Path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{dataset}-{config.method}-{config.ways}way-{config.shots}shot-{now}"
-    folder, extra = Path("runs") / name, 1
-    while folder.exists():
-        extra += 1
-        folder = Path("runs") / f"{name}-{extra}"
-    return folder
+    extra = 1
+    while True:  # making the folder is what claims the name
+        folder = Path("runs") / (name if extra == 1 else f"{name}-{extra}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            extra += 1
+        else:
+            return folder
 
 
-def _with_tensorboard(report: Callable[[Event], None], run: Run) -> Callable[[Event], None]:
+def _tensorboard() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MetagradError("--tensorboard needs it installed: pip install 'metagrad[tensorboard]'") from error
-    writer = SummaryWriter(str(run.folder / "tensorboard"))
+    return SummaryWriter
+
+
+def _also(report: Callable[[Event], None], writer: Any) -> Callable[[Event], None]:
+    """Report an event and write its numbers for TensorBoard."""
 
     def both(event: Event) -> None:
         report(event)
         for name, value in event.line.items():
-            if name != "step":
+            if name not in ("step", "tested", "of"):
                 writer.add_scalar(name, value, event.step)
         writer.flush()
 
     return both
 
 
-def show_result(console: Console, result: dict[str, Any]) -> None:
+def show_result(screen: Console, result: dict[str, Any]) -> None:
     """Print a result with its interval and protocol, in one line."""
     protocol = result["protocol"]
     way = "transductive" if protocol["transductive"] else "not transductive"
-    console.print(
+    screen.print(
         f"{result['metric'].replace('_', ' ')} {result['value']:.2%} ± {result['ci95']:.2%}  "
         f"({protocol['dataset']} {protocol['split']}, {protocol['ways']}-way {protocol['shots']}-shot, "
         f"{protocol['queries']} queries a class, {protocol['tasks']} tasks, {way})",

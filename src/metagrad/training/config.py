@@ -98,12 +98,16 @@ class TrainConfig:
     def _check(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise MetagradError(f"--{name.replace('_', '-')} must be a whole number, got {value!r}")
             if value is not None and value < least:
                 raise MetagradError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         for name in ("inner_lr", "lam", "outer_lr", "checkpoint_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise MetagradError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
+        if self.seed >= 2**62:
+            raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
 
 
 _LEAST = {

@@ -89,7 +89,7 @@ def train(
     window: list[dict[str, float]] = []
     progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "window": window}
     if resume:
-        progress = _restore(run, theta, optimizer, generator)
+        progress = _restore(run, theta, optimizer, generator) or progress
         window = progress["window"]
 
     def save(name: str, draws: Tensor) -> None:
@@ -133,7 +133,11 @@ def train(
                 progress.update(best_accuracy=found.accuracy, best_step=step)
                 save("best", generator.get_state())
     save("last", generator.get_state())
-    return Outcome(config.meta_steps, _finish(run, dataset, progress, report))
+    return Outcome(config.meta_steps, _finish(run, dataset, progress, report, stop))
+
+
+class _StoppedError(Exception):
+    """The final test was asked to stop; the training is complete and saved."""
 
 
 def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
@@ -255,9 +259,12 @@ def choose_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("metagrad computes on cpu and cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MetagradError(f"no device {name!r} here ({str(error).splitlines()[0]}): use --device cpu") from error
+        reason = str(error).splitlines()[0][:100]
+        raise MetagradError(f"no device {name!r} here ({reason}): use --device cpu") from error
     return device
 
 
@@ -318,8 +325,17 @@ def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _restore(run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Any]:
+def _restore(
+    run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> dict[str, Any] | None:
+    if not run.has("last"):  # killed before its first checkpoint: the seed decides everything, so begin again
+        run.rewind(0)
+        return None
     state = run.load("last")
+    if {f"theta/{name}": leaf.shape for name, leaf in theta.items()} != {
+        name: leaf.shape for name, leaf in state.tensors.items() if name.startswith("theta/")
+    }:
+        raise MetagradError(f"{run.folder}/last.safetensors holds another network than config.json describes")
     with torch.no_grad():
         for name, leaf in theta.items():
             leaf.copy_(state.tensors[f"theta/{name}"])
@@ -335,15 +351,26 @@ def _restore(run: Run, theta: Params, optimizer: torch.optim.Optimizer, generato
     return state.facts
 
 
-def _finish(run: Run, dataset: Dataset, progress: dict[str, Any], report: Callable[[Event], None]) -> dict[str, Any]:
-    """Look at the test classes once, with the weights that validation chose."""
+def _finish(
+    run: Run,
+    dataset: Dataset,
+    progress: dict[str, Any],
+    report: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Look at the test classes once, with the weights that validation chose; ``None`` if asked to stop."""
     config = run.config
     split, tasks = ("test", config.test_tasks) if config.test_tasks else ("val", 600)
 
     def tell(done: int, total: int) -> None:
         report(Event(progress["step"], progress["step"], {"tested": done, "of": total}))
+        if stop():
+            raise _StoppedError
 
-    result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell)
+    try:
+        result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell)
+    except _StoppedError:
+        return None
     result |= {"meta_steps": config.meta_steps, "train_seconds": round(progress["seconds"], 1)}
     run.write_json("result.json", result)
     return result

@@ -69,8 +69,6 @@ class Run:
         MetagradError
             if ``folder`` exists and is not empty, or cannot be made.
         """
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MetagradError(f"{folder} exists already: continue it with --resume {folder}, or choose another --run")
         record = {
             "format": FORMAT,
             "dataset": dataset,
@@ -80,7 +78,18 @@ class Run:
             "versions": versions(),
         }
         run = cls(folder, dataset, config, record)
-        run.write_json("config.json", record)
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise MetagradError(f"{folder} is a file: choose another --run")
+            folder.mkdir(parents=True, exist_ok=True)
+            with run:  # two processes may have chosen the same folder: the second must find it taken
+                if any(path.name != ".lock" for path in folder.iterdir()):
+                    raise MetagradError(
+                        f"{folder} exists already: continue it with --resume {folder}, or choose another --run"
+                    )
+                run.write_json("config.json", record)
+        except OSError as error:
+            raise _storage_error(folder, error) from error
         return run
 
     @classmethod
@@ -90,7 +99,7 @@ class Run:
         Raises
         ------
         MetagradError
-            if it is not a run, or was written by an incompatible version.
+            if it is not a run, is damaged, or was written by an incompatible version.
         """
         try:
             record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -99,24 +108,26 @@ class Run:
             raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
         if written != FORMAT:
             raise MetagradError(
-                f"{folder} has run format {written}, this metagrad reads {FORMAT}: use the version that wrote it "
-                f"({record.get('versions', {}).get('metagrad', 'unknown')})"
+                f"{folder} has run format {written!r}, this metagrad reads {FORMAT}: use the version that wrote it"
             )
         try:
-            config, dataset = TrainConfig(**record["config"]), record["dataset"]
-        except (KeyError, TypeError) as error:
+            dataset, _ = record["dataset"], record["data_digest"]
+            config = TrainConfig(**record["config"])
+            if dataset not in DATASETS or config.resolved(dataset) != config:
+                raise ValueError("an option is missing or the data set unknown")
+        except (KeyError, TypeError, ValueError, MetagradError) as error:
             raise MetagradError(f"{folder}/config.json is damaged ({error}): restore it or start anew") from error
-        if dataset not in DATASETS:
-            raise MetagradError(f"{folder} was trained on {dataset!r}, a data set this version does not have")
         return cls(folder, dataset, config, record)
 
     def __enter__(self) -> Run:
         try:
             self._lock.acquire(timeout=0)
+            for left in self.folder.glob(".*-*"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
         except filelock.Timeout as error:
             raise MetagradError(f"another process is working in {self.folder}: wait for it or stop it") from error
         except OSError as error:
-            raise MetagradError(f"cannot write in {self.folder}: {error.strerror or error}") from error
+            raise _storage_error(self.folder, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,9 +154,8 @@ class Run:
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
-        facts = dict(state.facts)
-        if name == "last":
-            facts["metrics_bytes"] = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        logged = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        facts = {**state.facts, "metrics_bytes": logged, "trained_as": self._trained_as()}
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
         metadata = {"format": str(FORMAT), "facts": json.dumps(facts)}
 
@@ -157,25 +167,39 @@ class Run:
 
         self._write(f"{name}.safetensors", write)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a checkpoint called ``name``."""
+        return (self.folder / f"{name}.safetensors").exists()
+
     def load(self, name: str) -> State:
         """Read a checkpoint.
 
         Raises
         ------
         MetagradError
-            if there is none or it is damaged.
+            if there is none, it is damaged, or it belongs to another configuration.
         """
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             raise MetagradError(
-                f"{self.folder} has no {path.name} yet: it stopped before its first checkpoint, start anew"
+                f"{self.folder} has not come to its first validation: metagrad train --resume {self.folder}"
             )
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
-                return State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
+                state = State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
+            trained_as = facts["trained_as"]
+            _ = facts["step"], facts["metrics_bytes"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
+        if trained_as != self._trained_as():
+            raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
+        return state
+
+    def _trained_as(self) -> dict[str, Any]:
+        """Return the options that a checkpoint depends on; the number of meta-steps may be raised later."""
+        loose = ("meta_steps", "val_every", "val_tasks", "test_tasks", "checkpoint_seconds", "chunk", "device")
+        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in loose}
 
     def rewind(self, metrics_bytes: int) -> None:
         """Drop metrics lines that are later than the checkpoint; they will be computed again."""
@@ -219,9 +243,10 @@ def _commit() -> str:
 
 
 def _storage_error(path: Path, error: OSError) -> MetagradError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
     advice = "free some space there, then continue with metagrad train --resume"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        advice = "choose a --run folder that you may write"
+    if not full:
+        advice = "use a folder that exists on this disk and that you may write"
     return MetagradError(f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
