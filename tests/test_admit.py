@@ -153,3 +153,24 @@ def test_admit_leaves_known_networks_as_they_are():
     model = Conv4(5, filters=4)
     again = admit(copy.deepcopy(model), torch.rand(5, 1, 28, 28))
     assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]
+
+
+class Centred(Scaled):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+def test_a_network_that_mixes_its_examples_is_found_out():
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    assert is_transductive(admit(Centred(), x))
+    assert not is_transductive(admit(Scaled(), x))
+
+
+def test_frozen_layers_stay_frozen():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[1].requires_grad_(False)
+    theta = IMAML().init(model)
+    assert set(theta) == {"3.weight", "3.bias"}
+    meta_gradient(IMAML(inner_steps=2), model, theta, drawn())
+    assert theta["3.weight"].grad.norm() > 0
+    assert model[1].weight.grad is None

@@ -59,6 +59,7 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
     _refuse_changing_buffers(model, x)
     _compare_products(copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x)
     setattr(model, _MARK, True)
+    setattr(model, norms.MEASURED_TRANSDUCTIVE, _mixes_examples(model, x))
     return model
 
 
@@ -107,6 +108,14 @@ def _refuse_changing_buffers(model: nn.Module, x: Tensor) -> None:
             f"the forward pass changes buffer {changed[0]}, which many tasks at once would share: "
             "make the module stateless, or put it in eval mode if it then leaves its buffers alone"
         )
+
+
+def _mixes_examples(model: nn.Module, x: Tensor) -> bool:
+    """Whether the first example's outputs change when the others do."""
+    if len(x) < 2:
+        return False
+    with torch.no_grad():
+        return not torch.allclose(model(x)[0], model(torch.cat([x[:1], x[1:].flip(-1) * 2]))[0], rtol=1e-4, atol=1e-5)
 
 
 def _compare_products(model: nn.Module, x: Tensor) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+# The attribute in which admit leaves what it measured.
+MEASURED_TRANSDUCTIVE = "_metagrad_transductive"
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation with the statistics of the batch at hand, always (no running averages).
@@ -87,5 +90,9 @@ def _normalise(
 
 
 def is_transductive(model: nn.Module) -> bool:
-    """Whether a prediction depends on the other images predicted with it."""
-    return any(isinstance(module, BatchNorm) for module in model.modules())
+    """Whether a prediction depends on the other images predicted with it.
+
+    Known for networks of known modules; measured by :func:`metagrad.fewshot.admit` for others.
+    """
+    measured = getattr(model, MEASURED_TRANSDUCTIVE, False)
+    return measured or any(isinstance(module, BatchNorm) for module in model.modules())

@@ -63,7 +63,7 @@ class AdaptsWeights(ABC):
     """A method that adapts weights of the network by gradient steps: all but ``adapt`` is common to them."""
 
     def init(self, model: nn.Module) -> Params:
-        """Return a copy of the model's weights as theta.
+        """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model.
 
         Raises
         ------
@@ -71,7 +71,11 @@ class AdaptsWeights(ABC):
             if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
         """
         require_admitted(model)
-        return {name: leaf.detach().clone().requires_grad_() for name, leaf in model.named_parameters()}
+        return {
+            name: leaf.detach().clone().requires_grad_()
+            for name, leaf in model.named_parameters()
+            if leaf.requires_grad
+        }
 
     @abstractmethod
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
