@@ -15,6 +15,7 @@ from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.training import loop
 from metagrad.training.config import TrainConfig
+from metagrad.training.measure import measure
 from metagrad.training.run import Run
 
 
@@ -217,12 +218,12 @@ def test_impossible_values_are_refused(options, says):
 def test_evaluation_both_ways(tmp_path):
     with new_run(tmp_path / "run") as run:
         loop.train(run, toy())
-    together = loop.measure(run, toy(), tasks=20)
-    apart = loop.measure(run, toy(), tasks=20, transductive=False)
+    together = measure(run, toy(), tasks=20)
+    apart = measure(run, toy(), tasks=20, transductive=False)
     assert together["protocol"]["transductive"] is True
     assert apart["protocol"]["transductive"] is False
     assert together["value"] != apart["value"]
-    assert loop.measure(run, toy(), tasks=20) == together, "the same seed, the same tasks"
+    assert measure(run, toy(), tasks=20) == together, "the same seed, the same tasks"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Evaluate:
         from metagrad import data
         from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
-        from metagrad.training.loop import measure
+        from metagrad.training.measure import measure
         from metagrad.training.run import Run
 
         screen = console()

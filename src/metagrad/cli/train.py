@@ -55,8 +55,9 @@ class Train:
         allocator.keep_memory()
         from metagrad import data
         from metagrad.cli.progress import TrainProgress, console, data_progress
-        from metagrad.training.loop import choose_device, samplers, train
+        from metagrad.training.loop import train
         from metagrad.training.run import Run
+        from metagrad.training.setup import choose_device, samplers
 
         screen = console()
         writer = _tensorboard() if self.tensorboard else None

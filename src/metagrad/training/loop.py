@@ -11,22 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metagrad.data import Dataset, ImageClasses
+from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.fewshot import (
-    FOMAML,
-    IMAML,
-    MAML,
-    Algorithm,
-    Conv4,
-    EpisodeSampler,
-    Evaluation,
-    evaluate,
-    meta_gradient,
-)
+from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.meta import Metrics
 from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run, State, versions
+from metagrad.training.measure import measure
+from metagrad.training.run import Run, State
+from metagrad.training.setup import build, choose_device, samplers
 from metagrad.tree import Params
 
 LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
@@ -138,134 +130,6 @@ def train(
 
 class _StoppedError(Exception):
     """The final test was asked to stop; the training is complete and saved."""
-
-
-def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
-    """Return the method and the freshly initialised network of a run."""
-    channels, size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
-    generator = torch.Generator().manual_seed(config.seed)
-    model = Conv4(config.ways, channels=channels, image_size=size, filters=config.filters, generator=generator)
-    return method_of(config), model.to(device)
-
-
-def method_of(config: TrainConfig) -> Algorithm:
-    """Return the method of a resolved configuration."""
-    assert config.inner_lr is not None
-    assert config.inner_steps is not None
-    match config.method:
-        case "maml":
-            return MAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
-        case "fomaml":
-            return FOMAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
-        case "imaml":
-            assert config.lam is not None
-            assert config.cg_steps is not None
-            assert config.curvature is not None
-            return IMAML(
-                lam=config.lam,
-                inner_lr=config.inner_lr,
-                inner_steps=config.inner_steps,
-                cg_steps=config.cg_steps,
-                curvature=config.curvature,
-            )
-
-
-def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[EpisodeSampler, EpisodeSampler]:
-    """Return the samplers of training and validation tasks; the test split is checked against the options too."""
-
-    def sampler(classes: ImageClasses, rotations: bool = False) -> EpisodeSampler:
-        ways, shots, queries = config.ways, config.shots, config.queries
-        return EpisodeSampler(classes=classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
-
-    sampler(dataset.test)
-    return sampler(dataset.train.to(device), dataset.rotations), sampler(dataset.val.to(device))
-
-
-def measure(
-    run: Run,
-    dataset: Dataset,
-    *,
-    split: str = "test",
-    tasks: int = 600,
-    queries: int | None = None,
-    seed: int = 0,
-    transductive: bool = True,
-    device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Evaluate a run's best weights on new tasks of a split; return the result with its protocol.
-
-    Parameters
-    ----------
-    split:
-        ``"test"`` or ``"val"``.
-    queries:
-        query images a class; ``None`` means as in training.
-    transductive:
-        see :func:`metagrad.fewshot.evaluate`.
-
-    Raises
-    ------
-    MetagradError
-        if the run has no best weights yet, or the options do not fit the split.
-    """
-    config, where = run.config, choose_device(device or run.config.device)
-    method, model = build(config, dataset, where)
-    state = run.load("best")
-    theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
-    classes = (dataset.test if split == "test" else dataset.val).to(where)
-    sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
-    generator = torch.Generator(where).manual_seed(seed)
-    found = evaluate(
-        method,
-        model,
-        theta,
-        sampler,
-        tasks=tasks,
-        generator=generator,
-        transductive=transductive,
-        progress=progress,
-    )
-    return {
-        "metric": f"{split}_accuracy",
-        "value": found.accuracy,
-        "ci95": found.ci95,
-        "protocol": {
-            "dataset": dataset.name,
-            "preprocessing": dataset.preprocessing,
-            "split": f"{split} ({len(classes.names)} classes, none of them in training)",
-            "ways": config.ways,
-            "shots": config.shots,
-            "queries": sampler.queries,
-            "tasks": tasks,
-            "task_seed": seed,
-            "transductive": found.transductive,
-        },
-        "method": config.method,
-        "weights_of_step": state.facts["best_step"],
-        "val_accuracy": state.facts["best_accuracy"],
-        "seed": config.seed,
-        "versions": versions(),
-    }
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the torch device called ``name``.
-
-    Raises
-    ------
-    MetagradError
-        if there is none.
-    """
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("metagrad computes on cpu and cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise MetagradError(f"no device {name!r} here ({reason}): use --device cpu") from error
-    return device
 
 
 def _outer_lr(config: TrainConfig, step: int) -> float:

@@ -1,0 +1,81 @@
+"""The accuracy of a run's best weights, with its interval and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metagrad.data import Dataset
+from metagrad.fewshot import EpisodeSampler, evaluate
+from metagrad.training.run import Run, versions
+from metagrad.training.setup import build, choose_device
+
+
+def measure(
+    run: Run,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    tasks: int = 600,
+    queries: int | None = None,
+    seed: int = 0,
+    transductive: bool = True,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's best weights on new tasks of a split; return the result with its protocol.
+
+    Parameters
+    ----------
+    split:
+        ``"test"`` or ``"val"``.
+    queries:
+        query images a class; ``None`` means as in training.
+    transductive:
+        see :func:`metagrad.fewshot.evaluate`.
+
+    Raises
+    ------
+    MetagradError
+        if the run has no best weights yet, or the options do not fit the split.
+    """
+    config, where = run.config, choose_device(device or run.config.device)
+    method, model = build(config, dataset, where)
+    state = run.load("best")
+    theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
+    classes = (dataset.test if split == "test" else dataset.val).to(where)
+    sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
+    generator = torch.Generator(where).manual_seed(seed)
+    found = evaluate(
+        method,
+        model,
+        theta,
+        sampler,
+        tasks=tasks,
+        generator=generator,
+        transductive=transductive,
+        progress=progress,
+    )
+    return {
+        "metric": f"{split}_accuracy",
+        "value": found.accuracy,
+        "ci95": found.ci95,
+        "protocol": {
+            "dataset": dataset.name,
+            "preprocessing": dataset.preprocessing,
+            "split": f"{split} ({len(classes.names)} classes, none of them in training)",
+            "ways": config.ways,
+            "shots": config.shots,
+            "queries": sampler.queries,
+            "tasks": tasks,
+            "task_seed": seed,
+            "transductive": found.transductive,
+        },
+        "method": config.method,
+        "weights_of_step": state.facts["best_step"],
+        "val_accuracy": state.facts["best_accuracy"],
+        "seed": config.seed,
+        "versions": versions(),
+    }
