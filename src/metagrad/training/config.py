@@ -21,7 +21,7 @@ _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "fomaml": {"inner_lr": 0.4, "inner_steps": 1},
 }
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "glyphs": {"meta_steps": 400},
+    "glyphs": {"meta_steps": 500},
     "omniglot": {"meta_steps": 10000},
 }
 
@@ -38,10 +38,10 @@ class TrainConfig:
     """Support images a class: what a task adapts on."""
     queries: int = 5
     """Query images a class: what a task is judged on. Fewer make a step cheaper and noisier."""
-    tasks: int = 8
+    tasks: int = 16
     """Tasks a meta-step; more make its gradient less noisy and its time proportionally longer."""
     meta_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Meta-steps in all. Default: 400 (glyphs), 10000 (omniglot)."""
+    """Meta-steps in all. Default: 500 (glyphs), 10000 (omniglot)."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     filters: int = 32
@@ -59,7 +59,7 @@ class TrainConfig:
         arg(metavar="{gauss_newton,hessian}", help_behavior_hint=""),
     ] = None
     """imaml: matrix of the linear system; the exact hessian is often indefinite. Default: gauss_newton."""
-    outer_lr: float = 6e-3
+    outer_lr: float = 1e-2
     """Step size of Adam on the meta-learned weights."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the outer step size: cosine falls to 2 % of it over the meta-steps."""
