@@ -136,7 +136,7 @@ def test_an_existing_run_is_not_overwritten(small, capsys):
     before = {path: path.read_bytes() for path in (small / "run").iterdir()}
     capsys.readouterr()
     assert "--resume run" in complaint(capsys, "train", "omniglot", *SMALL, "--run", "run")
-    assert "7 ways" not in complaint(capsys, "train", "omniglot", *SMALL, "--ways", "30", "--run", "other")
+    assert "30 ways" in complaint(capsys, "train", "omniglot", *SMALL, "--ways", "30", "--run", "other")
     assert not (small / "other").exists()
     assert {path: path.read_bytes() for path in (small / "run").iterdir()} == before
 
