@@ -30,7 +30,7 @@ from metagrad.errors import MetagradError
 Progress = Callable[[int, int, str], None]
 
 #: Raise it whenever the code below would draw other pictures from the same recipe.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 SPLITS = ("train", "val", "test")
 
@@ -209,6 +209,11 @@ def faces_for(character: str, points: dict[str, frozenset[int]]) -> list[str]:
     if "\u0400" <= character <= "\u052f":
         # Italic Cyrillic is another alphabet to the eye: its te looks like m, its i like u, its pe like n.
         has = [face for face in has if not face.startswith("DejaVuSerif-") or not face.endswith("Italic")]
+    elif "\u10a0" <= character <= "\u10ff" or "\u2d00" <= character <= "\u2d2f":
+        # Georgian: many capitals, and jhani, are drawn by another pattern in Serif, some letters in Mono too.
+        has = [face for face in has if not face.startswith(("DejaVuSerif", "DejaVuSansMono"))]
+    elif character == "\u0576":  # Armenian now: an open arch in Sans, a loop on a stem in Serif
+        has = [face for face in has if not face.startswith("DejaVuSerif")]
     return has
 
 
