@@ -48,25 +48,30 @@ class Evaluate:
         from metagrad import data
         from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
+        from metagrad.ranks import joined
         from metagrad.training.measure import measure
         from metagrad.training.run import Run
 
-        screen = console()
-        run = Run.open(self.run)
-        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
-        with Progress(console=screen, disable=not screen.is_terminal, transient=True) as bar:
-            task = bar.add_task("evaluating", total=self.tasks)
-            result = measure(
-                run,
-                dataset,
-                split=self.split,
-                tasks=self.tasks,
-                queries=self.queries,
-                seed=self.seed,
-                transductive=not self.inductive,
-                device=self.device,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        show_result(screen, result)  # before it is kept: a read-only run can be measured all the same
-        run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
+        with joined() as ranks:
+            screen = console(quiet=not ranks.first)
+            run = Run.open(self.run)
+            dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
+            ranks.require_same({"data": dataset.digest, "--tasks": self.tasks, "--seed": self.seed})
+            with Progress(console=screen, disable=not screen.is_terminal or screen.quiet, transient=True) as bar:
+                task = bar.add_task("evaluating", total=self.tasks)
+                result = measure(
+                    run,
+                    dataset,
+                    split=self.split,
+                    tasks=self.tasks,
+                    queries=self.queries,
+                    seed=self.seed,
+                    transductive=not self.inductive,
+                    device=self.device,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                    ranks=ranks,
+                )
+            show_result(screen, result)  # before it is kept: a read-only run can be measured all the same
+            if ranks.first:
+                run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
         return 0

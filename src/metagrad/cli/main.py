@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(words or ["--help"])
         return command.main(words)
     except MetagradError as error:
-        print(f"metagrad: {error}", file=sys.stderr)
+        who = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"metagrad{who}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

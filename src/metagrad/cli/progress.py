@@ -25,9 +25,9 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def console() -> Console:
-    """Return the console that commands print on."""
-    return _Console()
+def console(*, quiet: bool = False) -> Console:
+    """Return the console that commands print on; a quiet one prints nothing."""
+    return _Console(quiet=quiet)
 
 
 def data_progress(console: Console) -> Any:
@@ -57,7 +57,7 @@ class TrainProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or console.quiet,
         )
         self.task = self.bar.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
 

@@ -19,11 +19,14 @@ from metagrad.training.config import TrainConfig
 
 # Where the default is None, the help text says what that means.
 _DATASET = tyro.conf.arg(metavar="DATASET", help_behavior_hint="")
+_RUN = tyro.conf.arg(metavar="DIR", help_behavior_hint="", aliases=("--run-dir",))
 _DIR = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from metagrad.data import Dataset
+    from metagrad.ranks import Ranks
     from metagrad.training.loop import Event
     from metagrad.training.run import Run
 
@@ -34,8 +37,9 @@ class Train:
 
     dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], _DATASET] = None
     """glyphs (letters of many scripts, nothing to download) or omniglot (handwriting)."""
-    run: Annotated[Path | None, _DIR] = None
-    """New directory for the run. Default: a new one under runs/, named by data set, method and time."""
+    run: Annotated[Path | None, _RUN] = None
+    """New directory for the run. Default: a new one under runs/, named by data set, method and time.
+    Under torchrun write --run-dir: torchrun takes --run for its own."""
     resume: Annotated[Path | None, _DIR] = None
     """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it."""
     data_dir: Annotated[Path | None, _DIR] = None
@@ -53,34 +57,29 @@ class Train:
         else:  # impossible values are named before torch and the data are loaded
             self.config.resolved(self.dataset)
         allocator.keep_memory()
-        from metagrad import data
         from metagrad.cli.progress import TrainProgress, console, data_progress
+        from metagrad.ranks import joined
         from metagrad.training.loop import train
-        from metagrad.training.run import Run
-        from metagrad.training.setup import choose_device, samplers
 
-        screen = console()
         writer = _tensorboard() if self.tensorboard else None
-        run = Run.open(self.resume) if self.resume else None
-        name = run.dataset if run else str(self.dataset)
-        dataset = data.load(name, data_dir=self.data_dir, progress=data_progress(screen))
-        if run is None:
-            config = self.config.resolved(name)
-            samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
-            folder = self.run or _default_folder(name, config)
-            run = Run.create(folder, name, config, command=["metagrad", *words], digest=dataset.digest)
-        elif dataset.digest != run.record["data_digest"]:
-            raise MetagradError(f"the {name} data differ from those {run.folder} began with: pass the same --data-dir")
-        with run:
-            if self.resume:
-                self._raise_meta_steps(run)
-            first = run.load("last").facts["step"] if run.has("last") else 0
-            screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
-            steps = run.config.meta_steps
-            assert steps is not None
-            with _Interrupt() as stop, TrainProgress(screen, first_step=first, meta_steps=steps) as progress:
-                report = _also(progress, writer(str(run.folder / "tensorboard"))) if writer else progress
-                outcome = train(run, dataset, resume=self.resume is not None, report=report, stop=stop)
+        with joined() as ranks:
+            screen = console(quiet=not ranks.first)
+            run, dataset, resume = self._prepare(ranks, words, data_progress(screen))
+            with run:
+                if resume:
+                    self._raise_meta_steps(run)
+                first = run.load("last", ranks).facts["step"] if ranks.from_first(run.has("last")) else 0
+                screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
+                steps = run.config.meta_steps
+                assert steps is not None
+                with (
+                    _Interrupt(quiet=not ranks.first) as stop,
+                    TrainProgress(screen, first_step=first, meta_steps=steps) as progress,
+                ):
+                    report: Callable[[Event], None] = progress
+                    if writer and ranks.first:
+                        report = _also(progress, writer(str(run.folder / "tensorboard")))
+                    outcome = train(run, dataset, resume=resume, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
             screen.print(
                 f"stopped and saved after meta-step {outcome.step}; continue with\n"
@@ -92,6 +91,61 @@ class Train:
         show_result(screen, outcome.result)
         screen.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
         return 0
+
+    def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
+        """Load the data and open or make the run; of several ranks, the first does it before the others."""
+        from metagrad.training.run import Run, versions
+
+        opened: tuple[Run, Dataset, bool] | MetagradError | None = None
+        if ranks.first:
+            try:
+                opened = self._open(words, progress)
+            except MetagradError as error:
+                opened = error
+        if ranks.world == 1:
+            if isinstance(opened, tuple):
+                return opened
+            assert opened is not None
+            raise opened
+        folder, resume = ranks.from_first((opened[0].folder, opened[2]) if isinstance(opened, tuple) else opened)
+        if not isinstance(opened, tuple):
+            opened = self._follow(Run.open(folder), resume, progress)
+            opened[0].writes = False
+        run, dataset, _ = opened
+        mine = run.config if resume else self.config.resolved(run.dataset)
+        ranks.require_same({**dataclasses.asdict(mine), "data": dataset.digest, "torch": versions()["torch"]})
+        return opened
+
+    def _open(self, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
+        from metagrad import data
+        from metagrad.ranks import launch_id, restarted
+        from metagrad.training.run import Run
+        from metagrad.training.setup import choose_device, samplers
+
+        resume = self.resume
+        if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
+            resume = resume or Run.made_by(launch_id(), self.run or Path("runs"))
+        if resume is not None:
+            run = Run.open(resume)
+            return self._follow(run, True, progress)
+        name = str(self.dataset)
+        dataset = data.load(name, data_dir=self.data_dir, progress=progress)
+        config = self.config.resolved(name)
+        samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
+        folder = self.run or _default_folder(name, config)
+        run = Run.create(folder, name, config, command=["metagrad", *words], digest=dataset.digest, launch=launch_id())
+        return run, dataset, False
+
+    def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Dataset, bool]:
+        """Load the data of a run that is there already."""
+        from metagrad import data
+
+        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=progress)
+        if dataset.digest != run.record["data_digest"]:
+            raise MetagradError(
+                f"the {run.dataset} data differ from those {run.folder} began with: pass the same --data-dir"
+            )
+        return run, dataset, resume
 
     def _check_resume(self) -> None:
         changed = [
@@ -117,6 +171,9 @@ class Train:
 class _Interrupt:
     """Ctrl-C asks the loop to save and stop; a second one stops at once."""
 
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
     def __enter__(self) -> Callable[[], bool]:
         self._asked = False
         self._former = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -130,7 +187,8 @@ class _Interrupt:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("saving after this meta-step; once more stops at once", file=sys.stderr)
+        if not self._quiet:
+            print("saving after this meta-step; once more stops at once", file=sys.stderr)
 
 
 def _default_folder(dataset: str, config: TrainConfig) -> Path:

@@ -14,6 +14,7 @@ from metagrad.fewshot.episodes import EpisodeSampler, Tasks
 from metagrad.fewshot.meta import auto_chunk
 from metagrad.fewshot.norms import is_transductive
 from metagrad.implicit import Solution
+from metagrad.ranks import ALONE, Ranks
 from metagrad.tree import Params
 
 
@@ -52,6 +53,7 @@ def evaluate(
     generator: torch.Generator,
     transductive: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Adapt to ``tasks`` new tasks and classify their query images.
 
@@ -62,30 +64,33 @@ def evaluate(
         support images only. Makes no difference to a network without batch statistics.
     progress:
         called with (tasks done, tasks in all).
+    ranks:
+        the processes that share the work; each returns the whole result.
     """
-    accuracy: list[Tensor] = []
-    loss = 0.0
+    found = torch.zeros(tasks + 1, dtype=torch.float64, device=sampler.classes.images.device)  # accuracies, then loss
     batch = 32
     with torch.no_grad():
         for first in range(0, tasks, batch):
             drawn = sampler(min(batch, tasks - first), generator=generator)
+            begin, end = ranks.mine(len(drawn))
             size = auto_chunk(drawn)
-            for start in range(0, len(drawn), size):
-                part = drawn.part(start, min(start + size, len(drawn)))
+            for start in range(begin, end, size):
+                part = drawn.part(start, min(start + size, end))
                 solution = algorithm.adapt(model, theta, part.support)
                 predict = _together if transductive or not is_transductive(model) else _one_by_one
                 outputs = predict(algorithm, model, theta, solution, part)
-                accuracy.append((outputs.argmax(-1) == part.query.y).double().mean(1))
+                right = (outputs.argmax(-1) == part.query.y).double().mean(1)
+                found[first + start : first + start + len(part)] = right
                 losses = nn.functional.cross_entropy(outputs.flatten(0, 1), part.query.y.flatten(), reduction="sum")
-                loss += float(losses) / part.query.y.shape[1]
+                found[-1] += losses / part.query.y.shape[1]
             if progress is not None:
                 progress(min(first + batch, tasks), tasks)
-    per_task = torch.cat(accuracy)
+    per_task, total = ranks.sum(found)[:-1], found[-1]
     spread = float(per_task.std()) if tasks > 1 else math.nan
     return Evaluation(
         accuracy=float(per_task.mean()),
         ci95=1.96 * spread / math.sqrt(tasks),
-        loss=loss / tasks,
+        loss=float(total) / tasks,
         tasks=tasks,
         transductive=transductive and is_transductive(model),
     )

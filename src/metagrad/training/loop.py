@@ -15,6 +15,7 @@ from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.meta import Metrics
+from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import TrainConfig
 from metagrad.training.measure import measure
 from metagrad.training.run import Run, State
@@ -51,6 +52,7 @@ def train(
     resume: bool = False,
     report: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Meta-train as ``run.config`` says; write metrics, checkpoints and the result into the run directory.
 
@@ -61,16 +63,21 @@ def train(
     report:
         called with every logged line.
     stop:
-        asked after every meta-step; if it says yes, the state is saved and training returns.
+        asked after every meta-step; if it says yes (on any rank), the state is saved and training returns.
+    ranks:
+        the processes that share each meta-step's tasks; the same tasks and the same sums whatever their number.
 
     Raises
     ------
     MetagradError
-        for a loss that is not finite, a full disk, or data other than the run began with.
+        for a loss that is not finite, a full disk, data other than the run began with, more ranks than tasks, or a
+        rank that is gone.
     """
     config = run.config
     assert config.meta_steps is not None
     assert config.val_every is not None
+    if ranks.world > config.tasks:
+        raise MetagradError(f"{ranks.world} ranks cannot share --tasks {config.tasks}: start fewer, or raise --tasks")
     device = choose_device(config.device)
     train_tasks, val_tasks = samplers(config, dataset, device)
     algorithm, model = build(config, dataset, device)
@@ -81,7 +88,7 @@ def train(
     window: list[dict[str, float]] = []
     progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "window": window}
     if resume:
-        progress = _restore(run, theta, optimizer, generator) or progress
+        progress = _restore(run, theta, optimizer, generator, ranks) or progress
         window = progress["window"]
 
     def save(name: str, draws: Tensor) -> None:
@@ -90,13 +97,11 @@ def train(
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
-        metrics = meta_gradient(
-            algorithm, model, theta, train_tasks(config.tasks, generator=generator), chunk=config.chunk or "auto"
-        )
-        numbers = _numbers(metrics)
+        tasks = train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
+        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=config.chunk or "auto")
+        numbers, asked = _over_ranks(ranks, theta, len(tasks) / config.tasks, _numbers(metrics), stop())
         _require_finite(progress["step"] + 1, numbers, theta, run)
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
-        asked = stop()
         if asked or time.monotonic() - saved > config.checkpoint_seconds:
             save("last", draws)
             saved = time.monotonic()
@@ -117,7 +122,7 @@ def train(
             report(Event(step, config.meta_steps, line))
             window.clear()
         if step % config.val_every == 0 or step == config.meta_steps:
-            found = _validate(algorithm, model, theta, val_tasks, config)
+            found = _validate(algorithm, model, theta, val_tasks, config, ranks)
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
@@ -125,7 +130,7 @@ def train(
                 progress.update(best_accuracy=found.accuracy, best_step=step)
                 save("best", generator.get_state())
     save("last", generator.get_state())
-    return Outcome(config.meta_steps, _finish(run, dataset, progress, report, stop))
+    return Outcome(config.meta_steps, _finish(run, dataset, progress, report, stop, ranks))
 
 
 class _StoppedError(Exception):
@@ -151,6 +156,24 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
     return numbers
 
 
+def _over_ranks(
+    ranks: Ranks, theta: Params, share: float, numbers: dict[str, float], asked: bool
+) -> tuple[dict[str, float], bool]:
+    """Average gradients and numbers over ranks, each weighted by its share of the tasks, in one message."""
+    if ranks.world == 1:
+        return numbers, asked
+    lowest = numbers.get("min_curvature", 0.0)
+    means = {name: value for name, value in numbers.items() if name != "min_curvature"}
+    slots = [lowest if rank == ranks.rank else 0.0 for rank in range(ranks.world)]  # a minimum by way of a sum
+    message = [*(value * share for value in means.values()), float(asked), *slots]
+    device = next(iter(theta.values())).device
+    summed = ranks.sum_gradients(theta, share, torch.tensor(message, device=device)).tolist()
+    found = dict(zip(means, summed, strict=False))
+    if "min_curvature" in numbers:
+        found["min_curvature"] = min(summed[len(means) + 1 :])
+    return found, summed[len(means)] > 0
+
+
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
     """Average a window of steps; of the curvature, the smallest counts."""
     line = {name: sum(entry[name] for entry in window) / len(window) for name in window[0]}
@@ -174,11 +197,16 @@ def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Ru
 
 
 def _validate(
-    method: Algorithm, model: nn.Module, theta: Params, sampler: EpisodeSampler, config: TrainConfig
+    method: Algorithm,
+    model: nn.Module,
+    theta: Params,
+    sampler: EpisodeSampler,
+    config: TrainConfig,
+    ranks: Ranks,
 ) -> Evaluation:
     # The same tasks every time, and none of the training generator's numbers used up.
     generator = torch.Generator(sampler.classes.images.device).manual_seed(config.seed + 1)
-    return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator)
+    return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator, ranks=ranks)
 
 
 def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -190,12 +218,13 @@ def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(
-    run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, ranks: Ranks
 ) -> dict[str, Any] | None:
-    if not run.has("last"):  # killed before its first checkpoint: the seed decides everything, so begin again
+    # Killed before its first checkpoint: the seed decides everything, so begin again.
+    if not ranks.from_first(run.has("last")):
         run.rewind(0)
         return None
-    state = run.load("last")
+    state = run.load("last", ranks)
     if {f"theta/{name}": leaf.shape for name, leaf in theta.items()} != {
         name: leaf.shape for name, leaf in state.tensors.items() if name.startswith("theta/")
     }:
@@ -221,6 +250,7 @@ def _finish(
     progress: dict[str, Any],
     report: Callable[[Event], None],
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> dict[str, Any] | None:
     """Look at the test classes once, with the weights that validation chose; ``None`` if asked to stop."""
     config = run.config
@@ -228,11 +258,12 @@ def _finish(
 
     def tell(done: int, total: int) -> None:
         report(Event(progress["step"], progress["step"], {"tested": done, "of": total}))
-        if stop():
+        asked = torch.tensor(float(stop()))
+        if ranks.sum(asked) > 0:
             raise _StoppedError
 
     try:
-        result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell)
+        result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell, ranks=ranks)
     except _StoppedError:
         return None
     result |= {"meta_steps": config.meta_steps, "train_seconds": round(progress["seconds"], 1)}

@@ -9,6 +9,7 @@ import torch
 
 from metagrad.data import Dataset
 from metagrad.fewshot import EpisodeSampler, evaluate
+from metagrad.ranks import ALONE, Ranks
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import build, choose_device
 
@@ -24,6 +25,7 @@ def measure(
     transductive: bool = True,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate a run's best weights on new tasks of a split; return the result with its protocol.
 
@@ -35,6 +37,8 @@ def measure(
         query images a class; ``None`` means as in training.
     transductive:
         see :func:`metagrad.fewshot.evaluate`.
+    ranks:
+        the processes that share the work.
 
     Raises
     ------
@@ -43,7 +47,7 @@ def measure(
     """
     config, where = run.config, choose_device(device or run.config.device)
     method, model = build(config, dataset, where)
-    state = run.load("best")
+    state = run.load("best", ranks)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     classes = (dataset.test if split == "test" else dataset.val).to(where)
     sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
@@ -57,6 +61,7 @@ def measure(
         generator=generator,
         transductive=transductive,
         progress=progress,
+        ranks=ranks,
     )
     return {
         "metric": f"{split}_accuracy",

@@ -32,6 +32,7 @@ from torch import Tensor
 import metagrad
 from metagrad.errors import MetagradError
 from metagrad.files import write_atomically
+from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import DATASETS, TrainConfig
 
 FORMAT = 1
@@ -54,15 +55,25 @@ class State:
 
 
 class Run:
-    """A run directory held by this process alone, as a context manager."""
+    """A run directory held by this process alone, as a context manager; of several ranks, only the first writes."""
 
     def __init__(self, folder: Path, dataset: str, config: TrainConfig, record: dict[str, Any]) -> None:
         self.folder, self.dataset, self.config, self.record = folder, dataset, config, record
+        self.writes = True
         self._lock = filelock.FileLock(folder / ".lock")
 
     @classmethod
-    def create(cls, folder: Path, dataset: str, config: TrainConfig, *, command: list[str], digest: str) -> Run:
-        """Make a new run directory.
+    def create(
+        cls,
+        folder: Path,
+        dataset: str,
+        config: TrainConfig,
+        *,
+        command: list[str],
+        digest: str,
+        launch: str | None = None,
+    ) -> Run:
+        """Make a new run directory; ``launch`` names the ``torchrun`` launch that makes it (:meth:`made_by`).
 
         Raises
         ------
@@ -77,6 +88,8 @@ class Run:
             "command": command,
             "versions": versions(),
         }
+        if launch is not None:
+            record["launch"] = launch
         run = cls(folder, dataset, config, record)
         try:
             if folder.exists() and not folder.is_dir():
@@ -119,7 +132,20 @@ class Run:
             raise MetagradError(f"{folder}/config.json is damaged ({error}): restore it or start anew") from error
         return cls(folder, dataset, config, record)
 
+    @staticmethod
+    def made_by(launch: str | None, where: Path) -> Path | None:
+        """Return the run directory, ``where`` itself or in it, that a ``torchrun`` launch made before it restarted."""
+        for path in [where / "config.json", *where.glob("*/config.json")]:
+            try:
+                if launch is not None and json.loads(path.read_text(encoding="utf-8")).get("launch") == launch:
+                    return path.parent
+            except (OSError, ValueError, AttributeError):
+                continue
+        return None
+
     def __enter__(self) -> Run:
+        if not self.writes:
+            return self
         try:
             self._lock.acquire(timeout=0)
             for left in self.folder.glob(".*-*"):  # by a process that was killed while it wrote
@@ -140,6 +166,8 @@ class Run:
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Append one line of JSON to a file of the run."""
+        if not self.writes:
+            return
         path = self.folder / name
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -154,6 +182,8 @@ class Run:
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
+        if not self.writes:
+            return
         logged = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
         facts = {**state.facts, "metrics_bytes": logged, "trained_as": self._trained_as()}
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
@@ -171,14 +201,25 @@ class Run:
         """Whether there is a checkpoint called ``name``."""
         return (self.folder / f"{name}.safetensors").exists()
 
-    def load(self, name: str) -> State:
-        """Read a checkpoint.
+    def load(self, name: str, ranks: Ranks = ALONE) -> State:
+        """Read a checkpoint; of several ranks, the first reads and tells the others.
 
         Raises
         ------
         MetagradError
             if there is none, it is damaged, or it belongs to another configuration.
         """
+        state: State | MetagradError | None = None
+        if ranks.first:
+            try:
+                state = self._read(name)
+            except MetagradError as error:
+                state = error
+        found = ranks.from_first(state)
+        assert isinstance(found, State)
+        return found
+
+    def _read(self, name: str) -> State:
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             raise MetagradError(
@@ -203,11 +244,13 @@ class Run:
 
     def rewind(self, metrics_bytes: int) -> None:
         """Drop metrics lines that are later than the checkpoint; they will be computed again."""
-        if self.metrics_path.exists():
+        if self.writes and self.metrics_path.exists():
             os.truncate(self.metrics_path, min(metrics_bytes, self.metrics_path.stat().st_size))
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of the run in one step."""
+        if not self.writes:
+            return
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         self._write(name, lambda path: _write_text(path, text))
 

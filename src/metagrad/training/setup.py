@@ -8,6 +8,7 @@ from torch import nn
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, Conv4, EpisodeSampler
+from metagrad.ranks import local_device
 from metagrad.training.config import TrainConfig
 
 
@@ -53,7 +54,7 @@ def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tup
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the torch device called ``name``.
+    """Return the torch device called ``name``; ``cuda`` is this rank's own GPU.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def choose_device(name: str) -> torch.device:
         if there is none.
     """
     try:
-        device = torch.device(name)
+        device = torch.device(local_device(name))
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("metagrad computes on cpu and cuda")
         torch.empty(0, device=device)

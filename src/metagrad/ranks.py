@@ -1,0 +1,172 @@
+"""Several processes that work on one thing: who am I, which tasks are mine, and sums over all.
+
+``torchrun`` starts the processes (ranks) and tells each its place through the environment. Every rank draws the same
+tasks from the same seed and computes its own share of them; what leaves a rank is one buffer a meta-step. Without
+``torchrun`` there is one rank and nothing of ``torch.distributed`` is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from metagrad.errors import MetagradError
+from metagrad.tree import Params
+
+_PATIENCE = timedelta(minutes=10)  # a rank may prepare a data set while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process's place among ``world`` of them.
+
+    Attributes
+    ----------
+    rank:
+        0 to world − 1; rank 0 writes the run directory and talks to the user.
+    world:
+        number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def mine(self, tasks: int) -> tuple[int, int]:
+        """Return the half-open range of this rank's share of ``tasks``; shares differ by one task at most."""
+        return self.rank * tasks // self.world, (self.rank + 1) * tasks // self.world
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of ``value`` over ranks; in place where there are several.
+
+        Raises
+        ------
+        MetagradError
+            if another rank is gone.
+        """
+        if self.world > 1:
+            with _lost_ranks():
+                dist.all_reduce(value)
+        return value
+
+    def sum_gradients(self, theta: Params, share: float, numbers: Tensor) -> Tensor:
+        """Replace every gradient by its mean over all tasks; return the sum of ``numbers`` over ranks.
+
+        Parameters
+        ----------
+        theta:
+            each ``grad`` is the mean over this rank's tasks.
+        share:
+            this rank's fraction of all tasks.
+        numbers:
+            ``(K,)``, travels in the same message.
+        """
+        if self.world == 1:
+            return numbers
+        asked = [leaf for leaf in theta.values() if leaf.grad is not None]
+        # One message: 28,000 to 112,000 numbers cost no more than one, eighteen messages cost eighteen times as much.
+        buffer = torch.cat([leaf.grad.flatten() * share for leaf in asked if leaf.grad is not None] + [numbers])
+        parts = self.sum(buffer).split([leaf.numel() for leaf in asked] + [len(numbers)])
+        for leaf, part in zip(asked, parts[:-1], strict=True):
+            leaf.grad = part.view(leaf.shape)
+        return parts[-1]
+
+    def from_first(self, value: Any) -> Any:
+        """Return rank 0's ``value``, any plain Python object or tensors; raise rank 0's error if it is one."""
+        if self.world > 1:
+            box = [value]
+            with _lost_ranks():
+                dist.broadcast_object_list(box, src=0)
+            value = box[0]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Raise MetagradError naming the first rank and fact that differs from rank 0's."""
+        if self.world == 1:
+            return
+        found: list[Any] = [None] * self.world
+        with _lost_ranks():
+            dist.all_gather_object(found, dict(facts))
+        for rank, theirs in enumerate(found):
+            for name, value in found[0].items():
+                if theirs.get(name) != value:
+                    raise MetagradError(
+                        f"rank {rank} has {name} {theirs.get(name)!r}, rank 0 has {value!r}: start all ranks alike"
+                    )
+
+
+ALONE = Ranks()
+
+
+def started() -> bool:
+    """Whether ``torchrun`` (or whoever sets its variables) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """Whether ``torchrun`` started this process anew after a rank died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch_id() -> str | None:
+    """Return the name that ``torchrun`` gave this launch, the same after a restart; ``None`` without one."""
+    found = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if found == "none" else found
+
+
+def local_device(name: str) -> str:
+    """Return the GPU of this rank for plain ``cuda``; any other name as it is."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other ranks for the length of a ``with``; alone, this does nothing.
+
+    Raises
+    ------
+    MetagradError
+        if they cannot be reached.
+    """
+    if not started():
+        yield ALONE
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0][:120]
+        raise MetagradError(
+            f"the ranks cannot meet at {where} ({reason}): choose another port (torchrun --master-port) or use "
+            "torchrun --standalone"
+        ) from error
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_ranks() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][-120:]
+        raise MetagradError(
+            f"another rank is gone ({reason}): see its own message; continue with metagrad train --resume"
+        ) from error

@@ -1,0 +1,191 @@
+"""Several processes: the same numbers as one, and no silent disagreement or loss."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metagrad.ranks import Ranks
+
+SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "4", "--test-tasks", "40",
+         "--schedule", "constant", "--inner-steps", "2"]  # fmt: skip
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+
+
+def torchrun(ranks, *words, options=(), **popen):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options]
+    return subprocess.Popen(
+        [*command, "-m", "metagrad", *words],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen,
+    )  # fmt: skip
+
+
+def finished(process, code=0):
+    output, _ = process.communicate(timeout=240)
+    assert (process.returncode == 0) == (code == 0), output
+    return output
+
+
+def single(rank, world, port, *words):
+    env = environment(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "metagrad", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def weights(run):
+    return {k: v for k, v in load_file(run / "last.safetensors").items() if k.startswith("theta/")}
+
+
+def difference(a, b):
+    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-3)) for name in b)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    command = [sys.executable, "-m", "metagrad", "train", "glyphs", *SMALL, "--meta-steps", "8", "--run", str(run)]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    return run
+
+
+@pytest.mark.parametrize("tasks", [1, 5, 16, 600])
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_cover_all_tasks_once_and_evenly(tasks, world):
+    shares = [Ranks(rank, world).mine(tasks) for rank in range(world)]
+    assert [i for first, last in shares for i in range(first, last)] == list(range(tasks))
+    assert max(b - a for a, b in shares) - min(b - a for a, b in shares) <= 1
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_gives_the_numbers_of_one(ranks, alone, tmp_path):
+    finished(torchrun(ranks, "train", "glyphs", *SMALL, "--meta-steps", "8", "--run-dir", str(tmp_path / "run")))
+    assert (
+        difference(weights(tmp_path / "run"), weights(alone)) < 1e-3
+    )  # Adam magnifies rounding where gradients vanish
+    ours, theirs = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                    for run in (tmp_path / "run", alone))  # fmt: skip
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in b.items() if k != "seconds"}, rel=1e-3
+        )
+    results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", alone)]
+    assert results[0]["value"] == pytest.approx(results[1]["value"], abs=2e-3)
+    assert results[0]["protocol"] == results[1]["protocol"]
+
+
+def test_one_rank_continues_what_two_began(alone, tmp_path):
+    run = str(tmp_path / "run")
+    finished(torchrun(2, "train", "glyphs", *SMALL, "--meta-steps", "4", "--run-dir", run))
+    command = [sys.executable, "-m", "metagrad", "train", "--resume", run, "--meta-steps", "8"]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    assert difference(weights(tmp_path / "run"), weights(alone)) < 1e-3
+
+
+def test_more_ranks_than_tasks_are_refused(tmp_path):
+    output = finished(
+        torchrun(2, "train", "glyphs", "--tasks", "1", "--meta-steps", "2", "--run-dir", str(tmp_path / "run")), code=1
+    )
+    assert "2 ranks cannot share --tasks 1: start fewer, or raise --tasks" in output
+
+
+def test_ranks_started_differently_say_so(tmp_path):
+    port = free_port()
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "2", "--run", str(tmp_path / "run"), "--seed"]
+    both = [single(rank, 2, port, *words, str(10 + rank)) for rank in range(2)]
+    for process in both:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "rank 1 has seed 11, rank 0 has 10: start all ranks alike" in complaint
+        assert "Traceback" not in complaint
+
+
+def test_an_error_of_the_first_rank_stops_the_others(tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    run.mkdir()
+    (run / "something").touch()
+    both = [single(rank, 2, port, "train", "glyphs", *SMALL, "--run", str(run)) for rank in range(2)]
+    for process in both:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert "exists already" in complaint
+        assert "Traceback" not in complaint
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = single(0, 2, port, "train", "glyphs", *SMALL, "--run", str(tmp_path / "run"))
+        _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"the ranks cannot meet at 127.0.0.1:{port}" in complaint
+    assert "Traceback" not in complaint
+
+
+def begun(run, lines=2, seconds=120):
+    """Wait until a run has logged something and saved a checkpoint."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        logged = run / "metrics.jsonl"
+        if logged.exists() and len(logged.read_text().splitlines()) >= lines and (run / "last.safetensors").exists():
+            return
+        time.sleep(0.2)
+    raise AssertionError("the run did not begin")
+
+
+def test_a_rank_that_dies_stops_the_other_and_loses_nothing(tmp_path):
+    port, run = free_port(), tmp_path / "run"
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "5000", "--checkpoint-seconds", "0.2", "--run", str(run)]
+    both = [single(rank, 2, port, *words) for rank in range(2)]
+    begun(run)
+    both[1].send_signal(signal.SIGKILL)
+    _, complaint = both[0].communicate(timeout=60)
+    both[1].communicate()
+    assert both[0].returncode == 2
+    assert "another rank is gone" in complaint
+    assert "metagrad train --resume" in complaint
+    assert "Traceback" not in complaint
+    saved = load_file(run / "last.safetensors")
+    assert all(torch.isfinite(leaf).all() for name, leaf in saved.items() if name.startswith("theta/"))
+    command = [sys.executable, "-m", "metagrad", "evaluate", str(run), "--tasks", "20"]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+
+
+def test_torchruns_restart_continues_the_run(tmp_path):
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "400", "--val-every", "50", "--checkpoint-seconds", "0.2"]
+    process = torchrun(2, *words, options=["--max-restarts", "1"], cwd=tmp_path)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/config.json")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    (run,) = [path.parent for path in tmp_path.glob("runs/*/config.json")]
+    begun(run, lines=5)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    finished(process)
+    assert json.loads((run / "result.json").read_text())["meta_steps"] == 400
+    steps = [
+        line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line
+    ]
+    assert steps == list(range(10, 401, 10))
+    assert len(list(tmp_path.glob("runs/*"))) == 1
