@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from metagrad.training.loop import Event
@@ -50,12 +51,14 @@ class TrainProgress:
         self.console, self.meta_steps = console, meta_steps
         self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
         self.validation = ""
+        digits = len(str(meta_steps))
         self.bar = Progress(
-            TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[rate]:.1f}/s"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            # On a narrow terminal the text at the end is cut, not the count, the rate and the time left.
+            TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}", table_column=_whole(2 * digits + 1)),
+            BarColumn(bar_width=20 if console.width >= 110 else 6),
+            TextColumn("{task.fields[rate]:.1f}/s", table_column=_whole(5)),
+            TimeRemainingColumn(table_column=_whole(7)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=console,
             disable=not console.is_terminal or console.quiet,
         )
@@ -93,6 +96,10 @@ class TrainProgress:
         if not self.console.is_terminal or "validation" in text:
             self.console.print(text, highlight=False, soft_wrap=True)
             sys.stdout.flush()
+
+
+def _whole(width: int) -> Column:
+    return Column(no_wrap=True, min_width=width)
 
 
 def describe(line: dict[str, Any]) -> str:
