@@ -115,7 +115,7 @@ def test_implicit_gradient_equals_finite_differences_of_the_solved_problem(kind)
     """Strong proximal term, solved to 1e-12: theta moves, everything is solved again."""
     size = 8
     model, drawn = smooth(network(kind, size=size)), tasks(3, count=2, size=size)
-    objective = classification(model, lambda phi, theta: 50.0 * sum(((phi[n] - theta[n]) ** 2).sum() for n in phi))
+    objective = classification(model, lam=100.0)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
 
     def query(theta):
@@ -186,11 +186,8 @@ def test_five_cg_steps_match_the_reference_on_the_standard_network(curvature, dt
     drawn, lam, steps = tasks(5, count=2, queries=15, dtype=dtype), 2.0, 5
     theta = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
 
-    def proximal(phi, theta):
-        return 0.5 * lam * sum(((phi[n] - theta[n]) ** 2).sum() for n in phi)
-
     solver = CG(max_steps=steps, tol=0.0, on_negative="continue")
-    solution = argmin(classification(model, proximal), tree.expand(theta, 2), theta, drawn.support,
+    solution = argmin(classification(model, lam), tree.expand(theta, 2), theta, drawn.support,
                       solver=GradientDescent(lr=0.1, steps=16),
                       adjoint=Implicit(linear_solver=solver, curvature=curvature))  # fmt: skip
     outputs = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(solution.value, drawn.query.x)

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from metagrad import CG, Composed, GradientDescent, Implicit, Unroll, argmin
+from metagrad import CG, Composed, GradientDescent, Implicit, Proximal, Unroll, argmin
+from metagrad.implicit import Problem
 
 SOLVER = GradientDescent(lr=0.1, steps=3)
 W = torch.ones(2, 3)
@@ -146,3 +147,38 @@ except SystemExit: pass
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_a_proximal_term_written_out_is_the_one_autograd_would_take(curvature):
+    g = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
+    x, y, phi, v = draw(3, 5, 2), draw(3, 5), {"w": draw(3, 2), "b": draw(3)}, {"w": draw(3, 2), "b": draw(3)}
+
+    def proximal(phi, theta):
+        return 0.35 * ((phi["w"] - theta["w"]).square().sum() + (phi["b"] - theta["b"]).square())
+
+    found = []
+    for regulariser in (Proximal(0.7), proximal):
+        objective = Composed(
+            lambda phi, theta, data: (data[0] @ phi["w"] * theta["scale"] + phi["b"]).sinh(),
+            lambda outputs, data: (outputs - data[1]).square().mean(),
+            regulariser,
+        )
+        theta = {"w": draw(2) * 0 + 0.3, "b": draw(()) * 0 - 0.2, "scale": draw(()) * 0 + 0.5}
+        theta = {name: leaf.requires_grad_() for name, leaf in theta.items()}
+        problem = Problem(objective, theta, (x, y))
+        linearised = problem.linearise(phi, curvature)
+        product = linearised.operator(v)
+        shift = linearised.operator.shift
+        gradient = problem.grad(phi)
+        unrolled = Problem(objective, theta, (x, y), create_graph=True).grad(
+            {name: leaf.clone().requires_grad_() for name, leaf in phi.items()}
+        )
+        second = torch.autograd.grad(sum(part.square().sum() for part in unrolled.values()), list(theta.values()))
+        found.append(
+            [problem.value(phi), *gradient.values(), *product.values(), *shift.values(), *second,
+             *linearised.theta_vjp(v)]
+        )  # fmt: skip
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metagrad.implicit import FirstOrder as FirstOrder
     from metagrad.implicit import GradientDescent as GradientDescent
     from metagrad.implicit import Implicit as Implicit
+    from metagrad.implicit import Proximal as Proximal
     from metagrad.implicit import Solution as Solution
     from metagrad.implicit import Unroll as Unroll
     from metagrad.implicit import argmin as argmin
@@ -22,7 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "MetagradError": "metagrad.errors",
     **dict.fromkeys(
-        ("CG", "Composed", "FirstOrder", "GradientDescent", "Implicit", "Solution", "Unroll", "argmin"),
+        ("CG", "Composed", "FirstOrder", "GradientDescent", "Implicit", "Proximal", "Solution", "Unroll", "argmin"),
         "metagrad.implicit",
     ),
 }

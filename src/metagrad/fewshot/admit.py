@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metagrad.errors import MetagradError
-from metagrad.fewshot import models, norms
-from metagrad.implicit import Problem
-from metagrad.tree import Params
+from metagrad.fewshot import many, models, norms
+from metagrad.implicit import Composed, Problem
 
 _KNOWN = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten,
@@ -126,10 +125,11 @@ def _compare_products(model: nn.Module, x: Tensor) -> None:
         noise = torch.randn(2, *leaf.shape, dtype=leaf.dtype, device=leaf.device, generator=generator)
         return leaf.detach() + 0.1 * noise
 
-    def objective(phi: Params, theta: Params, data: tuple[Tensor, Tensor]) -> Tensor:
-        outputs = functional_call(model, phi, (data[0],))
-        return (outputs * data[1]).sum() + outputs.square().sum()
-
+    objective = Composed(
+        outputs=lambda phi, theta, data: functional_call(model, phi, (data[0],)),
+        loss=lambda outputs, data: (outputs * data[1]).sum() + outputs.square().sum(),
+        outputs_of_tasks=lambda phi, theta, data: many.outputs(model, phi, data[0]),  # the way it will be run
+    )
     phi, v = ({name: around(leaf) for name, leaf in model.named_parameters()} for _ in range(2))
     with torch.no_grad():
         weights = torch.randn(2, *model(x).shape, dtype=torch.float64, device=x.device, generator=generator)

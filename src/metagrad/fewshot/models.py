@@ -6,16 +6,16 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metagrad.fewshot.norms import BatchNorm
 
 
-class Conv4(nn.Module):
+class Conv4(nn.Sequential):
     """Four blocks of [3×3 convolution with stride 2, batch norm, ReLU], then a linear layer.
 
     The Omniglot network of the MAML and iMAML papers: 28×28 images, 64 filters. Convolutions have no bias: batch
-    norm would cancel it.
+    norm would cancel it. Maps images ``(N, C, H, W)`` to scores ``(N, ways)``.
 
     Parameters
     ----------
@@ -54,13 +54,9 @@ class Conv4(nn.Module):
         self.head = nn.Linear(filters * side * side, ways)
         initialise(self, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(N, C, H, W)`` to scores ``(N, ways)``."""
-        return self.head(self.body(x))
 
-
-class MLP(nn.Module):
-    """Fully connected network with a smooth or piecewise linear activation.
+class MLP(nn.Sequential):
+    """Fully connected network with a smooth or piecewise linear activation: ``(N, ...)`` to ``(N, sizes[-1])``.
 
     Parameters
     ----------
@@ -85,10 +81,6 @@ class MLP(nn.Module):
             layers += [nn.Linear(inputs, outputs), activation()]
         self.layers = nn.Sequential(*layers[:-1])
         initialise(self, generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, ...)`` to ``(N, sizes[-1])``."""
-        return self.layers(x)
 
 
 def initialise(model: nn.Module, generator: torch.Generator | None) -> None:

@@ -2,7 +2,7 @@
 
 from metagrad.implicit.adjoints import Adjoint, FirstOrder, Implicit, Unroll, argmin
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
-from metagrad.implicit.problem import Composed, Curvature, Objective, Operator, Problem
+from metagrad.implicit.problem import Composed, Curvature, Objective, Operator, Problem, Proximal
 from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Objective",
     "Operator",
     "Problem",
+    "Proximal",
     "Solution",
     "Unroll",
     "argmin",

@@ -83,6 +83,6 @@ class GradientDescent:
         phi = init
         for _ in range(self.steps):
             gradient = problem.grad(phi)
-            phi = {name: leaf - self.lr * gradient[name] for name, leaf in phi.items()}
+            phi = {name: leaf.sub(gradient[name], alpha=self.lr) for name, leaf in phi.items()}
         remaining = problem.detached().grad(phi)
         return Solution(phi, tree.norm(remaining), self.steps)

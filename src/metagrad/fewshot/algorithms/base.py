@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from metagrad.errors import MetagradError
+from metagrad.fewshot import many
 from metagrad.fewshot.admit import require_admitted
 from metagrad.fewshot.episodes import Batch, Tasks
-from metagrad.implicit import Composed, Solution
+from metagrad.implicit import Composed, Proximal, Solution
 from metagrad.tree import Params
 
 
@@ -83,7 +82,7 @@ class AdaptsWeights(ABC):
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
-        return torch.vmap(lambda phi, inputs: functional_call(model, phi, (inputs,)))(solution.value, x)
+        return many.outputs(model, solution.value, x)
 
     def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks) -> MetaLoss:
         """Query loss at the adapted weights; what its backward does is the method."""
@@ -94,12 +93,14 @@ class AdaptsWeights(ABC):
         return MetaLoss(loss, accuracy, solution)
 
 
-def classification(model: nn.Module, regulariser: Callable[[Params, Params], Tensor] | None = None) -> Composed:
-    """Mean cross-entropy of the model on one task's support set, plus a regulariser; structure showing."""
+def classification(model: nn.Module, lam: float | None = None) -> Composed:
+    """Mean cross-entropy of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``."""
     return Composed(
         outputs=lambda phi, theta, batch: functional_call(model, phi, (batch.x,)),
         loss=lambda outputs, batch: F.cross_entropy(outputs, batch.y),
-        regulariser=regulariser,
+        regulariser=None if lam is None else Proximal(lam),
+        outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, phi, batch.x),
+        loss_of_tasks=lambda outputs, batch: F.cross_entropy(outputs.mT, batch.y, reduction="none").mean(1),
     )
 
 

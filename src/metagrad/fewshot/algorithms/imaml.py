@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
@@ -50,14 +49,10 @@ class IMAML(base.AdaptsWeights):
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
         """Solve every task's proximal problem by gradient descent from theta."""
         return argmin(
-            base.classification(model, self._proximal),
+            base.classification(model, self.lam),
             tree.expand(theta, len(support.x)),
             theta,
             support,
             solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
             adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps), curvature=self.curvature),
         )
-
-    def _proximal(self, phi: Params, theta: Params) -> Tensor:
-        terms = [(phi[name] - theta[name]).square().sum() for name in phi]
-        return 0.5 * self.lam * torch.stack(terms).sum()

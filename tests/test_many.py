@@ -1,0 +1,119 @@
+"""Networks with a task axis of their own: the numbers of ``vmap``, at every order of derivative."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metagrad.fewshot import MLP, Conv4, classification, many
+from metagrad.fewshot.episodes import Batch
+from metagrad.fewshot.norms import BatchNorm
+from metagrad.implicit import Problem
+
+TASKS, IMAGES = 3, 4
+
+
+def networks():
+    g = torch.Generator().manual_seed(0)
+    tanh = Conv4(3, filters=4, image_size=9, generator=g)
+    for index, module in enumerate(tanh.body):
+        if isinstance(module, nn.ReLU):  # smooth: no kink decides the comparison
+            tanh.body[index] = nn.Tanh()
+    return {
+        "conv4": tanh,
+        "mlp": MLP((81, 7, 3), activation=nn.Softplus, generator=g),
+        "even": nn.Sequential(
+            nn.Conv2d(1, 3, 2, stride=2), nn.SiLU(), nn.Conv2d(3, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 3)
+        ),
+        "pooled": nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), BatchNorm(3), nn.GELU(), nn.AvgPool2d(2), nn.Conv2d(3, 2, 1, bias=False),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3, bias=False),
+        ),
+        "norm-of-rows": nn.Sequential(nn.Flatten(), nn.Linear(81, 5), BatchNorm(5), nn.ELU(), nn.Linear(5, 3)),
+    }  # fmt: skip
+
+
+@pytest.fixture(params=list(networks()))
+def case(request):
+    g = torch.Generator().manual_seed(1)
+    model = networks()[request.param].double()
+    phi = {n: torch.randn(TASKS, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
+    x = torch.randn(TASKS, IMAGES, 1, 9, 9, dtype=torch.float64, generator=g)
+    return model, phi, x
+
+
+def by_vmap(model, phi, x):
+    return torch.vmap(lambda p, inputs: functional_call(model, p, (inputs,)))(phi, x)
+
+
+def derivatives(outputs, model, phi, x, order):
+    """Return the outputs (0) or a derivative of them, each of the one before along fixed random directions."""
+    g = torch.Generator().manual_seed(2)
+    leaves = [leaf.clone().requires_grad_() for leaf in (*phi.values(), x)]
+    found = [outputs(model, dict(zip(phi, leaves, strict=False)), leaves[-1])]
+    for _ in range(order):
+        value = sum((part * torch.randn(part.shape, dtype=part.dtype, generator=g)).sum() for part in found)
+        value = value + found[0].square().sum()
+        found = torch.autograd.grad(value, leaves, create_graph=True)
+    return torch.cat([part.flatten() for part in found]).detach()
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_own_task_axis_gives_the_numbers_of_vmap(case, order):
+    found, expected = (derivatives(outputs, *case, order) for outputs in (many.outputs, by_vmap))
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+def test_a_second_derivative_without_a_graph_is_the_same(case):
+    """What a curvature product asks for: the last derivative is not differentiated again, and takes a shorter way."""
+    model, phi, x = case
+
+    def product(outputs):
+        leaves = [leaf.clone().requires_grad_() for leaf in (*phi.values(), x)]
+        value = outputs(model, dict(zip(phi, leaves, strict=False)), leaves[-1]).sin().sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        second = torch.autograd.grad(sum((part * part.cos()).sum() for part in first), leaves)
+        return torch.cat([part.flatten() for part in second])
+
+    found, expected = product(many.outputs), product(by_vmap)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+def test_frozen_weights_are_the_models_own(case):
+    model, phi, x = case
+    kept = dict(list(phi.items())[:1])
+    torch.testing.assert_close(many.outputs(model, kept, x), by_vmap(model, kept, x), rtol=1e-10, atol=1e-12)
+
+
+def test_other_modules_run_under_vmap(case):
+    model, phi, x = case
+
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    phi = {f"inner.{name}": leaf for name, leaf in phi.items()}
+    torch.testing.assert_close(many.outputs(Doubled(), phi, x), by_vmap(Doubled(), phi, x), rtol=1e-10, atol=1e-12)
+
+
+def test_hooks_are_heeded():
+    model, seen = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), []
+    model[1].register_forward_hook(lambda *_: seen.append(1))
+    phi = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    many.outputs(model, phi, torch.rand(2, 3, 2, 2))
+    assert seen
+
+
+def test_the_objective_for_tasks_is_the_objective_of_each_task(case):
+    model, phi, x = case
+    theta = {name: leaf[0] + 0.1 for name, leaf in phi.items()}
+    y = torch.arange(IMAGES).remainder(3).expand(TASKS, -1)
+    objective = classification(model, lam=0.7)
+    together = Problem(objective, theta, Batch(x, y)).value(phi)
+    for t in range(TASKS):
+        alone = objective({name: leaf[t] for name, leaf in phi.items()}, theta, Batch(x[t], y[t]))
+        assert together[t].item() == pytest.approx(alone.item(), rel=1e-10)
