@@ -78,14 +78,14 @@ def test_shares_cover_all_tasks_once_and_evenly(tasks, world):
 def test_any_number_of_ranks_gives_the_numbers_of_one(ranks, alone, tmp_path):
     finished(torchrun(ranks, "train", "glyphs", *SMALL, "--meta-steps", "8", "--run-dir", str(tmp_path / "run")))
     assert (
-        difference(weights(tmp_path / "run"), weights(alone)) < 1e-3
+        difference(weights(tmp_path / "run"), weights(alone)) < 2e-5
     )  # Adam magnifies rounding where gradients vanish
     ours, theirs = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
                     for run in (tmp_path / "run", alone))  # fmt: skip
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
-            {k: v for k, v in b.items() if k != "seconds"}, rel=1e-3
+            {k: v for k, v in b.items() if k != "seconds"}, rel=1e-4
         )
     results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", alone)]
     assert results[0]["value"] == pytest.approx(results[1]["value"], abs=2e-3)
@@ -97,7 +97,7 @@ def test_one_rank_continues_what_two_began(alone, tmp_path):
     finished(torchrun(2, "train", "glyphs", *SMALL, "--meta-steps", "4", "--run-dir", run))
     command = [sys.executable, "-m", "metagrad", "train", "--resume", run, "--meta-steps", "8"]
     subprocess.run(command, env=environment(), check=True, capture_output=True)
-    assert difference(weights(tmp_path / "run"), weights(alone)) < 1e-3
+    assert difference(weights(tmp_path / "run"), weights(alone)) < 2e-5
 
 
 def test_more_ranks_than_tasks_are_refused(tmp_path):
