@@ -102,7 +102,7 @@ def test_maml_equals_a_plain_loop_and_finite_differences(kind):
     torch.testing.assert_close(found, looped, rtol=1e-9, atol=1e-12)
     for seed in range(3):
         direction = unit_vector(found.shape, seed)
-        parts = tree.unravel(direction[None], {n: p[None] for n, p in leaves.items()})
+        parts = tree.unravel(direction[None], {n: p[None].contiguous() for n, p in leaves.items()})
         moved = [
             loss_at({n: (p + s * 3e-5 * parts[n][0]).detach().requires_grad_() for n, p in leaves.items()}).item()
             for s in (1, -1)
@@ -129,7 +129,7 @@ def test_implicit_gradient_equals_finite_differences_of_the_solved_problem(kind)
     found = torch.cat([g.flatten() for g in torch.autograd.grad(query(leaves), list(leaves.values()))])
     for seed in range(3):
         direction = unit_vector(found.shape, seed)
-        parts = tree.unravel(direction[None], {n: p[None] for n, p in leaves.items()})
+        parts = tree.unravel(direction[None], {n: p[None].contiguous() for n, p in leaves.items()})
         with torch.no_grad():
             high, low = (query({n: p + s * 3e-5 * parts[n][0] for n, p in leaves.items()}).item() for s in (1, -1))
         assert (high - low) / 6e-5 == pytest.approx((found @ direction).item(), rel=1e-6, abs=1e-9)

@@ -32,16 +32,32 @@ def num_tasks(tree: Any) -> int:
     return size
 
 
-def ravel(tree: Params) -> Tensor:
-    """Lay every task's tensors end to end: ``(T, P)``, in the dictionary's order."""
-    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tree.values()], dim=1)
+def ravel(tree: Params, like: Params | None = None) -> Tensor:
+    """Lay every task's tensors end to end: ``(T, P)``.
+
+    The order is that of ``like`` (default: ``tree`` itself): its names, and its numbers as they lie in memory, so that
+    tensors with channels last are not shuffled on the way.
+    """
+    like = tree if like is None else like
+    return torch.cat([tree[name].permute(_as_stored(leaf)).reshape(len(leaf), -1) for name, leaf in like.items()], 1)
 
 
 def unravel(flat: Tensor, like: Params) -> Params:
-    """Cut ``(T, P)`` back into views named and shaped as ``like`` (inverse of :func:`ravel`)."""
-    sizes = [math.prod(leaf.shape[1:]) for leaf in like.values()]
-    parts = flat.split(sizes, dim=1)
-    return {name: part.view(leaf.shape) for (name, leaf), part in zip(like.items(), parts, strict=True)}
+    """Cut ``(T, P)`` back into views named, shaped and stored as ``like`` (inverse of :func:`ravel`)."""
+    parts, start = {}, 0
+    for name, leaf in like.items():
+        order = _as_stored(leaf)
+        size = math.prod(leaf.shape[1:])
+        stored = flat[:, start : start + size].view([leaf.shape[axis] for axis in order])
+        parts[name] = stored.permute([order.index(axis) for axis in range(leaf.dim())])
+        start += size
+    return parts
+
+
+def _as_stored(leaf: Tensor) -> list[int]:
+    """Return the axes from the slowest to the fastest in memory, the task axis first."""
+    strides = leaf.stride()
+    return [0, *sorted(range(1, leaf.dim()), key=lambda axis: -strides[axis])]
 
 
 def dot(a: Params, b: Params) -> Tensor:

@@ -12,11 +12,11 @@ x ``(T, N, H, W, C)``, w ``(T, F, K, K, C)``, y ``(T, N, H', W', F)``, patches o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,52 @@ class Window:
         return high, wide
 
 
-def conv2d(x: Tensor, weight: Tensor, *, stride: int, padding: int) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """Convolve ``(T, N, C, H, W)`` with ``(T, F, C, K, K)``, task by task; returns ``(T, N, F, H', W')``.
 
     Fastest where channels are last in memory, as they are in the result.
     """
-    window = Window(weight.shape[-1], stride, padding, (x.shape[3], x.shape[4]))
     return _Conv.apply(x.movedim(2, -1), weight.movedim(2, -1), window, None).movedim(-1, 2)
+
+
+class Seen(NamedTuple):
+    """What a convolution sees of images that no gradient is asked for: all that it and a batch norm after it need.
+
+    Attributes
+    ----------
+    patches:
+        ``(T, n, K·K·C + 1)``, every patch less the mean patch of its task, then a one.
+    spread:
+        ``(T, K·K·C, K·K·C)``, their covariance over the n patches, in float64.
+    """
+
+    patches: Tensor
+    spread: Tensor
+
+
+def look(x: Tensor, window: Window) -> Seen:
+    """Gather what :func:`normalised_conv2d` needs of ``x``, ``(T, N, C, H, W)``."""
+    patches = _patches(x.movedim(2, -1), window)
+    patches -= patches.mean(1, keepdim=True)
+    exact = patches.double()
+    spread = torch.bmm(exact.mT, exact) / exact.shape[1]
+    return Seen(torch.cat([patches, torch.ones_like(patches[..., :1])], -1), spread)
+
+
+def normalised_conv2d(seen: Seen, weight: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """Convolve and normalise over the batch in one matrix product; returns ``(T, n, F)``.
+
+    A convolution is linear, so mean and variance of its outputs follow from those of the patches, ``wᵀ cov w``, and
+    the normalisation from scaling the kernels: nothing passes over the outputs, forward or backward. That pays where
+    patches are narrow, as on images. The variance is computed in float64: where kernels cancel most of what is in
+    the patches, float32 would lose it.
+    """
+    rows = weight.movedim(2, -1).flatten(2)
+    exact = rows.double()
+    variance = (torch.bmm(exact, seen.spread) * exact).sum(-1)
+    scale = gamma * torch.rsqrt(variance + eps).to(gamma.dtype)
+    kernels = torch.cat([rows * scale.unsqueeze(-1), beta.unsqueeze(-1)], -1)
+    return torch.bmm(seen.patches, kernels.mT)
 
 
 class _Conv(torch.autograd.Function):
@@ -69,7 +108,8 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, gy: Tensor, w: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(gy, w)
         ctx.window = window
-        return _overlay(torch.bmm(gy.flatten(1, 3), w.flatten(2)), gy.shape[1], window)
+        gx = gy.new_empty(*gy.shape[:2], *window.size, w.shape[-1])
+        return _overlay(torch.bmm(gy.flatten(1, 3), w.flatten(2)), window, gx)
 
     @staticmethod
     def backward(ctx: Any, hx: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,8 +139,8 @@ class _Correlate(torch.autograd.Function):
 
 def _patches(x: Tensor, window: Window) -> Tensor:
     """Put every patch in a row, copied in runs of K·C numbers."""
-    p, (high, wide) = window.padding, window.out
-    padded = F.pad(x, (0, 0, p, p, p, p)).contiguous()
+    padded = _padded(x, window.padding)
+    high, wide = window.out
     task, image, row, column, channel = padded.stride()
     seen = padded.as_strided(
         (x.shape[0], x.shape[1], high, wide, window.kernel, window.kernel, x.shape[-1]),
@@ -109,13 +149,64 @@ def _patches(x: Tensor, window: Window) -> Tensor:
     return seen.reshape(x.shape[0], -1, window.kernel**2 * x.shape[-1])
 
 
-def _overlay(patches: Tensor, images: int, window: Window) -> Tensor:
-    """Add patches back to where they were gathered: the transpose of :func:`_patches`."""
-    p, s, (high, wide) = window.padding, window.stride, window.out
-    parts = patches.view(patches.shape[0], images, high, wide, window.kernel, window.kernel, -1)
-    rows, columns = (side + 2 * p for side in window.size)
-    total = patches.new_zeros(patches.shape[0], images, rows, columns, parts.shape[-1])
-    for i in range(window.kernel):
-        for j in range(window.kernel):
-            total[:, :, i : i + s * high : s, j : j + s * wide : s] += parts[:, :, :, :, i, j]
-    return total[:, :, p : rows - p, p : columns - p]
+def _padded(x: Tensor, p: int) -> Tensor:
+    """Frame every image with p pixels of zeros; unlike ``F.pad``, write each number once."""
+    if not p:
+        return x.contiguous()
+    tasks, images, high, wide, channels = x.shape
+    framed = x.new_empty(tasks, images, high + 2 * p, wide + 2 * p, channels)
+    for edge in (framed[:, :, :p], framed[:, :, -p:], framed[:, :, p:-p, :p], framed[:, :, p:-p, -p:]):
+        edge.zero_()
+    framed[:, :, p:-p, p:-p] = x
+    return framed
+
+
+def _overlay(patches: Tensor, window: Window, total: Tensor) -> Tensor:
+    """Add patches back to where they were gathered, the transpose of :func:`_patches`; write and return ``total``.
+
+    A kernel's row i meets image rows of one class modulo the stride only. In each class one row of the kernel is
+    written and the others are added: nothing is filled with zeros first and nothing is cut off after.
+    """
+    parts = patches.view(*total.shape[:2], *window.out, window.kernel, window.kernel, total.shape[-1])
+    classes = [_classes(window, axis) for axis in (0, 1)]
+    for row_class, rows in enumerate(classes[0]):
+        for column_class, columns in enumerate(classes[1]):
+            part = total[:, :, row_class :: window.stride, column_class :: window.stride]
+            if not (rows and columns and rows[0].whole and columns[0].whole):
+                part.zero_()
+            for r in rows:
+                for c in columns:
+                    seen = parts[:, :, r.source, c.source, r.kernel, c.kernel]
+                    if r is rows[0] and c is columns[0] and r.whole and c.whole:
+                        part.copy_(seen)
+                    else:
+                        part[:, :, r.target, c.target] += seen
+    return total
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Where one row (or column) of the kernel falls: outputs ``source`` onto pixels ``target`` of its class."""
+
+    kernel: int
+    source: slice
+    target: slice
+    whole: bool  # every pixel of the class
+
+
+@lru_cache
+def _classes(window: Window, axis: int) -> list[list[_Line]]:
+    """For each class of pixels modulo the stride, the kernel's lines that fall on it; one that covers it all first."""
+    stride, count = window.stride, window.out[axis]
+    found: list[list[_Line]] = []
+    for remainder in range(stride):
+        pixels = len(range(remainder, window.size[axis], stride))
+        lines = []
+        for k in range(window.kernel):
+            shift, other = divmod(k - window.padding - remainder, stride)  # output a falls on pixel a + shift
+            first, last = max(0, -shift), min(count, pixels - shift)
+            if not other and first < last:
+                target = slice(first + shift, last + shift)
+                lines.append(_Line(k, slice(first, last), target, last - first == pixels))
+        found.append(sorted(lines, key=lambda line: not line.whole))
+    return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import EpisodeSampler, Tasks
-from metagrad.fewshot.meta import auto_chunk
+from metagrad.fewshot.meta import auto_chunks
 from metagrad.fewshot.norms import is_transductive
 from metagrad.implicit import Solution
 from metagrad.ranks import ALONE, Ranks
@@ -73,7 +73,7 @@ def evaluate(
         for first in range(0, tasks, batch):
             drawn = sampler(min(batch, tasks - first), generator=generator)
             begin, end = ranks.mine(len(drawn))
-            size = auto_chunk(drawn)
+            size = auto_chunks(drawn).query
             for start in range(begin, end, size):
                 part = drawn.part(start, min(start + size, end))
                 solution = algorithm.adapt(model, theta, part.support)

@@ -6,12 +6,14 @@ which saves the dispatch of some hundred small operations and allows faster kern
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metagrad.fewshot.batch_norm import batch_norm
-from metagrad.fewshot.convolution import conv2d
+from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
 from metagrad.fewshot.norms import BatchNorm
 from metagrad.tree import Params
 
@@ -21,22 +23,78 @@ _ELEMENTWISE = (
 _PER_IMAGE = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def outputs(model: nn.Module, params: Params, x: Tensor) -> Tensor:
+class Prepared(NamedTuple):
+    """Inputs ``x``, ``(T, N, ...)``, and what the network's first layers see of them where they can use it."""
+
+    x: Tensor
+    seen: Seen | None
+
+
+class _Layer(NamedTuple):
+    """A layer and what its parameters' names start with."""
+
+    name: str
+    module: nn.Module
+
+    def own(self, key: str, params: Params, tasks: int) -> Tensor:
+        """Return a parameter with its task axis; one that ``params`` lacks is the module's, shared by the tasks."""
+        found = params.get(self.name + key)
+        if found is None:
+            leaf: Tensor = getattr(self.module, key)
+            found = leaf.expand(tasks, *leaf.shape)
+        return found
+
+
+def prepare(model: nn.Module, x: Tensor) -> Prepared:
+    """Do once what :func:`outputs` would else do each time it is given the same inputs ``(T, N, ...)``."""
+    layers = _layers(model)
+    if layers is None or x.requires_grad or not _folds(layers):
+        return Prepared(x, None)
+    return Prepared(x, look(x, _window(layers[0].module, x)))
+
+
+def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     """Return ``(T, N, ...)``: task t's inputs ``x[t]`` through the model with the weights ``params[...][t]``.
 
     Parameters named in ``params`` have a leading task axis; the model's own serve for the others.
     """
-    if _layered(model):
-        return _run(model, "", params, x)
-    return torch.vmap(lambda phi, inputs: functional_call(model, phi, (inputs,)))(params, x)
+    y, seen = x if isinstance(x, Prepared) else prepare(model, x)
+    layers = _layers(model)
+    if layers is None:
+        return torch.vmap(lambda phi, inputs: functional_call(model, phi, (inputs,)))(params, y)
+    if seen is not None:
+        conv, norm, *layers = layers
+        assert isinstance(norm.module, BatchNorm)
+        gamma, beta = (norm.own(key, params, len(y)) for key in ("weight", "bias"))
+        rows = normalised_conv2d(seen, conv.own("weight", params, len(y)), gamma, beta, norm.module.eps)
+        y = rows.view(*y.shape[:2], *_window(conv.module, y).out, -1).movedim(-1, 2)
+    for layer in layers:
+        y = _apply(layer, params, y)
+    return y
 
 
-def _layered(module: nn.Module) -> bool:
-    """Whether :func:`_run` knows the module, down to its last layer."""
+def layered(model: nn.Module) -> bool:
+    """Whether the model is a sequence of layers that take the task axis themselves."""
+    return _layers(model) is not None
+
+
+def _layers(module: nn.Module, name: str = "") -> list[_Layer] | None:
+    """List the layers in order, or return ``None`` where one is not known here."""
     if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        return all(_layered(child) for child in module)
+        return None
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return [_Layer(name, module)] if _known(module) else None
+    found: list[_Layer] = []
+    for key, child in module._modules.items():
+        assert child is not None
+        inner = _layers(child, f"{name}{key}.")
+        if inner is None:
+            return None
+        found += inner
+    return found
+
+
+def _known(module: nn.Module) -> bool:
     if type(module) is nn.Conv2d:
         return _plain(module)
     if type(module) is nn.Flatten:
@@ -57,23 +115,30 @@ def _plain(conv: nn.Conv2d) -> bool:
     )
 
 
-def _run(module: nn.Module, name: str, params: Params, x: Tensor) -> Tensor:
-    """Apply a module, whose parameters' names start with ``name``, to ``(T, N, ...)``."""
+def _folds(layers: list[_Layer]) -> bool:
+    """Whether the network begins with a convolution of narrow patches and a batch norm, which fold into one product."""
+    if len(layers) < 2:
+        return False
+    conv, norm = layers[0].module, layers[1].module
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, BatchNorm) or conv.bias is not None:
+        return False
+    return conv.weight[0].numel() <= conv.out_channels
+
+
+def _window(conv: nn.Module, x: Tensor) -> Window:
+    assert isinstance(conv, nn.Conv2d)
+    return Window(conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), (x.shape[3], x.shape[4]))
+
+
+def _apply(layer: _Layer, params: Params, x: Tensor) -> Tensor:
+    """Apply one layer to ``(T, N, ...)``."""
+    module = layer.module
 
     def own(key: str) -> Tensor:
-        found = params.get(name + key)
-        if found is None:
-            leaf = getattr(module, key)
-            found = leaf.expand(len(x), *leaf.shape)
-        return found
+        return layer.own(key, params, len(x))
 
-    if isinstance(module, nn.Sequential):
-        for key, child in module._modules.items():
-            assert child is not None
-            x = _run(child, f"{name}{key}.", params, x)
-        return x
     if isinstance(module, nn.Conv2d):
-        y = conv2d(x, own("weight"), stride=module.stride[0], padding=int(module.padding[0]))
+        y = conv2d(x, own("weight"), _window(module, x))
         return y if module.bias is None else y + own("bias")[:, None, :, None, None]
     if isinstance(module, BatchNorm):
         return batch_norm(x, own("weight"), own("bias"), module.eps)

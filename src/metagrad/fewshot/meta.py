@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from metagrad.errors import MetagradError
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import Tasks
 from metagrad.tree import Params
@@ -40,7 +42,7 @@ def meta_gradient(
     theta: Params,
     tasks: Tasks,
     *,
-    chunk: int | Literal["auto"] = "auto",
+    chunk: int | Chunks | Literal["auto"] = "auto",
 ) -> Metrics:
     """Add the gradient of the mean meta-loss over ``tasks`` to ``theta[...].grad``.
 
@@ -50,33 +52,36 @@ def meta_gradient(
     Parameters
     ----------
     chunk:
-        tasks at a time, or ``"auto"`` (:func:`auto_chunk`).
+        :class:`Chunks`, a number of tasks for all phases, or ``"auto"`` (:func:`auto_chunks`); more than there are
+        tasks means all of them. If memory runs out, chunks are halved, with one warning, until the work fits.
 
     Raises
     ------
     ValueError
-        for ``chunk < 1``.
+        for a chunk below 1.
+    MetagradError
+        if not even one task fits into memory.
     """
     total = len(tasks)
-    size = auto_chunk(tasks) if chunk == "auto" else chunk
-    if size < 1:
-        raise ValueError(f"chunk must be at least 1, got {size}")
-    parts = []
-    for first in range(0, total, size):
-        part = tasks.part(first, min(first + size, total))
-        meta = algorithm.meta_loss(model, theta, part)
-        weight = len(part) / total
-        (meta.loss * weight).backward()
-        linear = meta.solution.linear
-        parts.append(
-            Metrics(
-                meta.loss.detach() * weight,
-                meta.accuracy,
-                meta.solution.grad_norm,
-                None if linear is None else linear.residual,
-                None if linear is None else linear.min_curvature,
-            )
-        )
+    sizes = auto_chunks(tasks) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
+    parts: list[Metrics] = []
+    first = 0
+    while first < total:
+        part = tasks.part(first, min(first + sizes.tasks, total))
+        before = {name: leaf.grad for name, leaf in theta.items()}
+        try:
+            parts.append(_part(algorithm, model, theta, part, total, sizes.query))
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            failed = sizes
+        else:
+            first += len(part)
+            continue
+        # Outside the except clause: the error's traceback holds the tensors of what was tried.
+        for name, leaf in theta.items():
+            leaf.grad = before[name]
+        sizes = _halved(failed, len(part))
     return Metrics(
         torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.accuracy for part in parts]),
@@ -86,14 +91,76 @@ def meta_gradient(
     )
 
 
-def auto_chunk(tasks: Tasks) -> int:
-    """Choose tasks per chunk so that a step's activations stay near the size of a cache.
+def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, total: int, query: int) -> Metrics:
+    """Add one chunk's share of the gradient of the mean over ``total`` tasks."""
+    meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
+    weight = len(part) / total
+    found = torch.autograd.grad(meta.loss * weight, list(theta.values()), allow_unused=True)
+    for leaf, grad in zip(theta.values(), found, strict=True):  # all or nothing, should memory run out
+        if grad is not None:
+            leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+    linear = meta.solution.linear
+    return Metrics(
+        meta.loss.detach() * weight,
+        meta.accuracy,
+        meta.solution.grad_norm,
+        None if linear is None else linear.residual,
+        None if linear is None else linear.min_curvature,
+    )
 
-    Measured on 2 cores with Conv4: about 600 query images at a time is best on CPU. A GPU takes all.
+
+@dataclass(frozen=True)
+class Chunks:
+    """How many tasks are worked on at a time.
+
+    Attributes
+    ----------
+    tasks:
+        while adapting and solving the linear system: what memory of the inner problem follows.
+    query:
+        of those, while the query images are classified and differentiated; best small where these are many.
+    """
+
+    tasks: int
+    query: int
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1 or self.query < 1:
+            raise ValueError(f"chunk must be at least 1, got {min(self.tasks, self.query)}")
+
+
+def auto_chunks(tasks: Tasks) -> Chunks:
+    """Choose chunks so that what a step works on stays near the size of a cache.
+
+    Measured on 2 cores with Conv4 and 28×28 images (``benchmarks/results``): about 160 support images at a time, and
+    300 query images, are best on CPU; larger images count by their pixels. A GPU takes all.
     """
     if tasks.query.x.device.type != "cpu":
-        return len(tasks)
-    return max(1, min(len(tasks), 600 // tasks.query.x.shape[1]))
+        return Chunks(len(tasks), len(tasks))
+    weight = max(1.0, tasks.support.x[0, 0].numel() / 784)
+    support, query = (batch.x.shape[1] * weight for batch in (tasks.support, tasks.query))
+    return Chunks(max(1, int(160 / support)), max(1, int(300 / query)))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: on a GPU, or from the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _halved(sizes: Chunks, tasks: int) -> Chunks:
+    """Halve the chunks that ``tasks`` tasks did not fit into, saying so."""
+    if tasks == 1:
+        raise MetagradError(
+            "one task does not fit into memory: take fewer --queries, --shots or --ways, fewer --filters, or for MAML "
+            "fewer --inner-steps"
+        )
+    smaller = Chunks(max(1, tasks // 2), max(1, min(sizes.query, tasks) // 2))
+    warnings.warn(
+        f"out of memory with {tasks} tasks at a time: going on with {smaller.tasks} (--chunk {smaller.tasks} from the "
+        "start saves the attempt)",
+        stacklevel=3,
+    )
+    return smaller
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from metagrad import tree
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
-from metagrad.implicit.problem import Curvature, Objective, Problem, check_objective
+from metagrad.implicit.problem import Curvature, Linearisation, Objective, Problem, check_objective
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
 
@@ -90,13 +90,14 @@ class Unroll:
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve with a graph; without one where autograd is switched off (evaluation)."""
         if not torch.is_grad_enabled():
-            return _solve_detached(problem, init, solver)
+            return _measured(problem, _solve_detached(problem, init, solver))
         # A new node even where init asks for a gradient: init may be theta or data themselves, and the inner gradient
         # must not flow into those.
         start = {
             k: leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()
         }
-        return solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
+        solution = solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
+        return _measured(problem, solution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class FirstOrder:
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach to ``init``."""
-        solution = _solve_detached(problem, init, solver)
+        solution = _measured(problem, _solve_detached(problem, init, solver))
         solution.value = {k: init[k] + (leaf - init[k]).detach() for k, leaf in solution.value.items()}
         return solution
 
@@ -141,33 +142,41 @@ class Implicit:
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach the implicit derivative."""
         solution = _solve_detached(problem, init, solver)
-        solution.value = self.attach(problem, solution.value, solution._linear)
+        if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
+            return _measured(problem, solution)
+        solution.value, slope = self._attach(problem, solution.value, solution._linear)
+        solution.grad_norm = tree.norm(slope)
         return solution
 
-    def attach(self, problem: Problem, phi: Params, linear: list[LinearSolution]) -> Params:
-        """Return ``phi`` with the implicit derivative; each backward appends its linear solve to ``linear``."""
-        if not tree.differentiable((problem.theta, problem.data)):
-            return phi
+    def _attach(self, problem: Problem, phi: Params, linear: list[LinearSolution]) -> tuple[Params, Params]:
+        """Return ``phi`` with the implicit derivative, and the inner gradient there.
+
+        Each backward appends its linear solve to ``linear``.
+        """
         leaves, spec = pytree.tree_flatten((problem.theta, problem.data))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-        def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
-            """Solve and pull back, at the tensors that autograd has kept."""
-            asked = [
-                now.detach().requires_grad_(was.requires_grad) for now, was in zip(tensors_now, tensors, strict=True)
-            ]
+        def linearise(point: Params, at: list[Tensor]) -> tuple[Linearisation, list[Tensor]]:
+            asked = [now.detach().requires_grad_(was.requires_grad) for now, was in zip(at, tensors, strict=True)]
             rest = iter(asked)
             filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             theta, data = pytree.tree_unflatten(filled, spec)
-            point = dict(zip(phi, phi_now, strict=True))
-            linearised = Problem(problem.objective, theta, data).linearise(point, self.curvature)
+            return Problem(problem.objective, theta, data).linearise(point, self.curvature), asked
+
+        # Now, since the inner gradient is part of it; and for one backward, which frees it.
+        ready = [linearise(phi, tensors)]
+        slope = ready[0][0].gradient
+
+        def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
+            """Solve and pull back, at the tensors that autograd has kept."""
+            linearised, asked = ready.pop() if ready else linearise(dict(zip(phi, phi_now, strict=True)), tensors_now)
             solved = self.linear_solver(linearised.operator, dict(zip(phi, v, strict=True)))
             linear.append(solved)
             found = iter(linearised.theta_vjp(solved.value))
             return [next(found) if leaf.requires_grad else None for leaf in asked]
 
         value = _Attach.apply(pull, len(phi), *phi.values(), *tensors)
-        return dict(zip(phi, value, strict=True))
+        return dict(zip(phi, value, strict=True)), slope
 
 
 class _Attach(torch.autograd.Function):
@@ -192,6 +201,14 @@ class _Attach(torch.autograd.Function):
             )
         saved = [leaf.detach() for leaf in ctx.saved_tensors]
         return None, None, *([None] * ctx.count), *ctx.pull(list(v), saved[: ctx.count], saved[ctx.count :])
+
+
+def _measured(problem: Problem, solution: Solution) -> Solution:
+    """Fill in how far from a solution the steps ended, if the solver did not say: it costs one more gradient."""
+    if not len(solution.grad_norm):
+        phi = tree.detach(solution.value)
+        solution.grad_norm = tree.norm(problem.detached().grad(phi))
+    return solution
 
 
 def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:

@@ -88,7 +88,7 @@ class CG:
 
         def matvec(v: Tensor) -> Tensor:
             product = operator(tree.unravel(v, b))
-            return tree.ravel({name: product[name] for name in b})
+            return tree.ravel(product, b)
 
         # Scaled by a power of two, which changes no digit: float32 squares of a tiny or a huge b would under- or
         # overflow.
@@ -98,7 +98,7 @@ class CG:
         target = target / unit
         size = target.norm(dim=1)
         stop_at = (self.tol * size) ** 2
-        u = torch.zeros_like(target) if x0 is None else tree.ravel({name: x0[name] for name in b}) / unit
+        u = torch.zeros_like(target) if x0 is None else tree.ravel(x0, b) / unit
         r = target if x0 is None else target - matvec(u)
         d, rr = r, _dot(r, r)
         active = rr > stop_at
@@ -119,15 +119,15 @@ class CG:
             active = active & usable
             # Masked, not branched: tasks that stopped take a step of length zero.
             alpha = torch.where(active, rr / torch.where(active, dAd, 1.0), 0.0)[:, None]
-            u = u + alpha * d
-            r = r - alpha * Ad
+            u = torch.addcmul(u, alpha, d)
+            r = torch.addcmul(r, alpha, Ad, value=-1)
             rr_next = _dot(r, r)
             steps = steps + active
             beta = torch.where(active, rr_next / torch.where(active, rr, 1.0), 0.0)[:, None]
-            d, rr = r + beta * d, rr_next
+            d, rr = torch.addcmul(r, beta, d), rr_next
             active = active & (rr > stop_at)
         if operator.shift is not None and x0 is None:
-            shift = tree.ravel({name: operator.shift[name] for name in b})
+            shift = tree.ravel(operator.shift, b)
             u, rr = _first_order_where(steps == 0, u, rr, target, shift, matvec)
         if self.max_steps > _TRUSTED:
             r = target - matvec(u)
@@ -143,7 +143,7 @@ _TRUSTED = 20
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)
+    return torch.linalg.vecdot(a, b)
 
 
 def _first_order_where(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from metagrad import tree
 from metagrad.tree import Params
@@ -144,9 +145,7 @@ class Problem:
             leaves = phi if self.create_graph else _leaves(phi)
             rest, proximal = _without_proximal(self)
             found = _grads(rest.value(leaves).sum(), leaves, create_graph=self.create_graph)
-        if proximal is None:
-            return found
-        return {name: g.add(phi[name] - self.theta[name], alpha=proximal.lam) for name, g in found.items()}
+        return found if proximal is None else _with_pull(found, proximal.lam, phi, self.theta)
 
     def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
         """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""
@@ -175,12 +174,15 @@ class Linearisation:
     ----------
     operator:
         the curvature matrix in phi.
+    gradient:
+        dg/dphi, detached.
     theta_vjp:
         ``u -> −(d²g / d(theta, data) dphi)ᵀ u``, one entry for each tensor of theta and data that asks for a
         gradient (``None`` where it has no influence). Frees the graph: call it last.
     """
 
     operator: Operator
+    gradient: Params
     theta_vjp: Callable[[Params], list[Tensor | None]]
 
 
@@ -240,6 +242,11 @@ def _pull_phi(outputs: list[Tensor], phi: Params, weights: list[Tensor]) -> Para
     }
 
 
+def _with_pull(gradient: Params, lam: float, phi: Params, theta: Params) -> Params:
+    """Add the gradient of the proximal term."""
+    return {name: g.add(phi[name], alpha=lam).sub_(theta[name], alpha=lam) for name, g in gradient.items()}
+
+
 def _without_proximal(problem: Problem) -> tuple[Problem, Proximal | None]:
     """Part a problem in what autograd differentiates and a proximal term, which needs none."""
     objective = problem.objective
@@ -250,45 +257,48 @@ def _without_proximal(problem: Problem) -> tuple[Problem, Proximal | None]:
 
 @dataclass(frozen=True)
 class _Bend:
-    """Second derivatives of the regulariser R at one point.
+    """Derivatives of the regulariser R at one point.
 
-    ``shift``: the diagonal of ``d²R/dphi²``; ``product``: ``v -> d²R/dphi² v``; ``mixed``: ``(inputs, u) -> −(d²R /
-    dinputs dphi)ᵀ u``.
+    ``shift``: the diagonal of ``d²R/dphi²``; ``add_gradient``: ``a -> a + dR/dphi``; ``add_product``:
+    ``(a, v) -> a + d²R/dphi² v``; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
     """
 
     shift: Params | None
-    product: Callable[[Params], Params] | None
+    add_gradient: Callable[[Params], Params]
+    add_product: Callable[[Params, Params], Params]
     mixed: Callable[[list[Tensor], Params], list[Tensor | None]]
+
+
+_FLAT = _Bend(None, lambda a: a, lambda a, v: a, lambda inputs, u: [None] * len(inputs))
 
 
 def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
     regulariser = objective.regulariser if isinstance(objective, Composed) else None
     if regulariser is None:
-        return _Bend(None, None, lambda inputs, u: [None] * len(inputs))
+        return _FLAT
     if isinstance(regulariser, Proximal):
         lam = regulariser.lam
         names = {id(theta[name]): name for name in phi}
         return _Bend(
             {name: leaf.new_full((), lam).expand_as(leaf) for name, leaf in phi.items()},
-            lambda v: {name: lam * v[name] for name in phi},
+            lambda a: _with_pull(a, lam, tree.detach(phi), tree.detach(theta)),
+            lambda a, v: {name: part.add(v[name], alpha=lam) for name, part in a.items()},
             lambda inputs, u: [lam * u[names[id(leaf)]].sum(0) if id(leaf) in names else None for leaf in inputs],
         )
     value = torch.vmap(regulariser, in_dims=(0, None))(phi, theta).sum()
     if not value.requires_grad:  # constant in phi
-        return _Bend(None, None, lambda inputs, u: [None] * len(inputs))
-    gradient = list(_grads(value, phi, create_graph=True).values())
+        return _FLAT
+    gradient = _grads(value, phi, create_graph=True)
+
+    def add(a: Params, b: Params) -> Params:
+        return {name: part + b[name] for name, part in a.items()}
+
     return _Bend(
-        _pull_phi(gradient, phi, [torch.ones_like(g) for g in gradient]),
-        lambda v: _pull_phi(gradient, phi, _in_order(v, phi)),
-        lambda inputs, u: _pull(gradient, inputs, [-part for part in _in_order(u, phi)], keep=True),
+        _pull_phi(list(gradient.values()), phi, [torch.ones_like(g) for g in gradient.values()]),
+        lambda a: add(a, tree.detach(gradient)),
+        lambda a, v: add(a, _pull_phi(list(gradient.values()), phi, _in_order(v, phi))),
+        lambda inputs, u: _pull(list(gradient.values()), inputs, [-part for part in _in_order(u, phi)], keep=True),
     )
-
-
-def _plus(product: Params, bend: _Bend, v: Params) -> Params:
-    if bend.product is None:
-        return product
-    added = bend.product(v)
-    return {name: part + added[name] for name, part in product.items()}
 
 
 def _hessian(problem: Problem, phi: Params) -> Linearisation:
@@ -298,17 +308,18 @@ def _hessian(problem: Problem, phi: Params) -> Linearisation:
         gradient = list(_grads(rest.value(leaves).sum(), leaves, create_graph=True).values())
         # The regulariser is in the gradient already, unless it was taken out of it.
         bend = _bend(problem.objective, leaves, problem.theta if proximal else tree.detach(problem.theta))
-        known = bend if proximal else _Bend(None, None, lambda inputs, u: [None] * len(inputs))
+        known = bend if proximal else _FLAT
+    slope = known.add_gradient(tree.detach(dict(zip(phi, gradient, strict=True))))
 
     def matvec(v: Params) -> Params:
-        return _plus(_pull_phi(gradient, leaves, _in_order(v, leaves)), known, v)
+        return known.add_product(_pull_phi(gradient, leaves, _in_order(v, leaves)), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((problem.theta, problem.data))
         found = _pull(gradient, inputs, [-part for part in _in_order(u, leaves)], keep=False)
         return [_add(a, b) for a, b in zip(found, known.mixed(inputs, u), strict=True)]
 
-    return Linearisation(Operator(matvec, bend.shift), theta_vjp)
+    return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp)
 
 
 def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
@@ -325,37 +336,44 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     theta, data = problem.theta, problem.data
     with torch.enable_grad():
         leaves = _leaves(phi)
-        outputs = objective.outputs_batched(leaves, theta, data)
-        cotangent = torch.zeros_like(outputs).requires_grad_()
-        pulled = list(
-            torch.autograd.grad(outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True)
-        )
+        # Jᵀ w as a function of w alone: what the graph remembers of phi comes back without its history, so the
+        # transpose does not also differentiate J, which is a third of the work, for nothing.
+        with saved_tensors_hooks(lambda kept: kept, torch.Tensor.detach):
+            outputs = objective.outputs_batched(leaves, theta, data)
+            cotangent = torch.zeros_like(outputs).requires_grad_()
+            pulled = list(
+                torch.autograd.grad(
+                    outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True
+                )
+            )
         at_outputs = outputs.detach().requires_grad_()
         loss = objective.losses(at_outputs, data).sum()
         (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
         bend = _bend(objective, leaves, theta)
+    slope = bend.add_gradient(_pull_phi([outputs], leaves, [loss_grad.detach()]))
 
     def matvec(v: Params) -> Params:
         (forward,) = _pull(pulled, [cotangent], _in_order(v, leaves), keep=True)
         forward = torch.zeros_like(cotangent) if forward is None else forward
         (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
-        return _plus(_pull_phi([outputs], leaves, [torch.zeros_like(forward) if bent is None else bent]), bend, v)
+        bent = torch.zeros_like(forward) if bent is None else bent
+        return bend.add_product(_pull_phi([outputs], leaves, [bent]), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((theta, data))
         mixed = bend.mixed(inputs, u)
         # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
-        # and then the whole mixed derivative is taken.
+        # and then the whole mixed derivative is taken, of a graph that remembers phi's history.
         probe = _pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
         if any(part is not None for part in probe):
             with torch.enable_grad():
-                value = objective.losses(outputs, data).sum()
+                value = objective.fit(leaves, theta, data).sum()
                 gradient = list(_grads(value, leaves, create_graph=True).values())
             through_loss = _pull(gradient, inputs, [-part for part in _in_order(u, leaves)], keep=False)
             mixed = [_add(a, b) for a, b in zip(mixed, through_loss, strict=True)]
         return mixed
 
-    return Linearisation(Operator(matvec, bend.shift), theta_vjp)
+    return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp)
 
 
 def _in_order(v: Params, phi: Params) -> list[Tensor]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from metagrad import tree
 from metagrad.implicit.linear import LinearSolution
 from metagrad.implicit.problem import Problem
 from metagrad.tree import Params
@@ -25,15 +25,16 @@ class Solution:
     ----------
     value:
         phi, each tensor with the leading task axis; differentiable as the adjoint says.
-    grad_norm:
-        ``(T,)``, norm of the inner gradient at ``value``: zero at an exact solution. Detached.
     steps:
         inner steps taken.
+    grad_norm:
+        ``(T,)``, norm of the inner gradient at ``value``: zero at an exact solution. Detached. A solver may leave it
+        empty: the adjoint measures it, where it can with what it computes anyway.
     """
 
     value: Params
-    grad_norm: Tensor
     steps: int
+    grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
     # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
     # reference cycle through the graph, and its memory would wait for the garbage collector.
     _linear: list[LinearSolution] = field(default_factory=list, repr=False)
@@ -79,10 +80,9 @@ class GradientDescent:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
-        """Take the steps; one further gradient measures how far from a solution they end."""
+        """Take the steps."""
         phi = init
         for _ in range(self.steps):
             gradient = problem.grad(phi)
             phi = {name: leaf.sub(gradient[name], alpha=self.lr) for name, leaf in phi.items()}
-        remaining = problem.detached().grad(phi)
-        return Solution(phi, tree.norm(remaining), self.steps)
+        return Solution(phi, self.steps)

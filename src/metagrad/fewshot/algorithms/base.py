@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -53,8 +54,8 @@ class Algorithm(Protocol):
         """Return outputs ``(T, N, ways)`` for inputs ``(T, N, ...)``."""
         ...
 
-    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks) -> MetaLoss:
-        """Adapt on the support sets and score on the query sets."""
+    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
+        """Adapt on the support sets and score on the query sets, ``query_chunk`` tasks at a time (``None``: all)."""
         ...
 
 
@@ -70,8 +71,12 @@ class AdaptsWeights(ABC):
             if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
         """
         require_admitted(model)
+        # Kernels with channels last where the network's own convolutions read them so: no copy each time.
+        last = many.layered(model)
         return {
-            name: leaf.detach().clone().requires_grad_()
+            name: leaf.detach()
+            .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
+            .requires_grad_()
             for name, leaf in model.named_parameters()
             if leaf.requires_grad
         }
@@ -84,24 +89,65 @@ class AdaptsWeights(ABC):
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
         return many.outputs(model, solution.value, x)
 
-    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks) -> MetaLoss:
+    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
         """Query loss at the adapted weights; what its backward does is the method."""
         solution = self.adapt(model, theta, tasks.support)
-        outputs = self.predict(model, theta, solution, tasks.query.x)
-        loss = F.cross_entropy(outputs.flatten(0, 1), tasks.query.y.flatten())
-        accuracy = (outputs.detach().argmax(-1) == tasks.query.y).float().mean(1)
-        return MetaLoss(loss, accuracy, solution)
+        size, total = query_chunk or len(tasks), len(tasks)
+        losses, hits, slopes = [], [], []
+        for first in range(0, total, size):
+            here = slice(first, first + size)
+            phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
+            with torch.enable_grad():
+                outputs = many.outputs(model, phi, tasks.query.x[here])
+                loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
+            slopes.append(torch.autograd.grad(loss, list(phi.values())))
+            losses.append(loss.detach())
+            hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
+        slope = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*slopes, strict=True)]
+        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope, *solution.value.values())
+        return MetaLoss(loss, torch.cat(hits), solution)
+
+
+class _Scored(torch.autograd.Function):
+    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *args: Tensor) -> Tensor:
+        ctx.save_for_backward(*args[:count])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> Any:
+        slope = ctx.saved_tensors
+        return None, None, *([None] * len(slope)), *(weight * part for part in slope)
 
 
 def classification(model: nn.Module, lam: float | None = None) -> Composed:
-    """Mean cross-entropy of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``."""
+    """Mean cross-entropy of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``.
+
+    Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
+    """
     return Composed(
-        outputs=lambda phi, theta, batch: functional_call(model, phi, (batch.x,)),
+        outputs=lambda phi, theta, batch: functional_call(
+            model, phi, (batch.x.x if isinstance(batch.x, many.Prepared) else batch.x,)
+        ),
         loss=lambda outputs, batch: F.cross_entropy(outputs, batch.y),
         regulariser=None if lam is None else Proximal(lam),
         outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, phi, batch.x),
         loss_of_tasks=lambda outputs, batch: F.cross_entropy(outputs.mT, batch.y, reduction="none").mean(1),
     )
+
+
+class PreparedBatch(NamedTuple):
+    """A support set whose images the network's first layers have seen: every inner step begins there."""
+
+    x: many.Prepared
+    y: Tensor
+
+
+def prepared(model: nn.Module, support: Batch) -> PreparedBatch:
+    """Do what depends on the images alone once for all inner steps and curvature products."""
+    return PreparedBatch(many.prepare(model, support.x), support.y)
 
 
 def require_positive(algorithm: Any, *names: str) -> None:

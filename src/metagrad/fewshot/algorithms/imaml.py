@@ -52,7 +52,7 @@ class IMAML(base.AdaptsWeights):
             base.classification(model, self.lam),
             tree.expand(theta, len(support.x)),
             theta,
-            support,
+            base.prepared(model, support),
             solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
             adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps), curvature=self.curvature),
         )

@@ -61,4 +61,5 @@ class FOMAML(base.AdaptsWeights):
 def _descend(model: nn.Module, theta: Params, support: Batch, solver: GradientDescent, adjoint: Adjoint) -> Solution:
     start = tree.expand(theta, len(support.x))
     # The objective is the plain support loss: theta enters as the start only.
-    return argmin(base.classification(model), start, {}, support, solver=solver, adjoint=adjoint)
+    data = base.prepared(model, support)
+    return argmin(base.classification(model), start, {}, data, solver=solver, adjoint=adjoint)
