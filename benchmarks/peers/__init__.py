@@ -30,11 +30,12 @@ def installed(peer: ModuleType) -> bool:
 
 
 def version(peer: ModuleType) -> str:
-    """Return ``distribution version`` of the peer's package, or nothing if it needs none."""
+    """Return name and version of the distribution that the peer needs, and of jax where its compiler does the work."""
     if peer.NEEDS is None:
         return ""
     name = importlib.metadata.packages_distributions()[peer.NEEDS][0]
-    return f"{name} {importlib.metadata.version(name)}"
+    names = [name, "jax"] if name == "jaxopt" else [name]
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def own(model: nn.Module, theta: Gradient) -> nn.Module:

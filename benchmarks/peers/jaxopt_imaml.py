@@ -1,7 +1,10 @@
 """iMAML with JAXopt: ``custom_root`` around gradient descent, its CG for the adjoint, compiled by jax.jit.
 
-The network is written again in jax, with the same weights. JAXopt's CG takes one product more than it is asked for: it
-applies the Hessian to its start, zero. Weights and images are converted at every call, some megabytes.
+The network is written again in jax, with the same weights. What a careful user would choose on CPU, measured on one
+core with 64 filters (jax 0.10.2): one task after the other, not ``vmap`` over tasks (0.33 s a task against 0.62); the
+steps unrolled, not in ``fori_loop``, where XLA's convolutions and their gradients take seven times as long (0.33 s a
+task against 0.71). JAXopt's CG is such a loop, and takes one product more than it is asked for: it applies the Hessian
+to its start, zero. Weights and images are converted at every call, some megabytes.
 """
 
 from __future__ import annotations
@@ -21,21 +24,25 @@ NAME, NEEDS, FORM = "JAXopt", "jaxopt", "imaml"
 
 
 def gradient(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Convert, take the compiled meta-gradient, convert back."""
+    """Convert, add up the tasks' gradients in a compiled function, convert back."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # float64 where it is given; float32 stays float32
     eps = next(module.eps for module in model.modules() if isinstance(module, BatchNorm))
-    arrays = {name: leaf.detach().numpy() for name, leaf in theta.items()}
-    found = meta_gradient(work, eps)(arrays, *((part.x.numpy(), part.y.numpy()) for part in tasks))
-    return {name: torch.from_numpy(np.array(leaf)) for name, leaf in found.items()}
+    weights = {name: jax.numpy.asarray(leaf.detach().numpy()) for name, leaf in theta.items()}
+    total = jax.tree.map(jax.numpy.zeros_like, weights)
+    for task in range(len(tasks)):
+        data = ((part.x[task].numpy(), part.y[task].numpy()) for part in tasks)
+        total = adder(work, eps)(total, weights, *data)
+    return {name: torch.from_numpy(np.array(leaf)) / len(tasks) for name, leaf in total.items()}
 
 
 @cache  # jax compiles once a function: a new one at every call would be compiled at every call
-def meta_gradient(work: Workload, eps: float) -> Callable[..., dict[str, Any]]:
-    """Return the compiled function of weights, support and query sets."""
+def adder(work: Workload, eps: float) -> Callable[..., dict[str, Any]]:
+    """Return the compiled function of a sum, weights, support and query set that adds the task's gradient."""
     import jax
     import jaxopt
     from jax import numpy as jnp
-
-    jax.config.update("jax_enable_x64", True)  # float64 where it is given; float32 stays float32
 
     def loss(phi: dict[str, Any], x: Any, y: Any) -> Any:
         for index in range(4):
@@ -58,15 +65,15 @@ def meta_gradient(work: Workload, eps: float) -> Callable[..., dict[str, Any]]:
 
     @jaxopt.implicit_diff.custom_root(slope, solve=solve_cg)
     def solve(phi: dict[str, Any], theta: dict[str, Any], x: Any, y: Any) -> dict[str, Any]:
-        def step(_: int, phi: dict[str, Any]) -> dict[str, Any]:
-            return jax.tree.map(lambda p, g: p - work.inner_lr * g, phi, slope(phi, theta, x, y))
+        for _ in range(work.inner_steps):
+            phi = jax.tree.map(lambda p, g: p - work.inner_lr * g, phi, slope(phi, theta, x, y))
+        return phi
 
-        return jax.lax.fori_loop(0, work.inner_steps, step, phi)
-
-    def one_task(theta: dict[str, Any], support: Any, query: Any) -> Any:
+    def query_loss(theta: dict[str, Any], support: Any, query: Any) -> Any:
         return loss(solve(theta, theta, *support), *query)
 
-    def mean(theta: dict[str, Any], support: Any, query: Any) -> Any:
-        return jax.vmap(one_task, (None, 0, 0))(theta, support, query).mean()
+    @jax.jit
+    def add(total: dict[str, Any], theta: dict[str, Any], support: Any, query: Any) -> dict[str, Any]:
+        return jax.tree.map(jnp.add, total, jax.grad(query_loss)(theta, support, query))
 
-    return jax.jit(jax.grad(mean))
+    return add
