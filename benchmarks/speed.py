@@ -5,15 +5,16 @@
     python benchmarks/speed.py --tasks 16 --filters 32 --queries 5 --inner-steps 5 --lam 0.1 --inner-lr 0.4
     python benchmarks/speed.py --only by_hand higher_maml     # of the peers, these
 
-Same network, weights and episodes (synthetic images). Two forms are compared, each with metagrad's own row: iMAML
-(exact Hessian, equal numbers of CG products, going on over negative curvature) and MAML (the steps unrolled, no
-proximal term). The peers are in ``benchmarks/peers``, one file each. Before anything is timed, every peer's gradient is
-compared with metagrad's in float64 on two tasks.
+Same network, weights and episodes (synthetic images). Two forms are compared, each with metagrad's own row, because an
+unrolled gradient timed against an implicit one says nothing about the library: iMAML (exact Hessian, equal numbers of
+CG products, going on over negative curvature) and MAML (the steps unrolled, no proximal term). The peers are in
+``benchmarks/peers``, one file each. Before anything is timed, every peer's gradient is compared with metagrad's in
+float64 on two tasks.
 
-Times are the least of ``--repeats`` calls after one that does not count; that one takes JAX's compilation too. torch
-takes the threads of ``OMP_NUM_THREADS``, JAX all the cores that the process may use: ``taskset`` holds both to the
-same. The floor is the arithmetic of the convolutions and the linear layer in iMAML, at this machine's own
-matrix-product rate. Rows go to ``--csv`` with versions and machine.
+Times are the least of ``--repeats`` calls after one that does not count; that one takes JAX's compilation too (half a
+minute, and as much again for the comparison). torch takes the threads of ``OMP_NUM_THREADS``, JAX all the cores that
+the process may use: ``taskset`` holds both to the same. The floor is the arithmetic of the convolutions and the linear
+layer in iMAML, at this machine's own matrix-product rate. Rows go to ``--csv`` with versions and machine.
 """
 
 from __future__ import annotations

@@ -13,9 +13,7 @@ import peers
 import speed
 from workload import Workload, gap
 
-WORK = Workload(
-    tasks=2, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3
-)  # fmt: skip
+WORK = Workload(tasks=2, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3)
 
 
 @pytest.mark.filterwarnings("ignore:.*functorch:FutureWarning")  # TorchOpt's own
