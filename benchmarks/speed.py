@@ -22,18 +22,19 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 import peers
 from metagrad import CG, GradientDescent, Implicit, argmin, tree
 from metagrad.cli.allocator import keep_memory
-from metagrad.fewshot import FOMAML, IMAML, MAML, Conv4, Tasks, classification, many, meta_gradient
-from metagrad.fewshot.algorithms.base import Algorithm
-from metagrad.fewshot.meta import auto_chunk
+from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Conv4, Tasks, classification, meta_gradient
+from metagrad.fewshot.algorithms.base import Algorithm, prepared
+from metagrad.implicit import Solution
 from metagrad.training.run import versions
 from workload import Gradient, Workload, gap, least, matrix_rate, taken
 
@@ -41,22 +42,26 @@ Contestant = Callable[[Workload, Conv4, Gradient, Tasks], Gradient]
 FAR = 1e-8  # float64 gradients farther apart than this are not the same quantity
 
 
-def exact_hessian(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Take metagrad's core with the settings that the other iMAML contestants have."""
-    for first in range(0, len(tasks), size := auto_chunk(tasks)):
-        part = tasks.part(first, min(first + size, len(tasks)))
-        solution = argmin(
-            classification(model, work.lam),
-            tree.expand(theta, len(part)),
+@dataclass(frozen=True, kw_only=True)
+class Continuing(IMAML):
+    """iMAML with the exact Hessian and a CG that goes on over negative curvature, as the other contestants' do."""
+
+    def adapt(self, model: nn.Module, theta: Gradient, support: Batch) -> Solution:
+        """Solve as :class:`IMAML` does."""
+        return argmin(
+            classification(model, self.lam),
+            tree.expand(theta, len(support.x)),
             theta,
-            part.support,
-            solver=GradientDescent(lr=work.inner_lr, steps=work.inner_steps),
-            adjoint=Implicit(linear_solver=CG(max_steps=work.cg_steps, tol=0.0, on_negative="continue")),
+            prepared(model, support),
+            solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
+            adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps, tol=0.0, on_negative="continue")),
         )
-        outputs = many.outputs(model, solution.value, part.query.x)
-        loss = F.cross_entropy(outputs.flatten(0, 1), part.query.y.flatten()) * (len(part) / len(tasks))
-        loss.backward()
-    return taken(theta)
+
+
+def exact_hessian(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
+    """Take metagrad's iMAML with the settings that the other contestants have."""
+    algorithm = Continuing(lam=work.lam, cg_steps=work.cg_steps, inner_lr=work.inner_lr, inner_steps=work.inner_steps)
+    return _of(algorithm, model, theta, tasks)
 
 
 def gauss_newton(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
@@ -76,8 +81,9 @@ def first_order(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> 
 
 
 def _of(algorithm: Algorithm, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    meta_gradient(algorithm, model, theta, tasks)
-    return taken(theta)
+    own = algorithm.init(model)  # theta's values, laid out as the method wants them
+    meta_gradient(algorithm, model, own, tasks)
+    return taken(own)
 
 
 # What a form's peers must agree with and are timed against, and our rows that compute something else in its place.

@@ -4,7 +4,7 @@ from metagrad.fewshot.admit import admit
 from metagrad.fewshot.algorithms import FOMAML, IMAML, MAML, Algorithm, MetaLoss, classification
 from metagrad.fewshot.episodes import Batch, EpisodeSampler, Tasks
 from metagrad.fewshot.evaluate import Evaluation, evaluate
-from metagrad.fewshot.meta import Metrics, meta_gradient
+from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4
 from metagrad.fewshot.norms import is_transductive
 
@@ -15,6 +15,7 @@ __all__ = [
     "MLP",
     "Algorithm",
     "Batch",
+    "Chunks",
     "Conv4",
     "EpisodeSampler",
     "Evaluation",

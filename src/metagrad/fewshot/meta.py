@@ -16,6 +16,26 @@ from metagrad.tree import Params
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """How many tasks are worked on at a time.
+
+    Attributes
+    ----------
+    tasks:
+        while adapting and solving the linear system: what memory of the inner problem follows.
+    query:
+        of those, while the query images are classified and differentiated; best small where these are many.
+    """
+
+    tasks: int
+    query: int
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1 or self.query < 1:
+            raise ValueError(f"chunk must be at least 1, got {min(self.tasks, self.query)}")
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What a meta-step measured, one entry per task, detached; linear-solve entries ``None`` without a solve.
 
@@ -27,6 +47,8 @@ class Metrics:
         ``(T,)``: query accuracy (fraction); norm of the inner gradient where adaptation stopped.
     residual, min_curvature:
         ``(T,)``: relative residual of the linear solve; smallest curvature it met.
+    chunks:
+        what was worked on at a time: less than asked for where memory ran out.
     """
 
     loss: Tensor
@@ -34,6 +56,7 @@ class Metrics:
     grad_norm: Tensor
     residual: Tensor | None
     min_curvature: Tensor | None
+    chunks: Chunks
 
 
 def meta_gradient(
@@ -88,6 +111,7 @@ def meta_gradient(
         torch.cat([part.grad_norm for part in parts]),
         _joined([part.residual for part in parts]),
         _joined([part.min_curvature for part in parts]),
+        sizes,
     )
 
 
@@ -106,27 +130,8 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
         meta.solution.grad_norm,
         None if linear is None else linear.residual,
         None if linear is None else linear.min_curvature,
+        Chunks(len(part), query),
     )
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """How many tasks are worked on at a time.
-
-    Attributes
-    ----------
-    tasks:
-        while adapting and solving the linear system: what memory of the inner problem follows.
-    query:
-        of those, while the query images are classified and differentiated; best small where these are many.
-    """
-
-    tasks: int
-    query: int
-
-    def __post_init__(self) -> None:
-        if self.tasks < 1 or self.query < 1:
-            raise ValueError(f"chunk must be at least 1, got {min(self.tasks, self.query)}")
 
 
 def auto_chunks(tasks: Tasks) -> Chunks:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
-from metagrad.fewshot.meta import Metrics
+from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import TrainConfig
 from metagrad.training.measure import measure
@@ -94,11 +94,13 @@ def train(
     def save(name: str, draws: Tensor) -> None:
         run.save(name, State(_pack(theta, optimizer) | {"generator": draws}, progress))
 
+    chunk: Chunks | int | Literal["auto"] = config.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
         tasks = train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
-        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=config.chunk or "auto")
+        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+        chunk = metrics.chunks  # what fits into memory, should the first choice not have
         numbers, asked = _over_ranks(ranks, theta, len(tasks) / config.tasks, _numbers(metrics), stop())
         _require_finite(progress["step"] + 1, numbers, theta, run)
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
