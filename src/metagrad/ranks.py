@@ -8,6 +8,8 @@ tasks from the same seed and computes its own share of them; what leaves a rank 
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,7 +149,12 @@ def joined() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = _unused_keys(rank, world)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+        else:  # rank 0 opens a store of its own
+            dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0][:120]
@@ -159,6 +166,32 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _unused_keys(rank: int, world: int) -> dist.Store:
+    """Return a part of ``torchrun``'s store that no earlier attempt has written to, the same one on every rank.
+
+    ``torchrun`` keeps one store through all restarts, and ``init_process_group`` gives its keys the same names each
+    time (https://github.com/pytorch/pytorch/issues/135712). A rank that comes first after a restart would read the
+    addresses of dead processes there. The restart count does not tell attempts apart: each node has its own. So rank 0
+    makes a name up, and the others believe it once it has answered a name that they made up themselves.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE)
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("metagrad/attempt", mine)
+        for other in range(1, world):
+            theirs = store.get(f"metagrad/{mine}/{other}").decode()  # waits
+            store.set(f"metagrad/{theirs}", mine)
+        return dist.PrefixStore(f"metagrad/{mine}", store)
+    until = time.monotonic() + _PATIENCE.total_seconds()
+    while not store.check([f"metagrad/{mine}"]):
+        if time.monotonic() > until:
+            raise TimeoutError("rank 0 does not answer")
+        attempt = store.get("metagrad/attempt").decode()  # perhaps an earlier one's: then nobody answers
+        store.set(f"metagrad/{attempt}/{rank}", mine)
+        time.sleep(0.02)
+    return dist.PrefixStore(f"metagrad/{store.get(f'metagrad/{mine}').decode()}", store)
 
 
 @contextmanager
