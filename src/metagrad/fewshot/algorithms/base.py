@@ -93,18 +93,19 @@ class AdaptsWeights(ABC):
         """Query loss at the adapted weights; what its backward does is the method."""
         solution = self.adapt(model, theta, tasks.support)
         size, total = query_chunk or len(tasks), len(tasks)
-        losses, hits, slopes = [], [], []
+        losses, hits = [], []
+        slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
         for first in range(0, total, size):
             here = slice(first, first + size)
             phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
             with torch.enable_grad():
                 outputs = many.outputs(model, phi, tasks.query.x[here])
                 loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
-            slopes.append(torch.autograd.grad(loss, list(phi.values())))
+            for leaf, part in zip(slope.values(), torch.autograd.grad(loss, list(phi.values())), strict=True):
+                leaf[here] = part
             losses.append(loss.detach())
             hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
-        slope = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*slopes, strict=True)]
-        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope, *solution.value.values())
+        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope.values(), *solution.value.values())
         return MetaLoss(loss, torch.cat(hits), solution)
 
 
