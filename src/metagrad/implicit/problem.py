@@ -336,9 +336,9 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     theta, data = problem.theta, problem.data
     with torch.enable_grad():
         leaves = _leaves(phi)
-        # Jᵀ w as a function of w alone: what the graph remembers of phi comes back without its history, so the
+        # Jᵀ w as a function of w alone: what the graph remembers of phi it remembers without its history, so that the
         # transpose does not also differentiate J, which is a third of the work, for nothing.
-        with saved_tensors_hooks(lambda kept: kept, torch.Tensor.detach):
+        with saved_tensors_hooks(torch.Tensor.detach, lambda kept: kept):
             outputs = objective.outputs_batched(leaves, theta, data)
             cotangent = torch.zeros_like(outputs).requires_grad_()
             pulled = list(

@@ -110,17 +110,22 @@ class AdaptsWeights(ABC):
 
 
 class _Scored(torch.autograd.Function):
-    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated."""
+    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated.
+
+    Its one backward hands the gradient over without a copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, count: int, *args: Tensor) -> Tensor:
-        ctx.save_for_backward(*args[:count])
+        ctx.slope = list(args[:count])
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> Any:
-        slope = ctx.saved_tensors
-        return None, None, *([None] * len(slope)), *(weight * part for part in slope)
+        if not ctx.slope:
+            raise RuntimeError("a meta-loss can be differentiated once only: compute it again")
+        given, ctx.slope = ctx.slope, []
+        return None, None, *([None] * len(given)), *(part.mul_(weight) for part in given)
 
 
 def classification(model: nn.Module, lam: float | None = None) -> Composed:
