@@ -92,20 +92,21 @@ class CG:
 
         # Scaled by a power of two, which changes no digit: float32 squares of a tiny or a huge b would under- or
         # overflow. Vectors are updated in place: each is as large as all weights of all tasks.
-        target = tree.ravel(b)
-        _, exponent = torch.frexp(target.abs().amax(1, keepdim=True))
-        unit = torch.ldexp(torch.ones_like(target[:, :1]), exponent)
-        target /= unit
-        size = target.norm(dim=1)
+        r = tree.ravel(b)
+        _, exponent = torch.frexp(r.abs().amax(1, keepdim=True))
+        unit = torch.ldexp(torch.ones_like(r[:, :1]), exponent)
+        r /= unit
+        size = r.norm(dim=1)
         stop_at = (self.tol * size) ** 2
-        u = torch.zeros_like(target) if x0 is None else tree.ravel(x0, b) / unit
-        r = target.clone() if x0 is None else target - matvec(u)
+        u = torch.zeros_like(r) if x0 is None else tree.ravel(x0, b) / unit
+        if x0 is not None:
+            r -= matvec(u)
         d, rr = r.clone(), _dot(r, r)
         active = rr > stop_at
         steps = torch.zeros_like(rr, dtype=torch.int64)
         min_curvature = torch.full_like(rr, torch.inf)
         largest = torch.zeros_like(rr)
-        rounding = target.shape[1] * torch.finfo(target.dtype).eps
+        rounding = r.shape[1] * torch.finfo(r.dtype).eps
         for _ in range(self.max_steps):
             if not active.any():
                 break
@@ -128,10 +129,10 @@ class CG:
             torch.addcmul(r, beta, d, out=d)
             rr = rr_next
             active = active & (rr > stop_at)
-        if (shift := operator.shift) is not None and x0 is None:
-            u, rr = _first_order_where(steps == 0, u, rr, target, lambda: tree.ravel(shift, b), matvec)
+        if (shift := operator.shift) is not None and x0 is None and (steps == 0).any():
+            u, rr = _first_order_where(steps == 0, u, rr, tree.ravel(b) / unit, lambda: tree.ravel(shift, b), matvec)
         if self.max_steps > _TRUSTED:
-            r = target - matvec(u)
+            r = tree.ravel(b) / unit - matvec(u)
             rr = _dot(r, r)
         return LinearSolution(
             tree.unravel(u.mul_(unit), b), rr.sqrt() / torch.where(size > 0, size, 1.0), steps, min_curvature
