@@ -7,3 +7,15 @@ class MetagradError(Exception):
     The command line prints the message and exits with code 2. Programming errors (wrong shapes or types
     handed to the library) stay ``ValueError`` and ``TypeError``.
     """
+
+
+class MetagradWarning(UserWarning):
+    """Something a person should know that does not stop the work; the command prints it in one line."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, a GPU's, or that of torch's allocator on the CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        said in text for said in ("out of memory", "can't allocate memory", "not enough memory", "defaultcpuallocator")
+    )

@@ -7,16 +7,17 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
 import metagrad
 from metagrad.cli.evaluate import Evaluate
 from metagrad.cli.train import Train
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate|not enough memory|DefaultCPUAllocator", re.IGNORECASE)
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words in (["--version"], ["-V"]):
         print(f"metagrad {metagrad.__version__}")
         return 0
+    warnings.showwarning = _show(warnings.showwarning)
     try:
         command = _parse(words or ["--help"])
         return command.main(words)
@@ -42,13 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metagrad: {error}: check the path, its permissions and the space there", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not _OUT_OF_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         print("metagrad: not enough memory: lower --chunk, --tasks, --queries or --filters", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("metagrad: interrupted", file=sys.stderr)
         return 130
+
+
+def _show(usual: Callable[..., None]) -> Callable[..., None]:
+    """Print our own warnings as we print errors, in one line without the source; leave others as they are."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, MetagradWarning):
+            print(f"metagrad: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place)
+
+    return show
 
 
 def _parse(words: list[str]) -> Train | Evaluate:

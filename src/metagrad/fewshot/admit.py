@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.fewshot import many, models, norms
 from metagrad.implicit import Composed, Problem
 
@@ -53,6 +53,7 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
         warnings.warn(
             f"replaced {', '.join(swapped)} by metagrad's versions (torch's are wrong when a batched gradient is "
             "differentiated again); batch norm uses the statistics of the batch, not running averages",
+            MetagradWarning,
             stacklevel=2,
         )
     _refuse_changing_buffers(model, x)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import Tasks
 from metagrad.tree import Params
@@ -96,7 +96,7 @@ def meta_gradient(
         try:
             parts.append(_part(algorithm, model, theta, part, total, sizes.query))
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             failed = sizes
         else:
@@ -151,11 +151,6 @@ def auto_chunks(tasks: Tasks) -> Chunks:
     return Chunks(max(1, at_once), max(1, int(200 / query)))
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: on a GPU, or from the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
-
-
 def _halved(sizes: Chunks, tasks: int) -> Chunks:
     """Halve the chunks that ``tasks`` tasks did not fit into, saying so."""
     if tasks == 1:
@@ -167,6 +162,7 @@ def _halved(sizes: Chunks, tasks: int) -> Chunks:
     warnings.warn(
         f"out of memory with {tasks} tasks at a time: going on with {smaller.tasks} (--chunk {smaller.tasks} from the "
         "start saves the attempt)",
+        MetagradWarning,
         stacklevel=3,
     )
     return smaller
