@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,7 @@ import peers
 from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
 from metagrad.cli.allocator import keep_memory
 from metagrad.training.run import versions
-from workload import Workload, gap, least, matrix_rate
+from workload import Workload, add_options, chosen, gap, least, matrix_rate
 
 FAR = 1e-8  # float64 gradients farther apart than this are not the same quantity
 
@@ -64,20 +65,15 @@ def compare(work: Workload, field: list[ModuleType]) -> None:
 def main() -> None:
     """Compare gradients, then times; print a table and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {
-        "tasks": 32, "ways": 5, "shots": 1, "queries": 15, "filters": 64, "inner_steps": 16, "inner_lr": 0.1,
-        "lam": 2.0, "cg_steps": 5,
-    }.items():  # fmt: skip
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_options(parser)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=peers.PEERS, default=peers.PEERS, help="peers to enter (all)")
     parser.add_argument("--csv", type=Path)
-    options = vars(parser.parse_args())
-    repeats, only, path = (options.pop(name) for name in ("repeats", "only", "csv"))
-    work = Workload(**options)
+    options = parser.parse_args()
+    work, repeats, path = chosen(options), options.repeats, options.csv
     keep_memory()
 
-    field = entered(only)
+    field = entered(options.only)
     compare(work, field)
     rate = matrix_rate()
     print(f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a matrix product, {work}")
@@ -97,8 +93,8 @@ def main() -> None:
         found = versions()
         with path.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["contestant", "seconds", "form", "ratio", "version", *options, *found])
-            table.writerows([*row, *options.values(), *found.values()] for row in rows)
+            table.writerow(["contestant", "seconds", "form", "ratio", "version", *asdict(work), *found])
+            table.writerows([*row, *asdict(work).values(), *found.values()] for row in rows)
 
 
 if __name__ == "__main__":

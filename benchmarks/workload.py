@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,24 +18,28 @@ Gradient = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """One meta-gradient: ``tasks`` tasks of ``ways`` classes, ``shots`` and ``queries`` images a class."""
+    """One meta-gradient: ``tasks`` tasks of ``ways`` classes, ``shots`` and ``queries`` images a class.
 
-    tasks: int
-    ways: int
-    shots: int
-    queries: int
-    filters: int
-    inner_steps: int
-    inner_lr: float
-    lam: float
-    cg_steps: int
+    Images are ``image_size`` pixels square. The defaults are the workload that all published numbers are of.
+    """
+
+    tasks: int = 32
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    filters: int = 64
+    image_size: int = 28
+    inner_steps: int = 16
+    inner_lr: float = 0.1
+    lam: float = 2.0
+    cg_steps: int = 5
 
     def draw(self, tasks: int, dtype: torch.dtype) -> tuple[Conv4, Gradient, Tasks]:
         """Return the network, its weights and synthetic episodes, from one seed."""
         g = torch.Generator().manual_seed(0)
-        model = Conv4(self.ways, filters=self.filters, generator=g).to(dtype)
+        model = Conv4(self.ways, filters=self.filters, image_size=self.image_size, generator=g).to(dtype)
         theta = {name: leaf.detach().clone().requires_grad_() for name, leaf in model.named_parameters()}
-        prototypes = torch.rand(tasks, self.ways, 1, 28, 28, generator=g, dtype=dtype)
+        prototypes = torch.rand(tasks, self.ways, 1, self.image_size, self.image_size, generator=g, dtype=dtype)
 
         def batch(per_class: int) -> Batch:
             x = prototypes.repeat_interleave(per_class, 1)
@@ -45,7 +50,7 @@ class Workload:
 
     def flop(self) -> float:
         """Return the multiplications and additions of the matrix products, counting a gradient as three forwards."""
-        side, forward = 28, 0.0
+        side, forward = self.image_size, 0.0
         for channels in (1, self.filters, self.filters, self.filters):
             side = (side + 1) // 2
             forward += 2.0 * side * side * 9 * channels * self.filters
@@ -53,6 +58,18 @@ class Workload:
         support, query = (forward * self.ways * images for images in (self.shots, self.queries))
         # A product with the Hessian is worth two gradients less the first forward: it differentiates one.
         return self.tasks * (support * (3 * (self.inner_steps + 1) + 6 * self.cg_steps) + 3 * query)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Offer every field of the workload as an option."""
+    for field in fields(Workload):
+        assert isinstance(field.default, int | float)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+
+
+def chosen(options: argparse.Namespace) -> Workload:
+    """Return the workload that the options describe."""
+    return Workload(**{field.name: getattr(options, field.name) for field in fields(Workload)})
 
 
 def taken(theta: Gradient) -> Gradient:

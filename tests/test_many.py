@@ -117,3 +117,25 @@ def test_the_objective_for_tasks_is_the_objective_of_each_task(case):
     for t in range(TASKS):
         alone = objective({name: leaf[t] for name, leaf in phi.items()}, theta, Batch(x[t], y[t]))
         assert together[t].item() == pytest.approx(alone.item(), rel=1e-10)
+
+
+def test_a_narrow_first_layer_folds_and_gives_the_same():
+    """The variance comes from the covariance of the patches: right even where kernels cancel nearly all they see."""
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 12, 3, stride=2, padding=1, bias=False), BatchNorm(12), nn.Tanh(), nn.Flatten())
+    x = 1 + 1e-3 * torch.rand(2, 5, 1, 9, 9, dtype=torch.float64, generator=g)
+    x[:, :, :, [0, -1]] = x[:, :, :, :, [0, -1]] = 0  # an edge, so that no channel is constant
+    phi = {n: torch.randn(2, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
+    weight = phi["0.weight"]
+    weight[:, :6] -= weight[:, :6].mean((-2, -1), keepdim=True)
+    assert many.prepare(model, x).seen is not None
+    expected = by_vmap(model.double(), phi, x)
+    torch.testing.assert_close(many.outputs(model, phi, x), expected, rtol=1e-9, atol=1e-11)
+    single = {n: p.float() for n, p in phi.items()}
+    ours, direct = (f(model.float(), single, x.float()).double() for f in (many.outputs, by_vmap))
+    assert (ours - expected).abs().max() <= 2 * (direct - expected).abs().max()
+
+
+def test_inputs_that_ask_for_a_gradient_are_not_folded_away():
+    model = nn.Sequential(nn.Conv2d(1, 12, 3, bias=False), BatchNorm(12))
+    assert many.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).seen is None

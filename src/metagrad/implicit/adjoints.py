@@ -157,6 +157,7 @@ class Implicit:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
         def linearise(point: Params, at: list[Tensor]) -> tuple[Linearisation, list[Tensor]]:
+            """Linearise at tensors that stand for ``tensors``; return them too."""
             asked = [now.detach().requires_grad_(was.requires_grad) for now, was in zip(at, tensors, strict=True)]
             rest = iter(asked)
             filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -165,7 +166,8 @@ class Implicit:
 
         # Now, since the inner gradient is part of it; and for one backward, which frees it.
         ready = [linearise(phi, tensors)]
-        slope = ready[0][0].gradient
+        slope = dict(ready[0][0].gradient)
+        ready[0][0].gradient.clear()  # as large as all weights, and nobody asks for it again
 
         def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
             """Solve and pull back, at the tensors that autograd has kept."""

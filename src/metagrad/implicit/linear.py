@@ -91,21 +91,22 @@ class CG:
             return tree.ravel(product, b)
 
         # Scaled by a power of two, which changes no digit: float32 squares of a tiny or a huge b would under- or
-        # overflow.
-        target = tree.ravel(b)
-        _, exponent = torch.frexp(target.abs().amax(1, keepdim=True))
-        unit = torch.ldexp(torch.ones_like(target[:, :1]), exponent)
-        target = target / unit
-        size = target.norm(dim=1)
+        # overflow. Vectors are updated in place: each is as large as all weights of all tasks.
+        r = tree.ravel(b)
+        _, exponent = torch.frexp(r.abs().amax(1, keepdim=True))
+        unit = torch.ldexp(torch.ones_like(r[:, :1]), exponent)
+        r /= unit
+        size = r.norm(dim=1)
         stop_at = (self.tol * size) ** 2
-        u = torch.zeros_like(target) if x0 is None else tree.ravel(x0, b) / unit
-        r = target if x0 is None else target - matvec(u)
-        d, rr = r, _dot(r, r)
+        u = torch.zeros_like(r) if x0 is None else tree.ravel(x0, b) / unit
+        if x0 is not None:
+            r -= matvec(u)
+        d, rr = r.clone(), _dot(r, r)
         active = rr > stop_at
         steps = torch.zeros_like(rr, dtype=torch.int64)
         min_curvature = torch.full_like(rr, torch.inf)
         largest = torch.zeros_like(rr)
-        rounding = target.shape[1] * torch.finfo(target.dtype).eps
+        rounding = r.shape[1] * torch.finfo(r.dtype).eps
         for _ in range(self.max_steps):
             if _may_look(active) and not active.any():
                 break
@@ -119,21 +120,23 @@ class CG:
             active = active & usable
             # Masked, not branched: tasks that stopped take a step of length zero.
             alpha = torch.where(active, rr / torch.where(active, dAd, 1.0), 0.0)[:, None]
-            u = torch.addcmul(u, alpha, d)
-            r = torch.addcmul(r, alpha, Ad, value=-1)
+            u.addcmul_(alpha, d)
+            r.addcmul_(alpha, Ad, value=-1)
+            del Ad
             rr_next = _dot(r, r)
             steps = steps + active
             beta = torch.where(active, rr_next / torch.where(active, rr, 1.0), 0.0)[:, None]
-            d, rr = torch.addcmul(r, beta, d), rr_next
+            torch.addcmul(r, beta, d, out=d)
+            rr = rr_next
             active = active & (rr > stop_at)
-        if operator.shift is not None and x0 is None:
-            shift = tree.ravel(operator.shift, b)
-            u, rr = _first_order_where(steps == 0, u, rr, target, shift, matvec)
+        stopped = steps == 0
+        if (shift := operator.shift) is not None and x0 is None and (not _may_look(stopped) or stopped.any()):
+            u, rr = _first_order_where(stopped, u, rr, tree.ravel(b) / unit, lambda: tree.ravel(shift, b), matvec)
         if self.max_steps > _TRUSTED:
-            r = target - matvec(u)
+            r = tree.ravel(b) / unit - matvec(u)
             rr = _dot(r, r)
         return LinearSolution(
-            tree.unravel(u * unit, b), rr.sqrt() / torch.where(size > 0, size, 1.0), steps, min_curvature
+            tree.unravel(u.mul_(unit), b), rr.sqrt() / torch.where(size > 0, size, 1.0), steps, min_curvature
         )
 
 
@@ -156,12 +159,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _first_order_where(
-    stopped: Tensor, u: Tensor, rr: Tensor, b: Tensor, shift: Tensor, matvec: Callable[[Tensor], Tensor]
+    stopped: Tensor, u: Tensor, rr: Tensor, b: Tensor, shift: Callable[[], Tensor], matvec: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Answer ``Λ⁻¹ b`` for tasks that could not take one step, with the residual that this leaves."""
-    stopped = stopped & (b != 0).any(1) & (shift > 0).all(1)
+    stopped = stopped & (b != 0).any(1)
     if _may_look(stopped) and not stopped.any():
         return u, rr
-    first = torch.where(stopped[:, None], b / shift, 0.0)
+    diagonal = shift()
+    stopped = stopped & (diagonal > 0).all(1)
+    first = torch.where(stopped[:, None], b / diagonal, 0.0)
     r = b - matvec(first)
     return torch.where(stopped[:, None], first, u), torch.where(stopped, _dot(r, r), rr)

@@ -260,7 +260,7 @@ class _Bend:
     """Derivatives of the regulariser R at one point.
 
     ``shift``: the diagonal of ``d²R/dphi²``; ``add_gradient``: ``a -> a + dR/dphi``; ``add_product``:
-    ``(a, v) -> a + d²R/dphi² v``; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
+    ``(a, v) -> a + d²R/dphi² v``, which may use a up; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
     """
 
     shift: Params | None
@@ -282,7 +282,7 @@ def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
         return _Bend(
             {name: leaf.new_full((), lam).expand_as(leaf) for name, leaf in phi.items()},
             lambda a: _with_pull(a, lam, tree.detach(phi), tree.detach(theta)),
-            lambda a, v: {name: part.add(v[name], alpha=lam) for name, part in a.items()},
+            lambda a, v: {name: a.pop(name).add(v[name], alpha=lam) for name in list(a)},  # never two of all weights
             lambda inputs, u: [lam * u[names[id(leaf)]].sum(0) if id(leaf) in names else None for leaf in inputs],
         )
     value = torch.vmap(regulariser, in_dims=(0, None))(phi, theta).sum()
@@ -336,9 +336,9 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     theta, data = problem.theta, problem.data
     with torch.enable_grad():
         leaves = _leaves(phi)
-        # Jᵀ w as a function of w alone: what the graph remembers of phi comes back without its history, so the
+        # Jᵀ w as a function of w alone: what the graph remembers of phi it remembers without its history, so that the
         # transpose does not also differentiate J, which is a third of the work, for nothing.
-        with saved_tensors_hooks(lambda kept: kept, torch.Tensor.detach):
+        with saved_tensors_hooks(torch.Tensor.detach, lambda kept: kept):
             outputs = objective.outputs_batched(leaves, theta, data)
             cotangent = torch.zeros_like(outputs).requires_grad_()
             pulled = list(

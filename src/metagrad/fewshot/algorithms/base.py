@@ -93,33 +93,39 @@ class AdaptsWeights(ABC):
         """Query loss at the adapted weights; what its backward does is the method."""
         solution = self.adapt(model, theta, tasks.support)
         size, total = query_chunk or len(tasks), len(tasks)
-        losses, hits, slopes = [], [], []
+        losses, hits = [], []
+        slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
         for first in range(0, total, size):
             here = slice(first, first + size)
             phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
             with torch.enable_grad():
                 outputs = many.outputs(model, phi, tasks.query.x[here])
                 loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
-            slopes.append(torch.autograd.grad(loss, list(phi.values())))
+            for leaf, part in zip(slope.values(), torch.autograd.grad(loss, list(phi.values())), strict=True):
+                leaf[here] = part
             losses.append(loss.detach())
             hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
-        slope = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*slopes, strict=True)]
-        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope, *solution.value.values())
+        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope.values(), *solution.value.values())
         return MetaLoss(loss, torch.cat(hits), solution)
 
 
 class _Scored(torch.autograd.Function):
-    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated."""
+    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated.
+
+    Its one backward hands the gradient over without a copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, count: int, *args: Tensor) -> Tensor:
-        ctx.save_for_backward(*args[:count])
+        ctx.slope = list(args[:count])
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> Any:
-        slope = ctx.saved_tensors
-        return None, None, *([None] * len(slope)), *(weight * part for part in slope)
+        if not ctx.slope:
+            raise RuntimeError("a meta-loss can be differentiated once only: compute it again")
+        given, ctx.slope = ctx.slope, []
+        return None, None, *([None] * len(given)), *(part.mul_(weight) for part in given)
 
 
 def classification(model: nn.Module, lam: float | None = None) -> Composed:

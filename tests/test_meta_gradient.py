@@ -1,0 +1,128 @@
+"""Chunks: an execution detail that memory follows and results do not; memory that runs out."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from metagrad.errors import MetagradError
+from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Chunks, Conv4, Tasks, meta_gradient
+from metagrad.fewshot.meta import auto_chunks
+
+
+def drawn(tasks=5, queries=3, size=14):
+    g = torch.Generator().manual_seed(0)
+
+    def batch(per_class):
+        x = torch.rand(tasks, 3 * per_class, 1, size, size, generator=g, dtype=torch.float64)
+        return Batch(x, torch.arange(3).repeat_interleave(per_class).expand(tasks, -1))
+
+    return Tasks(batch(1), batch(queries))
+
+
+def network():
+    return Conv4(3, filters=9, image_size=14, generator=torch.Generator().manual_seed(1)).double()
+
+
+def gradient(algorithm, chunk, tasks=None):
+    model = network()
+    theta = algorithm.init(model)
+    metrics = meta_gradient(algorithm, model, theta, tasks or drawn(), chunk=chunk)
+    return torch.cat([leaf.grad.flatten() for leaf in theta.values()]), metrics
+
+
+ALGORITHMS = [
+    IMAML(inner_steps=3),
+    IMAML(inner_steps=3, curvature="hessian"),
+    MAML(inner_steps=2),
+    FOMAML(inner_steps=2),
+]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gauss-newton", "hessian", "maml", "fomaml"])
+@pytest.mark.parametrize("chunk", [Chunks(5, 1), Chunks(3, 2), Chunks(2, 100), Chunks(100, 100), 100])
+def test_chunks_of_each_phase_change_nothing(algorithm, chunk):
+    """A chunk larger than the tasks is all of them."""
+    expected, whole = gradient(algorithm, 5)
+    found, metrics = gradient(algorithm, chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(metrics.accuracy, whole.accuracy)
+    torch.testing.assert_close(metrics.grad_norm, whole.grad_norm)
+    assert metrics.loss.item() == pytest.approx(whole.loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_impossible_chunks_are_refused(chunk):
+    with pytest.raises(ValueError, match="at least 1"):
+        gradient(FOMAML(), chunk)
+
+
+def test_automatic_chunks_shrink_with_the_images():
+    small, large = auto_chunks(drawn(size=14)), auto_chunks(drawn(size=84))
+    assert small.tasks > large.tasks >= 1
+    assert small.query > large.query >= 1
+
+
+class Limited(FOMAML):
+    """First-order MAML on a machine whose memory holds ``FITS`` tasks."""
+
+    FITS = 2
+    tried: list[int]
+
+    def adapt(self, model, theta, support):
+        self.tried.append(len(support.x))
+        if len(support.x) > self.FITS:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried ...")
+        return super().adapt(model, theta, support)
+
+
+def test_memory_that_runs_out_halves_the_chunk_and_says_so():
+    expected, _ = gradient(FOMAML(inner_steps=2), 5)
+    algorithm = Limited(inner_steps=2)
+    object.__setattr__(algorithm, "tried", [])
+    with pytest.warns(UserWarning, match="out of memory with 5 tasks at a time: going on with 2 "):
+        found, metrics = gradient(algorithm, 5)
+    assert algorithm.tried == [5, 2, 2, 1]
+    assert metrics.chunks == Chunks(2, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_one_task_too_large_says_what_would_fit():
+    algorithm = Limited(inner_steps=2)
+    object.__setattr__(algorithm, "tried", [])
+    Limited.FITS = 0
+    try:
+        with (
+            pytest.warns(UserWarning, match="out of memory"),
+            pytest.raises(MetagradError, match="one task does not fit"),
+        ):
+            gradient(algorithm, 5)
+    finally:
+        Limited.FITS = 2
+
+
+def test_other_errors_pass_through():
+    class Broken(FOMAML):
+        def adapt(self, model, theta, support):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        gradient(Broken(), 5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gauss-newton", "hessian", "maml", "fomaml"])
+def test_nothing_of_a_meta_step_stays_behind(algorithm):
+    """Without the garbage collector's help: a graph that refers to itself is not even within its reach."""
+    model, tasks = network(), drawn()
+    theta = algorithm.init(model)
+    counts = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            meta_gradient(algorithm, model, theta, tasks)
+            counts.append(sum(type(thing) in (torch.Tensor, nn.Parameter) for thing in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert counts[-1] == counts[1]
