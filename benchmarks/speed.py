@@ -21,70 +21,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import nn
 
 import peers
-from metagrad import CG, GradientDescent, Implicit, argmin, tree
+from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
 from metagrad.cli.allocator import keep_memory
-from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Conv4, Tasks, classification, meta_gradient
-from metagrad.fewshot.algorithms.base import Algorithm, prepared
-from metagrad.implicit import Solution
 from metagrad.training.run import versions
-from workload import Gradient, Workload, add_options, chosen, gap, least, matrix_rate, taken
+from workload import Workload, add_options, chosen, gap, least, matrix_rate
 
-Contestant = Callable[[Workload, Conv4, Gradient, Tasks], Gradient]
 FAR = 1e-8  # float64 gradients farther apart than this are not the same quantity
-
-
-@dataclass(frozen=True, kw_only=True)
-class Continuing(IMAML):
-    """iMAML with the exact Hessian and a CG that goes on over negative curvature, as the other contestants' do."""
-
-    def adapt(self, model: nn.Module, theta: Gradient, support: Batch) -> Solution:
-        """Solve as :class:`IMAML` does."""
-        return argmin(
-            classification(model, self.lam),
-            tree.expand(theta, len(support.x)),
-            theta,
-            prepared(model, support),
-            solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
-            adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps, tol=0.0, on_negative="continue")),
-        )
-
-
-def exact_hessian(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Take metagrad's iMAML with the settings that the other contestants have."""
-    algorithm = Continuing(lam=work.lam, cg_steps=work.cg_steps, inner_lr=work.inner_lr, inner_steps=work.inner_steps)
-    return _of(algorithm, model, theta, tasks)
-
-
-def gauss_newton(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Take metagrad's iMAML as it comes."""
-    algorithm = IMAML(lam=work.lam, cg_steps=work.cg_steps, inner_lr=work.inner_lr, inner_steps=work.inner_steps)
-    return _of(algorithm, model, theta, tasks)
-
-
-def maml(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Take metagrad's MAML, unrolled."""
-    return _of(MAML(inner_lr=work.inner_lr, inner_steps=work.inner_steps), model, theta, tasks)
-
-
-def first_order(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    """Take metagrad's first-order MAML."""
-    return _of(FOMAML(inner_lr=work.inner_lr, inner_steps=work.inner_steps), model, theta, tasks)
-
-
-def _of(algorithm: Algorithm, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
-    own = algorithm.init(model)  # theta's values, laid out as the method wants them
-    meta_gradient(algorithm, model, own, tasks)
-    return taken(own)
-
 
 # What a form's peers must agree with and are timed against, and our rows that compute something else in its place.
 FORMS: dict[str, tuple[str, Contestant, dict[str, Contestant]]] = {

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from contestants import exact_hessian
 from metagrad.cli.allocator import keep_memory
 from metagrad.training.run import versions
-from speed import exact_hessian
 from workload import Workload, add_options, chosen, least
 
 SWEEPS = {

@@ -16,7 +16,7 @@ from torch import nn
 
 from workload import Gradient
 
-PEERS = ("by_hand", "torchopt_imaml", "jaxopt_imaml", "higher_maml", "parallel_metalearn_maml")
+PEERS = ("by_hand", "one_by_one", "torchopt_imaml", "jaxopt_imaml", "higher_maml", "parallel_metalearn_maml")
 
 
 def load(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,11 @@ class EpisodeSampler:
         if self.rotations and height != width:
             raise MetagradError(f"rotations need square images, these are {height}×{width}")
 
+    @cached_property
+    def _most(self) -> int:
+        """Images of the largest class; read once, since a GPU would be waited for."""
+        return int(self.classes.counts.max())
+
     def __call__(self, num_tasks: int, *, generator: torch.Generator) -> Tasks:
         """Draw ``num_tasks`` tasks.
 
@@ -92,7 +98,7 @@ class EpisodeSampler:
         device = images.device
         each = self.shots + self.queries
         chosen = _distinct(len(counts), (num_tasks,), self.ways, generator, device)
-        spots = _distinct(int(counts.max()), (num_tasks, self.ways), each, generator, device, counts[chosen])
+        spots = _distinct(self._most, (num_tasks, self.ways), each, generator, device, counts[chosen])
         first = (counts.cumsum(0) - counts)[chosen]
         picked = images[first[..., None] + spots]  # (T, ways, each, C, H, W)
         if self.rotations:
