@@ -5,18 +5,20 @@
 
 Each process computes its share of the tasks with one thread and one all-reduce makes the gradients whole, as in
 ``torchrun --nproc-per-node N -m metagrad train``. Reported: seconds a meta-step (least of ``--repeats``), and the
-all-reduce alone on the same buffer. The model: a step on N devices takes
+all-reduce alone on the same buffer. The model: a step on N devices takes its share of the compute and one all-reduce,
+by a ring or by a tree, whichever is faster:
 
-    compute / N + 2 (N - 1) latency + 2 (N - 1) / N · bytes / bandwidth        (ring all-reduce)
+    ring: 2 (N - 1) latency + 2 (N - 1) / N · bytes / bandwidth
+    tree: 2 log2(N) (latency + bytes / bandwidth)
 
-with the compute of one device and the bytes of the meta-gradient; ``--tasks`` a device stays the same in the second
-column of its table (weak scaling).
+Its table has the same tasks shared by all devices (strong scaling) and the same tasks on each (weak scaling).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import subprocess
 import sys
 from dataclasses import asdict
@@ -78,7 +80,8 @@ def model(compute: float, latency: float, bandwidth: float, size: float) -> None
     )
     print(f"{'devices':>8} {'same tasks: ms':>15} {'times one':>10} {'same tasks a device: ms':>24} {'efficiency':>11}")
     for devices in (1, *(2**k for k in range(3, 11))):
-        talk = 2 * (devices - 1) * latency + 2 * (devices - 1) / devices * size / bandwidth
+        ring = 2 * (devices - 1) * latency + 2 * (devices - 1) / devices * size / bandwidth
+        talk = min(ring, 2 * math.log2(devices) * (latency + size / bandwidth))
         strong, weak = compute / devices + talk, compute + talk
         print(f"{devices:8d} {strong * 1e3:15.2f} {compute / strong:10.1f} {weak * 1e3:24.2f} {compute / weak:11.1%}")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagrad.fewshot import MLP, Conv4, classification, many
 from metagrad.fewshot.episodes import Batch
@@ -139,3 +140,32 @@ def test_a_narrow_first_layer_folds_and_gives_the_same():
 def test_inputs_that_ask_for_a_gradient_are_not_folded_away():
     model = nn.Sequential(nn.Conv2d(1, 12, 3, bias=False), BatchNorm(12))
     assert many.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).seen is None
+
+
+class Products(TorchDispatchMode):
+    """Counts batched matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.bmm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gauss_newton_product_computes_only_what_it_uses():
+    """J v needs two products a convolution and Jᵀ w two more, a Hessian product six."""
+    model, layers = networks()["conv4"].double(), 3  # the first convolution folds and asks for less
+    g = torch.Generator().manual_seed(1)
+    phi = {n: torch.randn(TASKS, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
+    x = torch.randn(TASKS, IMAGES, 1, 9, 9, dtype=torch.float64, generator=g)
+    y = torch.arange(IMAGES).remainder(3).expand(TASKS, -1)
+    problem = Problem(classification(model), {}, Batch(x, y))
+    counted = {}
+    for kind in ("gauss_newton", "hessian"):
+        operator = problem.curvature(phi, kind)
+        with Products() as products:
+            operator(phi)
+        counted[kind] = products.count
+    assert counted["hessian"] - counted["gauss_newton"] >= 2 * layers

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metagrad.fewshot.needed import needed
+
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Normalise each task's channels, ``(T, N, C, *)``, over its own batch; scale and shift by ``(T, C)``.
@@ -24,6 +26,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     last = x.movedim(2, -1)
     rows = last.reshape(len(x), -1, x.shape[2])
+    weight, bias = weight.view_as(weight), bias.view_as(bias)  # no leaves, see ``needed``
     return _Norm.apply(rows, weight, bias, eps).view(last.shape).movedim(-1, 2)
 
 
@@ -58,17 +61,18 @@ class _Grad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hx: Tensor, hw: Tensor, hb: Tensor) -> tuple[Tensor | None, ...]:
         gy, x, w, c, r = ctx.saved_tensors
+        asked = needed(ctx)
         if torch.is_grad_enabled():  # differentiated a third time: in primitives, which torch can do to any order
             # Of views: gy came from x, and that way to it is not this function's to count.
             at = gy.view_as(gy), x.view_as(x), w.view_as(w)
             found = _gradient(*at, ctx.eps)
-            asked = [leaf for leaf, need in zip(at, ctx.needs_input_grad, strict=False) if need]
-            parts = iter(torch.autograd.grad(found, asked, (hx, hw, hb), create_graph=True))
-            return *(next(parts) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
+            inputs = [leaf for leaf, need in zip(at, asked, strict=False) if need]
+            parts = iter(torch.autograd.grad(found, inputs, (hx, hw, hb), create_graph=True))
+            return *(next(parts) if need else None for need in asked[:3]), None, None, None
         one = torch.ones_like(w)
         p_hx, hx_xhat, _ = _project(hx, one, c, r)  # r P hx, Σ hx x̂
         out_gy = p_hx.mul(w.unsqueeze(1)).add_(hb.unsqueeze(1)).addcmul_(c, (hw * r).unsqueeze(1))
-        if not any(ctx.needs_input_grad[1:3]):
+        if not any(asked[1:3]):
             return out_gy, None, None, None, None, None
         p_gy, gy_xhat, _ = _project(gy, one, c, r)
         inner = (hx * p_gy).sum(1)  # r ⟨hx, P gy⟩

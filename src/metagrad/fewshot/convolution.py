@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metagrad.fewshot.needed import needed
+
 
 @dataclass(frozen=True)
 class Window:
@@ -96,8 +98,9 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, patches = ctx.saved_tensors
-        gx = _Spread.apply(gy, w, ctx.window) if ctx.needs_input_grad[0] else None
-        gw = _Correlate.apply(gy, x, ctx.window, patches) if ctx.needs_input_grad[1] else None
+        asked = needed(ctx)
+        gx = _Spread.apply(gy, w, ctx.window) if asked[0] else None
+        gw = _Correlate.apply(gy, x, ctx.window, patches) if asked[1] else None
         return gx, gw, None, None
 
 
@@ -114,9 +117,10 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hx: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
+        asked = needed(ctx)
         patches = _patches(hx.detach(), ctx.window)
-        hgy = _Conv.apply(hx, w, ctx.window, patches) if ctx.needs_input_grad[0] else None
-        hw = _Correlate.apply(gy, hx, ctx.window, patches) if ctx.needs_input_grad[1] else None
+        hgy = _Conv.apply(hx, w, ctx.window, patches) if asked[0] else None
+        hw = _Correlate.apply(gy, hx, ctx.window, patches) if asked[1] else None
         return hgy, hw, None
 
 
@@ -132,8 +136,9 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hw: Tensor) -> tuple[Tensor | None, ...]:
         gy, x, patches = ctx.saved_tensors
-        hgy = _Conv.apply(x, hw, ctx.window, patches) if ctx.needs_input_grad[0] else None
-        hx = _Spread.apply(gy, hw, ctx.window) if ctx.needs_input_grad[1] else None
+        asked = needed(ctx)
+        hgy = _Conv.apply(x, hw, ctx.window, patches) if asked[0] else None
+        hx = _Spread.apply(gy, hw, ctx.window) if asked[1] else None
         return hgy, hx, None, None
 
 

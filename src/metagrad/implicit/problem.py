@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from metagrad import tree
 from metagrad.tree import Params
@@ -336,16 +335,11 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     theta, data = problem.theta, problem.data
     with torch.enable_grad():
         leaves = _leaves(phi)
-        # Jᵀ w as a function of w alone: what the graph remembers of phi it remembers without its history, so that the
-        # transpose does not also differentiate J, which is a third of the work, for nothing.
-        with saved_tensors_hooks(torch.Tensor.detach, lambda kept: kept):
-            outputs = objective.outputs_batched(leaves, theta, data)
-            cotangent = torch.zeros_like(outputs).requires_grad_()
-            pulled = list(
-                torch.autograd.grad(
-                    outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True
-                )
-            )
+        outputs = objective.outputs_batched(leaves, theta, data)
+        cotangent = torch.zeros_like(outputs).requires_grad_()
+        pulled = list(
+            torch.autograd.grad(outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True)
+        )
         at_outputs = outputs.detach().requires_grad_()
         loss = objective.losses(at_outputs, data).sum()
         (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
@@ -363,11 +357,11 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         inputs = tree.differentiable((theta, data))
         mixed = bend.mixed(inputs, u)
         # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
-        # and then the whole mixed derivative is taken, of a graph that remembers phi's history.
+        # and then the whole mixed derivative is taken.
         probe = _pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
         if any(part is not None for part in probe):
             with torch.enable_grad():
-                value = objective.fit(leaves, theta, data).sum()
+                value = objective.losses(outputs, data).sum()
                 gradient = list(_grads(value, leaves, create_graph=True).values())
             through_loss = _pull(gradient, inputs, [-part for part in _in_order(u, leaves)], keep=False)
             mixed = [_add(a, b) for a, b in zip(mixed, through_loss, strict=True)]

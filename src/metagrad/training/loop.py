@@ -147,15 +147,11 @@ def _outer_lr(config: TrainConfig, step: int) -> float:
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:
-    numbers = {
-        "loss": float(metrics.loss),
-        "accuracy": float(metrics.accuracy.mean()),
-        "grad_norm": float(metrics.grad_norm.mean()),
-    }
+    """Bring a meta-step's means (of the curvature, the minimum) to the host, in one transfer."""
+    numbers = {"loss": metrics.loss, "accuracy": metrics.accuracy.mean(), "grad_norm": metrics.grad_norm.mean()}
     if metrics.residual is not None and metrics.min_curvature is not None:
-        numbers["residual"] = float(metrics.residual.mean())
-        numbers["min_curvature"] = float(metrics.min_curvature.min())
-    return numbers
+        numbers |= {"residual": metrics.residual.mean(), "min_curvature": metrics.min_curvature.min()}
+    return dict(zip(numbers, torch.stack([value.float() for value in numbers.values()]).tolist(), strict=True))
 
 
 def _over_ranks(
