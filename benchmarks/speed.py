@@ -11,8 +11,9 @@ CG products, going on over negative curvature) and MAML (the steps unrolled, no 
 ``benchmarks/peers``, one file each. Before anything is timed, every peer's gradient is compared with metagrad's in
 float64 on two tasks.
 
-Times are the least of ``--repeats`` calls after one that does not count; that one takes JAX's compilation too (half a
-minute, and as much again for the comparison). torch takes the threads of ``OMP_NUM_THREADS``, JAX all the cores that
+Contestants take turns, so that a slow minute of the machine is everybody's: ``--repeats`` rounds after one that does
+not count, which takes JAX's compilation too (half a minute, and as much again for the comparison). Shown are the least time
+and the least, median and largest ratio of a round. torch takes the threads of ``OMP_NUM_THREADS``, JAX all the cores that
 the process may use: ``taskset`` holds both to the same. The floor is the arithmetic of the convolutions and the linear
 layer in iMAML, at this machine's own matrix-product rate. Rows go to ``--csv`` with versions and machine.
 """
@@ -82,18 +83,35 @@ def main() -> None:
     for form, (name, reference, variants) in FORMS.items():
         contestants = {(name, ""): reference} | {(variant, ""): fn for variant, fn in variants.items()}
         contestants |= {(peer.NAME, peers.version(peer)): peer.gradient for peer in field if form == peer.FORM}
-        seconds = {key: least(lambda fn=fn: fn(work, model, theta, tasks), repeats) for key, fn in contestants.items()}
+        calls = {key: lambda fn=fn: fn(work, model, theta, tasks) for key, fn in contestants.items()}
+        seconds = rounds(calls, repeats)
         if form == "imaml":
-            seconds["arithmetic alone", ""] = work.flop() / rate
+            seconds["arithmetic alone", ""] = [work.flop() / rate] * repeats
         base = seconds[name, ""]
-        for (contestant, version), time in seconds.items():
-            rows.append([contestant, f"{time:.4f}", form, f"{time / base:.3f}", version])
-            print(f"{contestant:28s} {time:7.3f} s   {time / base:5.2f} of {name}   {version}")
+        for (contestant, version), times in seconds.items():
+            ratios = sorted(time / ours for time, ours in zip(times, base, strict=True))
+            row = [min(times), ratios[0], statistics.median(ratios), ratios[-1]]
+            rows.append([contestant, form, *(f"{value:.4f}" for value in row), version])
+            print("{:28s} {:7.3f} s {:6.2f} to {:.2f} times {}, median {:.2f}  {}".format(
+                contestant, row[0], row[1], row[3], name, row[2], version
+            ), flush=True)  # fmt: skip
     if path:
         found = versions()
         with path.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["contestant", "seconds", "form", "ratio", "version", *asdict(work), *found])
+            table.writerow(
+                [
+                    "contestant",
+                    "form",
+                    "seconds",
+                    "ratio_least",
+                    "ratio",
+                    "ratio_most",
+                    "version",
+                    *asdict(work),
+                    *found,
+                ]
+            )
             table.writerows([*row, *asdict(work).values(), *found.values()] for row in rows)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from metagrad import tree
 from metagrad.fewshot import Batch, Conv4, Tasks
 
 Gradient = dict[str, Tensor]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,18 @@ def least(fn: Callable[[], object], repeats: int) -> float:
         fn()
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def rounds(calls: Mapping[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:
+    """Time every call once a round, after a first round that does not count."""
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    for counts in [False, *[True] * repeats]:
+        for key, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if counts:
+                seconds[key].append(time.perf_counter() - began)
+    return seconds
 
 
 def gap(found: Gradient, expected: Gradient) -> float:

@@ -156,7 +156,7 @@ class Products(TorchDispatchMode):
 
 def test_a_gauss_newton_product_computes_only_what_it_uses():
     """J v needs two products a convolution and Jᵀ w two more, a Hessian product six."""
-    model, layers = networks()["conv4"].double(), 3  # the first convolution folds and asks for less
+    model, layers = networks()["conv4"].double(), 3  # the first asks for nothing in its images
     g = torch.Generator().manual_seed(1)
     phi = {n: torch.randn(TASKS, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
     x = torch.randn(TASKS, IMAGES, 1, 9, 9, dtype=torch.float64, generator=g)
