@@ -12,16 +12,17 @@ CG products, going on over negative curvature) and MAML (the steps unrolled, no 
 float64 on two tasks.
 
 Contestants take turns, so that a slow minute of the machine is everybody's: ``--repeats`` rounds after one that does
-not count, which takes JAX's compilation too (half a minute, and as much again for the comparison). Shown are the least time
-and the least, median and largest ratio of a round. torch takes the threads of ``OMP_NUM_THREADS``, JAX all the cores that
-the process may use: ``taskset`` holds both to the same. The floor is the arithmetic of the convolutions and the linear
-layer in iMAML, at this machine's own matrix-product rate. Rows go to ``--csv`` with versions and machine.
+not count, which takes JAX's compilation too (half a minute, and as much again for the comparison). Shown are the least
+time and the median, least and largest ratio of a round. torch takes the threads of ``OMP_NUM_THREADS``, JAX all the
+cores that the process may use: ``taskset`` holds both to the same. The floor is the arithmetic of the convolutions and
+the linear layer in iMAML, at this machine's own matrix-product rate. Rows go to ``--csv`` with versions and machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ import peers
 from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
 from metagrad.cli.allocator import keep_memory
 from metagrad.training.run import versions
-from workload import Workload, add_options, chosen, gap, least, matrix_rate
+from workload import Workload, add_options, chosen, gap, matrix_rate, rounds
 
 FAR = 1e-8  # float64 gradients farther apart than this are not the same quantity
 
@@ -92,9 +93,8 @@ def main() -> None:
             ratios = sorted(time / ours for time, ours in zip(times, base, strict=True))
             row = [min(times), ratios[0], statistics.median(ratios), ratios[-1]]
             rows.append([contestant, form, *(f"{value:.4f}" for value in row), version])
-            print("{:28s} {:7.3f} s {:6.2f} to {:.2f} times {}, median {:.2f}  {}".format(
-                contestant, row[0], row[1], row[3], name, row[2], version
-            ), flush=True)  # fmt: skip
+            spread = f"{row[2]:5.2f} times {name} ({row[1]:.2f} to {row[3]:.2f})"
+            print(f"{contestant:28s} {row[0]:7.3f} s  {spread}  {version}", flush=True)
     if path:
         found = versions()
         with path.open("w", newline="") as file:
