@@ -59,7 +59,7 @@ def test_impossible_chunks_are_refused(chunk):
 
 
 def test_automatic_chunks_shrink_with_the_images():
-    small, large = auto_chunks(drawn(size=14)), auto_chunks(drawn(size=84))
+    small, large = (auto_chunks(drawn(tasks=12, size=size)) for size in (14, 84))
     assert small.tasks > large.tasks >= 1
     assert small.query > large.query >= 1
 
