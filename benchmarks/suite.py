@@ -1,4 +1,4 @@
-"""The whole suite in one command: every table, CSV and figure, some fifteen minutes on an idle machine.
+"""The whole suite in one command: every table, CSV and figure, some forty minutes on an idle machine.
 
     pip install -c constraints.txt -e '.[bench]' && python benchmarks/suite.py
 
