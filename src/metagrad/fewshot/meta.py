@@ -89,7 +89,7 @@ def meta_gradient(
     total = len(tasks)
     sizes = auto_chunks(tasks) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
     parts: list[Metrics] = []
-    first = 0
+    first, too_many = 0, 0
     while first < total:
         part = tasks.part(first, min(first + sizes.tasks, total))
         before = {name: leaf.grad for name, leaf in theta.items()}
@@ -98,14 +98,17 @@ def meta_gradient(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failed = sizes
         else:
             first += len(part)
+            if too_many:
+                _say_chunk(too_many, sizes.tasks)
+                too_many = 0
             continue
         # Outside the except clause: the error's traceback holds the tensors of what was tried.
         for name, leaf in theta.items():
             leaf.grad = before[name]
-        sizes = _halved(failed, len(part))
+        too_many = too_many or len(part)
+        sizes = _halved(sizes, len(part))
     return Metrics(
         torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.accuracy for part in parts]),
@@ -152,20 +155,22 @@ def auto_chunks(tasks: Tasks) -> Chunks:
 
 
 def _halved(sizes: Chunks, tasks: int) -> Chunks:
-    """Halve the chunks that ``tasks`` tasks did not fit into, saying so."""
+    """Halve the chunks that ``tasks`` tasks did not fit into."""
     if tasks == 1:
         raise MetagradError(
             "one task does not fit into memory: take fewer --queries, --shots or --ways, fewer --filters, or for MAML "
             "fewer --inner-steps"
         )
-    smaller = Chunks(max(1, tasks // 2), max(1, min(sizes.query, tasks) // 2))
+    return Chunks(max(1, tasks // 2), max(1, min(sizes.query, tasks) // 2))
+
+
+def _say_chunk(too_many: int, fits: int) -> None:
     warnings.warn(
-        f"out of memory with {tasks} tasks at a time: going on with {smaller.tasks} (--chunk {smaller.tasks} from the "
-        "start saves the attempt)",
+        f"out of memory with {too_many} tasks at a time: going on with {fits} (--chunk {fits} from the start saves the "
+        "attempts)",
         MetagradWarning,
         stacklevel=3,
     )
-    return smaller
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
