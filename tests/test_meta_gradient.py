@@ -132,3 +132,32 @@ def test_nothing_of_a_meta_step_stays_behind(algorithm):
     finally:
         gc.enable()
     assert counts[-1] == counts[1]
+
+
+def test_a_methods_own_predict_is_what_is_scored_and_theta_in_it_is_differentiated():
+    """Scores scaled by a number in theta: its gradient comes through predict alone; a frozen one gets none."""
+
+    class Scaled(FOMAML):
+        def init(self, model):
+            return {**super().init(model), "scale": torch.tensor(1.5, dtype=torch.float64, requires_grad=True)}
+
+        def adapt(self, model, theta, support):
+            return super().adapt(model, {name: leaf for name, leaf in theta.items() if name != "scale"}, support)
+
+        def predict(self, model, theta, solution, x):
+            return theta["scale"] * super().predict(model, theta, solution, x)
+
+    model, algorithm, tasks = network(), Scaled(inner_steps=2), drawn()
+    theta = algorithm.init(model)
+
+    def loss(shift):
+        fresh = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        fresh["scale"] = (theta["scale"].detach() + shift).requires_grad_()
+        return meta_gradient(algorithm, model, fresh, tasks, chunk=Chunks(3, 2)).loss.item()
+
+    meta_gradient(algorithm, model, theta, tasks, chunk=Chunks(3, 2))
+    found, step = theta["scale"].grad.item(), 1e-5
+    assert found == pytest.approx((loss(step) - loss(-step)) / (2 * step), rel=1e-7)
+    frozen = {name: leaf.detach().requires_grad_(name != "scale") for name, leaf in theta.items()}
+    meta_gradient(algorithm, model, frozen, tasks)
+    assert frozen["scale"].grad is None

@@ -1,4 +1,4 @@
-"""The one exception type that a person, rather than a programmer, is meant to read."""
+"""What a person, rather than a programmer, is meant to read: one exception, one warning."""
 
 
 class MetagradError(Exception):

@@ -123,8 +123,9 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
     """Add one chunk's share of the gradient of the mean over ``total`` tasks."""
     meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
     weight = len(part) / total
-    found = torch.autograd.grad(meta.loss * weight, list(theta.values()), allow_unused=True)
-    for leaf, grad in zip(theta.values(), found, strict=True):  # all or nothing, should memory run out
+    asked = [leaf for leaf in theta.values() if leaf.requires_grad]
+    found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True)
+    for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
         if grad is not None:
             leaf.grad = grad if leaf.grad is None else leaf.grad + grad
     linear = meta.solution.linear

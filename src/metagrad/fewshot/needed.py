@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-# Not public, but what torch's own hooks on several gradients ask; without it everything is computed.
 _LEAF = "torch::autograd::AccumulateGrad"
+# Not public, but what torch's own hooks on several gradients ask; without it everything is computed.
 _will_run = getattr(torch._C, "_will_engine_execute_node", None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -93,19 +93,29 @@ class AdaptsWeights(ABC):
         """Query loss at the adapted weights; what its backward does is the method."""
         solution = self.adapt(model, theta, tasks.support)
         size, total = query_chunk or len(tasks), len(tasks)
+        shared = [leaf for leaf in theta.values() if leaf.requires_grad]
         losses, hits = [], []
         slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
+        direct: list[Tensor | None] = [None] * len(shared)  # where predict itself looks at theta
         for first in range(0, total, size):
             here = slice(first, first + size)
             phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
             with torch.enable_grad():
-                outputs = many.outputs(model, phi, tasks.query.x[here])
+                outputs = self.predict(model, theta, replace(solution, value=phi), tasks.query.x[here])
                 loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
-            for leaf, part in zip(slope.values(), torch.autograd.grad(loss, list(phi.values())), strict=True):
-                leaf[here] = part
+            found = torch.autograd.grad(loss, [*phi.values(), *shared], allow_unused=True)
+            for leaf, part in zip(slope.values(), found, strict=False):
+                leaf[here] = 0.0 if part is None else part
+            direct = [
+                old if new is None else new if old is None else old + new
+                for old, new in zip(direct, found[len(phi) :], strict=True)
+            ]
             losses.append(loss.detach())
             hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
-        loss = _Scored.apply(torch.stack(losses).sum(), len(slope), *slope.values(), *solution.value.values())
+        known = [*zip(solution.value.values(), slope.values(), strict=True)]
+        known += [(leaf, part) for leaf, part in zip(shared, direct, strict=True) if part is not None]
+        inputs, slopes = zip(*known, strict=True)
+        loss = _Scored.apply(torch.stack(losses).sum(), len(known), *slopes, *inputs)
         return MetaLoss(loss, torch.cat(hits), solution)
 
 
