@@ -27,7 +27,7 @@ class Continuing(IMAML):
             tree.expand(theta, len(support.x)),
             theta,
             prepared(model, support),
-            solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
+            solver=GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
             adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps, tol=0.0, on_negative="continue")),
         )
 

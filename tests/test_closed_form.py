@@ -50,7 +50,7 @@ def test_meta_gradient_is_exact(lam_value, route):
     adjoint = Unroll() if route == "unroll" else Implicit(linear_solver=CG(max_steps=50, tol=1e-14), curvature=route)
     g = as_composed() if route == "gauss_newton" else objective
     solution = argmin(g, {"w": theta.expand(T, P)}, {"w": theta, "lam": lam}, (A, b),
-                      solver=GradientDescent(lr=0.15, steps=400), adjoint=adjoint)  # fmt: skip
+                      solver=GradientDescent(lr=0.15, max_steps=400), adjoint=adjoint)  # fmt: skip
     torch.testing.assert_close(solution.value["w"], phi_star, rtol=1e-8, atol=1e-10)
     found = torch.autograd.grad(((solution.value["w"] - target) ** 2).sum() / 2, (theta, lam))
     for a, e in zip(found, expected, strict=True):
@@ -69,7 +69,7 @@ def test_gradient_reaches_data(curvature):
     (expected,) = torch.autograd.grad(exact(A, b, theta, lam, target)[1], b)
     g = as_composed() if curvature == "gauss_newton" else objective
     solution = argmin(g, {"w": theta.expand(T, P)}, {"w": theta, "lam": lam}, (A, b),
-                      solver=GradientDescent(lr=0.15, steps=400),
+                      solver=GradientDescent(lr=0.15, max_steps=400),
                       adjoint=Implicit(linear_solver=CG(max_steps=50, tol=1e-14), curvature=curvature))  # fmt: skip
     (found,) = torch.autograd.grad(((solution.value["w"] - target) ** 2).sum() / 2, b)
     assert (found - expected).norm() <= 1e-8 * expected.norm()
@@ -82,7 +82,7 @@ def test_unrolled_obeys_its_recursion_and_meets_implicit():
     lam, lr, eye = torch.tensor(1.5, dtype=torch.float64), 0.1, torch.eye(P, dtype=torch.float64)
     for steps in (1, 7):
         solution = argmin(objective, {"w": theta.expand(T, P)}, {"w": theta, "lam": lam}, (A, b),
-                          solver=GradientDescent(lr=lr, steps=steps), adjoint=Unroll())  # fmt: skip
+                          solver=GradientDescent(lr=lr, max_steps=steps), adjoint=Unroll())  # fmt: skip
         J = eye.expand(T, P, P)
         for _ in range(steps):
             J = (eye - lr * (A + lam * eye)) @ J + lr * lam * eye
@@ -96,6 +96,6 @@ def test_first_order_is_the_plain_gradient():
     A, b, theta, target = quadratic(3)
     theta.requires_grad_()
     solution = argmin(objective, {"w": theta.expand(T, P)}, {"w": theta, "lam": torch.tensor(1.0).double()}, (A, b),
-                      solver=GradientDescent(lr=0.1, steps=3), adjoint=FirstOrder())  # fmt: skip
+                      solver=GradientDescent(lr=0.1, max_steps=3), adjoint=FirstOrder())  # fmt: skip
     (found,) = torch.autograd.grad(((solution.value["w"] - target) ** 2).sum() / 2, theta)
     torch.testing.assert_close(found, (solution.value["w"].detach() - target).sum(0), rtol=1e-12, atol=1e-12)

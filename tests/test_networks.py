@@ -120,7 +120,7 @@ def test_implicit_gradient_equals_finite_differences_of_the_solved_problem(kind)
 
     def query(theta):
         solution = argmin(objective, tree.expand(theta, 2), theta, drawn.support,
-                          solver=GradientDescent(lr=0.007, steps=150),
+                          solver=GradientDescent(lr=0.007, max_steps=150),
                           adjoint=Implicit(linear_solver=CG(max_steps=200, tol=1e-13)))  # fmt: skip
         assert solution.grad_norm.max() < 1e-9
         outputs = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(solution.value, drawn.query.x)
@@ -188,7 +188,7 @@ def test_five_cg_steps_match_the_reference_on_the_standard_network(curvature, dt
 
     solver = CG(max_steps=steps, tol=0.0, on_negative="continue")
     solution = argmin(classification(model, lam), tree.expand(theta, 2), theta, drawn.support,
-                      solver=GradientDescent(lr=0.1, steps=16),
+                      solver=GradientDescent(lr=0.1, max_steps=16),
                       adjoint=Implicit(linear_solver=solver, curvature=curvature))  # fmt: skip
     outputs = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(solution.value, drawn.query.x)
     losses = torch.vmap(F.cross_entropy)(outputs, drawn.query.y)

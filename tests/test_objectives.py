@@ -9,7 +9,7 @@ import torch
 from metagrad import CG, Composed, GradientDescent, Implicit, Proximal, Unroll, argmin
 from metagrad.implicit import Problem
 
-SOLVER = GradientDescent(lr=0.1, steps=3)
+SOLVER = GradientDescent(lr=0.1, max_steps=3)
 W = torch.ones(2, 3)
 
 
@@ -74,7 +74,7 @@ def test_init_may_be_the_data_or_theta_themselves():
     torch.testing.assert_close(solution.value["w"], w)
     torch.testing.assert_close(torch.autograd.grad(solution.value["w"].sum(), w)[0], torch.ones(1, 3))
     doubled = argmin(lambda phi, theta, data: ((phi["w"] - data) ** 2).sum(), {"w": w}, {}, 2 * w,
-                     solver=GradientDescent(lr=0.1, steps=1), adjoint=Unroll())  # fmt: skip
+                     solver=GradientDescent(lr=0.1, max_steps=1), adjoint=Unroll())  # fmt: skip
     torch.testing.assert_close(doubled.value["w"], 1.2 * w)
     torch.testing.assert_close(torch.autograd.grad(doubled.value["w"].sum(), w)[0], torch.full((1, 3), 1.2))
 

@@ -42,7 +42,7 @@ def argmin(
     data:
         a nest of tensors (dictionaries, tuples, lists), each with a leading task axis of length T.
     solver:
-        how the inner problem is solved, such as ``GradientDescent(lr=0.1, steps=16)``.
+        how the inner problem is solved, such as ``GradientDescent(lr=0.1, max_steps=16)``.
     adjoint:
         how it is differentiated: ``Implicit()``, ``Unroll()`` or ``FirstOrder()``.
 
@@ -68,7 +68,7 @@ def argmin(
     >>> x, y = torch.eye(2).expand(3, 2, 2), torch.ones(3, 2)
     >>> lam = torch.tensor(1.0, requires_grad=True)
     >>> solution = argmin(ridge, {"w": torch.zeros(3, 2)}, {"lam": lam}, (x, y),
-    ...                   solver=GradientDescent(lr=0.5, steps=50), adjoint=Implicit(linear_solver=CG()))
+    ...                   solver=GradientDescent(lr=0.5, max_steps=50), adjoint=Implicit(linear_solver=CG()))
     >>> solution.value["w"].sum().backward()
     >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
     -1.5

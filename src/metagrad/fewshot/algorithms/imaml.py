@@ -53,6 +53,6 @@ class IMAML(base.AdaptsWeights):
             tree.expand(theta, len(support.x)),
             theta,
             base.prepared(model, support),
-            solver=GradientDescent(lr=self.inner_lr, steps=self.inner_steps),
+            solver=GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
             adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps), curvature=self.curvature),
         )

@@ -36,7 +36,7 @@ class MAML(base.AdaptsWeights):
 
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
         """Take the gradient steps on every task's support loss."""
-        return _descend(model, theta, support, GradientDescent(lr=self.inner_lr, steps=self.inner_steps), Unroll())
+        return _descend(model, theta, support, GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps), Unroll())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class FOMAML(base.AdaptsWeights):
 
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
         """Take the gradient steps on every task's support loss."""
-        solver = GradientDescent(lr=self.inner_lr, steps=self.inner_steps)
+        solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
         return _descend(model, theta, support, solver, FirstOrder())
 
 

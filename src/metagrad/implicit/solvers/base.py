@@ -26,14 +26,14 @@ class Solution:
     value:
         phi, each tensor with the leading task axis; differentiable as the adjoint says.
     steps:
-        inner steps taken.
+        ``(T,)`` int64, inner steps taken.
     grad_norm:
         ``(T,)``, norm of the inner gradient at ``value``: zero at an exact solution. Detached. A solver may leave it
         empty: the adjoint measures it, where it can with what it computes anyway.
     """
 
     value: Params
-    steps: int
+    steps: Tensor
     grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
     # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
     # reference cycle through the graph, and its memory would wait for the garbage collector.
@@ -51,38 +51,3 @@ class InnerSolver(Protocol):
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Minimise ``problem`` from ``init``."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientDescent:
-    """Plain gradient descent, ``phi ← phi − lr · dg/dphi``, the same number of steps for every task.
-
-    Parameters
-    ----------
-    lr:
-        step size; below ``2 / L`` for gradients with Lipschitz constant L.
-    steps:
-        number of steps, at least 1.
-
-    Raises
-    ------
-    ValueError
-        for ``lr <= 0`` or ``steps < 1``.
-    """
-
-    lr: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-
-    def __call__(self, problem: Problem, init: Params) -> Solution:
-        """Take the steps."""
-        phi = init
-        for _ in range(self.steps):
-            gradient = problem.grad(phi)
-            phi = {name: leaf.sub(gradient[name], alpha=self.lr) for name, leaf in phi.items()}
-        return Solution(phi, self.steps)

@@ -1,51 +1,19 @@
-"""How the adjoint's linear system ``A u = b`` is solved, for T tasks at once and with per-task stopping.
-
-Every solve returns its residual: the caller learns how good the answer is, not only the answer.
-"""
+"""Conjugate gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.implicit import host
+from metagrad.implicit.linear.base import LinearSolution
 from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
-
-
-@dataclass(frozen=True)
-class LinearSolution:
-    """Solution of ``A u = b`` per task.
-
-    Attributes
-    ----------
-    value:
-        u, shaped as b.
-    residual:
-        ``(T,)``, ‖b − A u‖ / ‖b‖ (0 where b is 0).
-    steps:
-        ``(T,)`` int64, products with A that entered u.
-    min_curvature:
-        ``(T,)``, smallest dᵀAd / dᵀd over the directions tried: an upper bound of A's smallest eigenvalue;
-        infinite where none was tried.
-    """
-
-    value: Params
-    residual: Tensor
-    steps: Tensor
-    min_curvature: Tensor
-
-
-class LinearSolver(Protocol):
-    """Anything that solves ``A u = b`` given products with A."""
-
-    def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
-        """Solve from ``x0`` (zero where not given)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +76,7 @@ class CG:
         largest = torch.zeros_like(rr)
         rounding = r.shape[1] * torch.finfo(r.dtype).eps
         for _ in range(self.max_steps):
-            if _may_look(active) and not active.any():
+            if host.may_look(active) and not active.any():
                 break
             Ad = matvec(d)
             dAd, dd = _dot(d, Ad), _dot(d, d)
@@ -130,7 +98,7 @@ class CG:
             rr = rr_next
             active = active & (rr > stop_at)
         stopped = steps == 0
-        if (shift := operator.shift) is not None and x0 is None and (not _may_look(stopped) or stopped.any()):
+        if (shift := operator.shift) is not None and x0 is None and (not host.may_look(stopped) or stopped.any()):
             u, rr = _first_order_where(stopped, u, rr, tree.ravel(b) / unit, lambda: tree.ravel(shift, b), matvec)
         if self.max_steps > _TRUSTED:
             r = tree.ravel(b) / unit - matvec(u)
@@ -145,15 +113,6 @@ class CG:
 _TRUSTED = 20
 
 
-def _may_look(tensor: Tensor) -> bool:
-    """Whether the host may read ``tensor`` to skip work that would change nothing.
-
-    On a GPU it would wait there for everything launched so far, and a CUDA graph could not be captured; masked work on
-    tasks that have stopped costs less.
-    """
-    return tensor.device.type == "cpu"
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a, b)
 
@@ -163,7 +122,7 @@ def _first_order_where(
 ) -> tuple[Tensor, Tensor]:
     """Answer ``Λ⁻¹ b`` for tasks that could not take one step, with the residual that this leaves."""
     stopped = stopped & (b != 0).any(1)
-    if _may_look(stopped) and not stopped.any():
+    if host.may_look(stopped) and not stopped.any():
         return u, rr
     diagonal = shift()
     stopped = stopped & (diagonal > 0).all(1)
