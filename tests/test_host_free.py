@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from metagrad import CG
 from metagrad.data import ImageClasses
 from metagrad.fewshot import FOMAML, IMAML, MAML, EpisodeSampler, meta_gradient
-from metagrad.implicit import Operator
+from metagrad.implicit import Operator, host
 from workload import Workload, taken
 
 WORK = Workload(tasks=3, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3)
