@@ -46,10 +46,10 @@ def test_task_axes_must_agree():
         run(lambda phi, theta, data: (phi["w"] * data).sum(), data=torch.ones(3, 3))
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": -1.0}, {"steps": 0}])
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"lr": -1.0}, {"max_steps": 0}])
 def test_refuses_impossible_steps(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        GradientDescent(**{"lr": 0.1, "steps": 1, **bad})
+        GradientDescent(**{"lr": 0.1, "max_steps": 1, **bad})
 
 
 def test_integers_and_frozen_tensors_ride_along_in_data():

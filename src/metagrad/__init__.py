@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metagrad.errors import MetagradError as MetagradError
     from metagrad.implicit import CG as CG
+    from metagrad.implicit import LBFGS as LBFGS
+    from metagrad.implicit import Adam as Adam
     from metagrad.implicit import Composed as Composed
     from metagrad.implicit import FirstOrder as FirstOrder
     from metagrad.implicit import GradientDescent as GradientDescent
+    from metagrad.implicit import HessianFree as HessianFree
     from metagrad.implicit import Implicit as Implicit
+    from metagrad.implicit import Nesterov as Nesterov
     from metagrad.implicit import Proximal as Proximal
     from metagrad.implicit import Solution as Solution
+    from metagrad.implicit import TorchOptimizer as TorchOptimizer
     from metagrad.implicit import Unroll as Unroll
     from metagrad.implicit import argmin as argmin
 
@@ -23,7 +28,22 @@ __version__ = "0.1.0"
 _HOMES = {
     "MetagradError": "metagrad.errors",
     **dict.fromkeys(
-        ("CG", "Composed", "FirstOrder", "GradientDescent", "Implicit", "Proximal", "Solution", "Unroll", "argmin"),
+        (
+            "Adam",
+            "CG",
+            "Composed",
+            "FirstOrder",
+            "GradientDescent",
+            "HessianFree",
+            "Implicit",
+            "LBFGS",
+            "Nesterov",
+            "Proximal",
+            "Solution",
+            "TorchOptimizer",
+            "Unroll",
+            "argmin",
+        ),
         "metagrad.implicit",
     ),
 }

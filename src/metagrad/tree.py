@@ -6,7 +6,7 @@ A solver treats such a dictionary as T vectors. Products and norms are per task,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Params = dict[str, Tensor]
+
+# A hyper-parameter: a number, or a function of theta that gives a tensor, or one for each name. So it can be learned.
+Hyper = float | Callable[[Params], Tensor | Params]
 
 
 def num_tasks(tree: Any) -> int:
@@ -69,6 +72,38 @@ def dot(a: Params, b: Params) -> Tensor:
 def norm(a: Params) -> Tensor:
     """Per-task Euclidean norm, ``(T,)``."""
     return dot(a, a).sqrt()
+
+
+def per_task(weight: Tensor, leaf: Tensor) -> Tensor:
+    """Shape ``(T,)`` so that it multiplies ``leaf`` task by task."""
+    return weight.reshape(-1, *[1] * (leaf.dim() - 1))
+
+
+def add(a: Params, b: Params, weight: float | Tensor = 1.0) -> Params:
+    """Return ``a + weight · b``; ``weight`` a number, or ``(T,)``, one for each task."""
+    if isinstance(weight, Tensor):
+        return {name: torch.addcmul(leaf, per_task(weight, leaf), b[name]) for name, leaf in a.items()}
+    return {name: leaf.add(b[name], alpha=weight) for name, leaf in a.items()}
+
+
+def scale(a: Params, weight: float | Tensor) -> Params:
+    """Return ``weight · a``; ``weight`` a number, or ``(T,)``, one for each task."""
+    if isinstance(weight, Tensor):
+        return {name: leaf * per_task(weight, leaf) for name, leaf in a.items()}
+    return {name: leaf * weight for name, leaf in a.items()}
+
+
+def where(mask: Tensor, a: Params, b: Params) -> Params:
+    """Take the tasks of ``a`` where ``mask``, ``(T,)``, is true, of ``b`` elsewhere."""
+    return {name: torch.where(per_task(mask, leaf), leaf, b[name]) for name, leaf in a.items()}
+
+
+def resolve(hyper: Hyper, theta: Params, names: Iterable[str]) -> float | Params:
+    """Return what a hyper-parameter is at ``theta``: a number, or a tensor for each name."""
+    if not callable(hyper):
+        return float(hyper)
+    found = hyper(theta)
+    return {name: found if isinstance(found, Tensor) else found[name] for name in names}
 
 
 def expand(theta: Params, tasks: int) -> Params:

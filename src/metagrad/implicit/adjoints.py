@@ -96,8 +96,8 @@ class Unroll:
         start = {
             k: leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()
         }
-        solution = solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
-        return _measured(problem, solution)
+        found = solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
+        return _measured(problem, _solved(found, init))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,4 +215,24 @@ def _measured(problem: Problem, solution: Solution) -> Solution:
 
 def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
     with torch.no_grad():
-        return solver(problem.detached(), tree.detach(init))
+        return _solved(solver(problem.detached(), tree.detach(init)), init)
+
+
+def _solved(found: Solution | Params, init: Params) -> Solution:
+    """Take what a solver returned; a user's own may return phi alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        if it is not phi.
+    """
+    tasks = tree.num_tasks(init)
+    solution = found if isinstance(found, Solution) else Solution(found, torch.zeros(tasks, dtype=torch.int64))
+    if not isinstance(solution.value, dict):
+        raise TypeError(f"an inner solver returns a Solution or phi, got {type(found).__name__}")
+    shapes, expected = ({name: leaf.shape for name, leaf in part.items()} for part in (solution.value, init))
+    if shapes != expected:
+        raise ValueError(f"the inner solver returned phi of shapes {shapes}, begun from {expected}")
+    if list(shapes) != list(expected):
+        solution.value = {name: solution.value[name] for name in init}
+    return solution

@@ -8,7 +8,7 @@ again, which is how curvature products reuse a single forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
-from metagrad.tree import Params
+from metagrad.implicit import host
+from metagrad.tree import Hyper, Params
 
 Objective = Callable[[Params, Params, Any], Tensor]
 Curvature = Literal["hessian", "gauss_newton"]
@@ -24,17 +25,48 @@ Curvature = Literal["hessian", "gauss_newton"]
 
 @dataclass(frozen=True)
 class Proximal:
-    """The regulariser ``(lam / 2) ‖phi − theta‖²``: phi stays near the theta of the same name and shape.
+    """The regulariser ``½ (phi − theta)ᵀ Λ (phi − theta)``: phi stays near the theta of the same name and shape.
 
     A function of one task like any other, but known: its derivatives are written out, where autograd would pass over
     all weights ten times a step.
+
+    Attributes
+    ----------
+    lam:
+        Λ: a positive number, or a function of theta that gives a tensor (scalar λ) or one for each name of phi, of
+        any shape that broadcasts to it (one λ a tensor, one λ a parameter). A function makes λ learnable: keep it
+        positive by construction, as ``lambda theta: theta[".log_lam"].exp()`` does.
     """
 
-    lam: float
+    lam: Hyper
+
+    def __post_init__(self) -> None:
+        if not callable(self.lam) and not self.lam > 0:
+            raise ValueError(f"lam must be positive, got {self.lam}")
 
     def __call__(self, phi: Params, theta: Params) -> Tensor:
         """Return the value for one task."""
-        return self.lam / 2 * torch.stack([(phi[name] - theta[name]).square().sum() for name in phi]).sum()
+        lam = self.at(theta, phi)
+        return torch.stack([(lam[name] * (phi[name] - theta[name]).square()).sum() for name in phi]).sum() / 2
+
+    def at(self, theta: Params, names: Iterable[str]) -> dict[str, Any]:
+        """Return lam at ``theta``: for each name a number or a tensor that broadcasts to phi's."""
+        lam = tree.resolve(self.lam, theta, names)
+        return dict.fromkeys(names, lam) if isinstance(lam, float) else dict(lam)
+
+    def require_positive(self, theta: Params, names: Iterable[str]) -> None:
+        """Refuse a learned lam that is not positive; where the host may not look, trust it.
+
+        Raises
+        ------
+        ValueError
+            naming the parameter.
+        """
+        if not callable(self.lam):
+            return
+        for name, lam in self.at(theta, names).items():
+            if host.may_look(lam) and not (lam > 0).all():
+                raise ValueError(f"lam of {name!r} must be positive, got {lam.min().item():.3g}: learn its logarithm")
 
 
 @dataclass(frozen=True)
@@ -144,7 +176,21 @@ class Problem:
             leaves = phi if self.create_graph else _leaves(phi)
             rest, proximal = _without_proximal(self)
             found = _grads(rest.value(leaves).sum(), leaves, create_graph=self.create_graph)
-        return found if proximal is None else _with_pull(found, proximal.lam, phi, self.theta)
+        return found if proximal is None else _with_pull(found, proximal, phi, self.theta)
+
+    def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
+        """Return ``g``, ``(T,)``, and ``dg/dphi`` from one pass."""
+        with torch.enable_grad():
+            leaves = phi if self.create_graph else _leaves(phi)
+            rest, proximal = _without_proximal(self)
+            value = rest.value(leaves)
+            found = _grads(value.sum(), leaves, create_graph=self.create_graph)
+        value = value if self.create_graph else value.detach()
+        if proximal is None:
+            return value, found
+        return value + torch.vmap(proximal, in_dims=(0, None))(phi, self.theta), _with_pull(
+            found, proximal, phi, self.theta
+        )
 
     def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
         """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""
@@ -196,6 +242,8 @@ def check_objective(objective: Objective, init: Params, theta: Params, data: Any
     """
     phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
     theta = tree.detach(theta)
+    if isinstance(objective, Composed) and isinstance(objective.regulariser, Proximal):
+        objective.regulariser.require_positive(theta, init)
     if torch.is_inference_mode_enabled():
         raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
     with torch.enable_grad():
@@ -241,9 +289,13 @@ def _pull_phi(outputs: list[Tensor], phi: Params, weights: list[Tensor]) -> Para
     }
 
 
-def _with_pull(gradient: Params, lam: float, phi: Params, theta: Params) -> Params:
+def _with_pull(gradient: Params, proximal: Proximal, phi: Params, theta: Params) -> Params:
     """Add the gradient of the proximal term."""
-    return {name: g.add(phi[name], alpha=lam).sub_(theta[name], alpha=lam) for name, g in gradient.items()}
+    lam = proximal.lam
+    if not callable(lam):
+        return {name: g.add(phi[name], alpha=lam).sub_(theta[name], alpha=lam) for name, g in gradient.items()}
+    strengths = proximal.at(theta, phi)
+    return {name: torch.addcmul(g, strengths[name], phi[name] - theta[name]) for name, g in gradient.items()}
 
 
 def _without_proximal(problem: Problem) -> tuple[Problem, Proximal | None]:
@@ -276,14 +328,7 @@ def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
     if regulariser is None:
         return _FLAT
     if isinstance(regulariser, Proximal):
-        lam = regulariser.lam
-        names = {id(theta[name]): name for name in phi}
-        return _Bend(
-            {name: leaf.new_full((), lam).expand_as(leaf) for name, leaf in phi.items()},
-            lambda a: _with_pull(a, lam, tree.detach(phi), tree.detach(theta)),
-            lambda a, v: {name: a.pop(name).add(v[name], alpha=lam) for name in list(a)},  # never two of all weights
-            lambda inputs, u: [lam * u[names[id(leaf)]].sum(0) if id(leaf) in names else None for leaf in inputs],
-        )
+        return _proximal_bend(regulariser, phi, theta)
     value = torch.vmap(regulariser, in_dims=(0, None))(phi, theta).sum()
     if not value.requires_grad:  # constant in phi
         return _FLAT
@@ -297,6 +342,42 @@ def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
         lambda a: add(a, tree.detach(gradient)),
         lambda a, v: add(a, _pull_phi(list(gradient.values()), phi, _in_order(v, phi))),
         lambda inputs, u: _pull(list(gradient.values()), inputs, [-part for part in _in_order(u, phi)], keep=True),
+    )
+
+
+def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
+    lam = proximal.at(theta, phi)
+    flat_phi, flat_theta = tree.detach(phi), tree.detach(theta)
+    known = {name: strength.detach() if isinstance(strength, Tensor) else strength for name, strength in lam.items()}
+    names = {id(theta[name]): name for name in phi}
+
+    def add_product(a: Params, v: Params) -> Params:
+        # Popped: never two of all weights.
+        if not callable(fixed := proximal.lam):
+            return {name: a.pop(name).add(v[name], alpha=fixed) for name in list(a)}
+        return {name: torch.addcmul(a.pop(name), known[name], v[name]) for name in list(a)}
+
+    def mixed(inputs: list[Tensor], u: Params) -> list[Tensor | None]:
+        through_theta = [
+            known[names[id(leaf)]] * u[names[id(leaf)]].sum(0) if id(leaf) in names else None for leaf in inputs
+        ]
+        if not callable(proximal.lam):
+            return through_theta
+        weights = [
+            -((flat_phi[name] - flat_theta[name]) * u[name]).sum(0).sum_to_size(strength.shape)
+            for name, strength in lam.items()
+        ]
+        through_lam = _pull(list(lam.values()), inputs, weights, keep=True)
+        return [_add(a, b) for a, b in zip(through_theta, through_lam, strict=True)]
+
+    return _Bend(
+        {
+            name: torch.as_tensor(known[name], dtype=leaf.dtype, device=leaf.device).expand_as(leaf)
+            for name, leaf in phi.items()
+        },
+        lambda a: _with_pull(a, proximal, flat_phi, flat_theta),
+        add_product,
+        mixed,
     )
 
 

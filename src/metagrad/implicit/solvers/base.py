@@ -1,17 +1,20 @@
 """How the inner problem is solved. A solver maps ``(problem, init)`` to a :class:`Solution`.
 
-A solver only asks the problem for values and gradients, so the same code runs detached (implicit
-differentiation) and with a graph (unrolling).
+A solver only asks the problem for values, gradients and curvature, so where it records what it does the same code runs
+detached (implicit differentiation) and with a graph (unrolling).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from metagrad import tree
+from metagrad.implicit import host
 from metagrad.implicit.linear import LinearSolution
 from metagrad.implicit.problem import Problem
 from metagrad.tree import Params
@@ -45,9 +48,76 @@ class Solution:
         return self._linear[-1] if self._linear else None
 
 
-class InnerSolver(Protocol):
-    """Anything that turns a problem and a starting point into a solution."""
+# Anything that turns a problem and a starting point into a solution: ours, or a user's own function, which may return
+# phi alone.
+InnerSolver = Callable[[Problem, Params], Solution | Params]
 
-    def __call__(self, problem: Problem, init: Params) -> Solution:
-        """Minimise ``problem`` from ``init``."""
-        ...
+
+class Watch:
+    """Which tasks go on: those whose inner gradient norm is above ``tol``; at 0, all of them, and nothing is masked."""
+
+    def __init__(self, tol: float, init: Params) -> None:
+        leaf = next(iter(init.values()))
+        self.tol = tol
+        self.active = torch.ones(len(leaf), dtype=torch.bool, device=leaf.device)
+        self.steps = torch.zeros(len(leaf), dtype=torch.int64, device=leaf.device)
+        self.norm = torch.full((len(leaf),), torch.inf, dtype=leaf.dtype, device=leaf.device)
+
+    def done(self, gradient: Params) -> bool:
+        """Look at the gradient where the tasks stand; return whether the host knows that every one has stopped."""
+        if self.tol == 0:
+            return False
+        self.norm = torch.where(self.active, tree.norm(tree.detach(gradient)), self.norm)
+        self.active = self.active & ~(self.norm <= self.tol)
+        return self.none_active()
+
+    def none_active(self) -> bool:
+        """Whether the host knows that every task has stopped."""
+        return host.may_look(self.active) and not bool(self.active.any())
+
+    def step(self, old: Params, new: Params) -> Params:
+        """Count a step; tasks that have stopped keep what they have."""
+        self.steps = self.steps + self.active
+        return new if self.tol == 0 else tree.where(self.active, new, old)
+
+    def solution(self, phi: Params) -> Solution:
+        """Return the solution; its gradient norm is known where every task stopped by it."""
+        return Solution(phi, self.steps, self.norm if self.tol > 0 and self.none_active() else torch.empty(0))
+
+
+def descend(phi: Params, direction: Params, lr: Any) -> Params:
+    """Return ``phi − lr · direction``; ``lr`` a number, a tensor, or one of either for each name."""
+    if isinstance(lr, float):
+        return {name: leaf.sub(direction[name], alpha=lr) for name, leaf in phi.items()}
+    return {name: leaf - lr[name] * direction[name] for name, leaf in phi.items()}
+
+
+def require_options(solver: Any, positive: tuple[str, ...] = (), *, tol: float = 0.0, max_steps: int = 1) -> None:
+    """Refuse options outside their range; a function of theta is looked at when it is used.
+
+    Raises
+    ------
+    ValueError
+        naming the option.
+    """
+    for name in positive:
+        value = getattr(solver, name)
+        if not callable(value) and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    if not tol >= 0:
+        raise ValueError(f"tol must not be negative, got {tol}")
+
+
+def require_detached(problem: Problem, solver: Any) -> None:
+    """Refuse to be unrolled.
+
+    Raises
+    ------
+    ValueError
+        where the steps would have to be recorded.
+    """
+    if problem.create_graph:
+        name = type(solver).__name__
+        raise ValueError(f"{name} cannot be unrolled: differentiate it with Implicit() or FirstOrder()")

@@ -1,47 +1,89 @@
-"""Gradient descent."""
+"""Gradient descent, plain, with momentum or with a line search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution
-from metagrad.tree import Params
+from metagrad.implicit.solvers.base import Solution, Watch, descend, require_options
+from metagrad.implicit.solvers.line_search import Point, backtrack
+from metagrad.tree import Hyper, Params, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDescent:
-    """Plain gradient descent, ``phi ← phi − lr · dg/dphi``, the same number of steps for every task.
+    """Gradient descent, ``phi ← phi − lr · dg/dphi``.
 
     Parameters
     ----------
     lr:
-        step size; below ``2 / L`` for gradients with Lipschitz constant L.
+        step size, below ``2 / L`` for gradients with Lipschitz constant L. A number, or a function of theta (a tensor,
+        or one for each name of phi): a learned step size, which has a gradient where the steps are unrolled.
     max_steps:
-        number of steps, at least 1.
+        most steps, at least 1.
+    tol:
+        a task stops once its gradient norm is at most this; 0: all take ``max_steps``.
+    momentum:
+        in [0, 1); heavy ball (Polyak 1964), ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
+    line_search:
+        begin each task's first step with ``lr``, halve a step until g falls enough, and try twice the last length
+        next. Lengths found so are constants to an unrolled gradient. Excludes momentum.
 
     Raises
     ------
     ValueError
-        for ``lr <= 0`` or ``max_steps < 1``.
+        for options outside their range.
     """
 
-    lr: float
+    lr: Hyper
     max_steps: int
+    tol: float = 0.0
+    momentum: float = 0.0
+    line_search: bool = False
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        require_options(self, ("lr",), tol=self.tol, max_steps=self.max_steps)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.line_search and (self.momentum or callable(self.lr)):
+            raise ValueError("line_search goes with neither momentum nor a learned lr")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""
-        phi = init
+        if self.line_search:
+            return self._searched(problem, init)
+        lr = resolve(self.lr, problem.theta, init)
+        phi, watch = init, Watch(self.tol, init)
+        velocity: Params | None = None
         for _ in range(self.max_steps):
             gradient = problem.grad(phi)
-            phi = {name: leaf.sub(gradient[name], alpha=self.lr) for name, leaf in phi.items()}
-        return Solution(phi, torch.full((tree.num_tasks(init),), self.max_steps))
+            if watch.done(gradient):
+                break
+            if self.momentum:
+                gradient = gradient if velocity is None else tree.add(gradient, velocity, self.momentum)
+                velocity = gradient
+            phi = watch.step(phi, descend(phi, gradient, lr))
+        return watch.solution(phi)
+
+    def _searched(self, problem: Problem, init: Params) -> Solution:
+        phi, watch = init, Watch(self.tol, init)
+        assert isinstance(self.lr, int | float)
+        length: Tensor = torch.full_like(watch.norm, self.lr)
+        quiet = problem.detached()
+        for _ in range(self.max_steps):
+            value, gradient = problem.value_and_grad(phi)
+            if watch.done(gradient):
+                break
+            with torch.no_grad():
+                down = tree.scale(tree.detach(gradient), -1.0)
+                slope = -tree.dot(down, down)
+                at = tree.detach(phi)
+                first = torch.where(watch.active, length, 0.0)
+                found = backtrack(quiet, Point(at, value.detach()), down, slope, first)[1]
+            phi = watch.step(phi, tree.add(phi, gradient, -found))
+            length = torch.where(found > 0, 2 * found, length)
+        return watch.solution(phi)

@@ -1,0 +1,100 @@
+"""Newton's method without the matrix: conjugate gradients for the direction, then a line search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.linear import CG
+from metagrad.implicit.problem import Curvature, Operator, Problem
+from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
+from metagrad.implicit.solvers.line_search import Point, backtrack
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class HessianFree:
+    """Newton-CG (Martens 2010; section 4 of Rajeswaran et al. 2019): few steps, each worth many of descent.
+
+    A step solves ``(A + μI) d = −dg/dphi`` by conjugate gradients, A the curvature with everything the regulariser adds
+    to it, and walks along d as far as a backtracking line search allows, at most 1. μ is the Levenberg-Marquardt
+    damping of each task: a step that keeps less than a quarter of what the quadratic model promised raises it fourfold
+    (from zero to the smallest curvature met), one that keeps more than three quarters lowers it fourfold.
+
+    Parameters
+    ----------
+    max_steps:
+        most Newton steps, at least 1.
+    tol:
+        a task stops once its gradient norm is at most this; 0: all take ``max_steps``.
+    cg_steps:
+        most conjugate gradient steps a direction; the paper's is 5.
+    curvature:
+        ``"gauss_newton"`` for objectives that show their structure, or ``"hessian"``, along whose negative directions
+        no step is taken.
+    damping:
+        μ at the first step.
+
+    Raises
+    ------
+    ValueError
+        for options outside their range; when it is to be unrolled.
+    """
+
+    max_steps: int
+    tol: float = 0.0
+    cg_steps: int = 5
+    curvature: Curvature = "gauss_newton"
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_options(self, ("cg_steps",), tol=self.tol, max_steps=self.max_steps)
+        if not self.damping >= 0:
+            raise ValueError(f"damping must not be negative, got {self.damping}")
+
+    def __call__(self, problem: Problem, init: Params) -> Solution:
+        """Take the steps."""
+        require_detached(problem, self)
+        solver = CG(max_steps=self.cg_steps)
+        watch = Watch(self.tol, init)
+        damping = torch.full_like(watch.norm, self.damping)
+        here = Point(init, problem.value(init))
+        for _ in range(self.max_steps):
+            linearised = problem.linearise(here.phi, self.curvature)
+            down = tree.scale(linearised.gradient, -1.0)
+            if watch.done(linearised.gradient):
+                break
+            solved = solver(_damped(linearised.operator, damping), down)
+            direction, slope = solved.value, -tree.dot(down, solved.value)
+            # Not downhill where the first direction of all had no positive curvature and nothing to fall back on.
+            lost = ~(slope < 0)
+            direction = tree.where(lost, down, direction)
+            slope = torch.where(lost, -tree.dot(down, down), slope)
+            del linearised
+            new, length = backtrack(problem, here, direction, slope, watch.active.to(slope.dtype))
+            # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
+            bend = -slope - damping * tree.dot(direction, direction)
+            promised = -length * slope - length**2 / 2 * bend
+            kept = torch.where(solved.steps > 0, (here.value - new.value) / promised, 0.0)
+            damping = _adjusted(damping, kept, solved.min_curvature)
+            watch.step(here.phi, new.phi)  # a task that stopped was given length 0
+            here = new
+        return watch.solution(here.phi)
+
+
+def _damped(operator: Operator, damping: Tensor) -> Operator:
+    shift = operator.shift
+    return Operator(
+        lambda v: tree.add(operator(v), v, damping),
+        None if shift is None else {name: leaf + tree.per_task(damping, leaf) for name, leaf in shift.items()},
+    )
+
+
+def _adjusted(damping: Tensor, kept: Tensor, min_curvature: Tensor) -> Tensor:
+    """Raise or lower the damping by the share of the promised decrease that came."""
+    scale = torch.where(min_curvature.isfinite(), min_curvature.abs(), 0.0)
+    raised = torch.maximum(4 * damping, scale)
+    return torch.where(kept > 0.75, damping / 4, torch.where(kept > 0.25, damping, raised))
