@@ -15,12 +15,15 @@ import tyro
 
 import metagrad
 from metagrad.cli.evaluate import Evaluate
+from metagrad.cli.reproduce import Reproduce
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
+
+_COMMANDS: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "reproduce": Reproduce}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,14 +68,12 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Train | Evaluate:
+def _parse(words: list[str]) -> Train | Evaluate | Reproduce:
     """Parse with tyro; its boxed complaint becomes one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                {"train": Train, "evaluate": Evaluate}, args=words, prog="metagrad", description=DESCRIPTION
-            )
+            return tyro.extras.subcommand_cli_from_dict(_COMMANDS, args=words, prog="metagrad", description=DESCRIPTION)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -88,6 +89,6 @@ def _one_line(box: str, words: list[str]) -> str:
             kept.append(text)
         elif kept:  # the rule below the complaint
             break
-    command = f"metagrad {words[0]}" if words and words[0] in ("train", "evaluate") else "metagrad"
+    command = f"metagrad {words[0]}" if words and words[0] in _COMMANDS else "metagrad"
     said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
     return f"{said}; see {command} --help"
