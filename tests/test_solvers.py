@@ -201,23 +201,20 @@ def test_unrolled_meets_implicit(solver):
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
-def test_torch_rules_unroll_as_ours_do():
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD"])
+def test_torch_rules_unroll_rightly(name):
     g, theta, data = quadratic()
-    theta = {name: leaf.requires_grad_() for name, leaf in theta.items()}
-    pairs = [
-        (Adam(lr=0.05, max_steps=7), partial(optim.Adam, lr=0.05, differentiable=True)),
-        (GradientDescent(lr=0.1, max_steps=7, momentum=0.9), partial(optim.SGD, lr=0.1, momentum=0.9,
-                                                                      differentiable=True)),
-    ]  # fmt: skip
-    for ours, factory in pairs:
-        found = []
-        for solver in (ours, TorchOptimizer(factory=factory, max_steps=7)):
-            solution = argmin(g, tree.expand(theta, T), theta, data, solver=solver, adjoint=Unroll())
-            (slope,) = torch.autograd.grad(solution.value["w"].square().sum(), theta["w"])
-            found.append((solution.value["w"].detach(), slope))
-        for a, b in zip(*found, strict=True):
-            # torch's differentiable Adam has its bias correction in float32: 6e-5 of 1 - 0.999
-            torch.testing.assert_close(a, b, rtol=1e-4 if isinstance(ours, Adam) else 1e-9, atol=1e-12)
+    solver = TorchOptimizer(factory=partial(getattr(optim, name), lr=0.05, differentiable=True), max_steps=7)
+
+    def outer(w):
+        return argmin(g, {"w": w.expand(T, 6)}, {"w": w}, data, solver=solver, adjoint=Unroll()).value["w"]
+
+    w = theta["w"].requires_grad_()
+    (found,) = torch.autograd.grad(outer(w).square().sum(), w)
+    steps = 1e-6 * torch.eye(6, dtype=torch.float64)
+    with torch.no_grad():
+        around = [(outer(w + e).square().sum() - outer(w - e).square().sum()) / 2e-6 for e in steps]
+    assert (found - torch.stack(around)).norm() <= 1e-8 * found.norm()
 
 
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
@@ -254,6 +251,8 @@ def test_torch_optimisers_see_each_task_alone(name):
         LBFGS(max_steps=2),
         TorchOptimizer(factory=partial(optim.LBFGS), max_steps=2),
         TorchOptimizer(factory=partial(optim.SGD, lr=0.1), max_steps=2),
+        TorchOptimizer(factory=partial(optim.SGD, lr=0.1, momentum=0.5, differentiable=True), max_steps=2),
+        TorchOptimizer(factory=partial(optim.Rprop, lr=0.1, differentiable=True), max_steps=2),
     ],
 )
 def test_refuses_to_be_unrolled_where_it_would_be_wrong(solver):

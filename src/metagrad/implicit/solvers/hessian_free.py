@@ -78,9 +78,9 @@ class HessianFree:
             # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
             bend = -slope - damping * tree.dot(direction, direction)
             promised = -length * slope - length**2 / 2 * bend
-            # A decrease below the rounding of g cannot be seen: it is taken on trust.
+            # A decrease below the rounding of g cannot be seen: it says nothing about the damping.
             seen = promised > 64 * torch.finfo(promised.dtype).eps * here.value.abs()
-            kept = torch.where(seen, (here.value - new.value) / promised, 1.0)
+            kept = torch.where(seen, (here.value - new.value) / promised, 0.5)
             kept = torch.where(solved.steps > 0, kept, 0.0)
             damping = _adjusted(damping, kept, solved.min_curvature)
             watch.step(here.phi, new.phi)  # a task that stopped was given length 0
