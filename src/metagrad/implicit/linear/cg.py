@@ -154,7 +154,7 @@ class CG:
             apply = how
             return lambda r: tree.ravel(apply(tree.unravel(r, b)), b)
         if operator.shift is None:
-            raise ValueError("preconditioner='shift' needs an operator that shows its shift: Composed with a regulariser")
+            raise ValueError("preconditioner='shift' needs an operator with a shift: Composed with a regulariser")
         diagonal = self._diagonal(operator.shift, b)
         diagonal = torch.where(diagonal > 0, diagonal, 1.0)
         return lambda r: r / diagonal
