@@ -65,7 +65,7 @@ class FixedPoint:
         for _ in range(self.max_steps):
             if host.may_look(active) and not active.any():
                 break
-            u.addcmul_(torch.where(active, self.lr, 0.0).to(u.dtype)[:, None], r)
+            u.addcmul_(active[:, None].to(u.dtype), r, value=self.lr)
             r = product(u).neg_().add_(target)
             norm = r.norm(dim=1)
             steps = steps + active

@@ -20,7 +20,7 @@ class MINRES:
     """Minimal residuals (Paige and Saunders 1975) for symmetric A, definite or not, each task stopping by itself.
 
     Its residual never grows, whatever the signs of the eigenvalues. Where A is singular and b has no solution, a task
-    ends at a least-squares solution, that of least norm (without ``x0``). Rounding costs more than in conjugate
+    ends at the least-squares solution of least norm (nearest to ``x0``). Rounding costs more than in conjugate
     gradients: trust it up to condition numbers of 1/√eps (7e7 in float64, 3e3 in float32). The residual is measured by
     one more product at the end, by two more where a task ended at a least-squares solution (and on a GPU).
 
@@ -65,15 +65,12 @@ class MINRES:
         u, steps, at_best = self._descend(lanczos, size)
         min_curvature = lanczos.ritz()[0]
         del r, lanczos
-        r = tree.ravel(b).div_(unit)
-        if start is not None:
-            r -= product(start)
-        r -= product(u)
-        norm = r.norm(dim=1)
-        if not host.may_look(at_best) or at_best.any():
-            u, norm = _shortest_where(at_best, u, r, norm, product)
         if start is not None:
             u += start
+        r = (tree.ravel(b) / unit).sub_(product(u))
+        norm = r.norm(dim=1)
+        if not host.may_look(at_best) or at_best.any():
+            norm = _shorten_where(at_best, u, start, r, norm, product)
         return LinearSolution(
             tree.unravel(u.mul_(unit), b),
             relative(norm, size),
@@ -116,14 +113,17 @@ class MINRES:
         return u, steps, at_best
 
 
-def _shortest_where(at_best: Tensor, u: Tensor, r: Tensor, norm: Tensor, product: Product) -> tuple[Tensor, Tensor]:
-    """Take out of u what A maps to zero; return u and the norm of the residual that it leaves.
+def _shorten_where(
+    at_best: Tensor, u: Tensor, start: Tensor | None, r: Tensor, norm: Tensor, product: Product
+) -> Tensor:
+    """Take out of u, in place, what the steps from ``start`` added and A maps to zero; return the residual's norm.
 
-    All of it lies along the residual (Liu, Milzarek and Roosta 2023, "Obtaining pseudo-inverse solutions with MINRES").
-    Where rounding would make the residual grow, u stays.
+    All of it lies along the residual r (Liu, Milzarek and Roosta 2023, "Obtaining pseudo-inverse solutions with
+    MINRES"). Where rounding would make the residual grow, u stays.
     """
-    share = torch.where(at_best, dot(r, u) / torch.where(norm > 0, norm, 1.0) ** 2, 0.0)
+    along = dot(r, u) if start is None else dot(r, u) - dot(r, start)
+    share = torch.where(at_best, along / torch.where(norm > 0, norm, 1.0) ** 2, 0.0)
     after = product(r).mul_(share[:, None]).add_(r).norm(dim=1)
     better = at_best & (after <= norm * (1 + torch.finfo(r.dtype).eps ** 0.5))
     u.addcmul_(torch.where(better, share, 0.0)[:, None], r, value=-1)
-    return u, torch.where(better, after, norm)
+    return torch.where(better, after, norm)
