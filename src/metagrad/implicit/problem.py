@@ -115,6 +115,28 @@ class Composed:
 
 
 @dataclass(frozen=True)
+class GaussNewton:
+    """The parts of ``A = JᵀBJ + Λ`` of every task at one point; the graphs behind them are kept, as A's is.
+
+    Attributes
+    ----------
+    jvp:
+        ``v -> J v``, shaped as the outputs.
+    vjp:
+        ``w -> Jᵀ w``, parameters.
+    output_hessian:
+        ``w -> B w``, shaped as the outputs.
+    shape:
+        of the outputs, ``(T, ...)``.
+    """
+
+    jvp: Callable[[Params], Tensor]
+    vjp: Callable[[Tensor], Params]
+    output_hessian: Callable[[Tensor], Tensor]
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
 class Operator:
     """The curvature matrix A of every task at one point, as a product.
 
@@ -125,10 +147,13 @@ class Operator:
     shift:
         the diagonal Λ that the regulariser adds to A (its row sums, should it not be diagonal), or ``None`` where the
         objective does not show one. A solver may fall back on it; ``matvec`` is exact without it.
+    parts:
+        what a Gauss-Newton matrix is made of; ``None`` for any other.
     """
 
     matvec: Callable[[Params], Params]
     shift: Params | None = None
+    parts: GaussNewton | None = None
 
     def __call__(self, v: Params) -> Params:
         """Return ``A v``, task by task."""
@@ -427,12 +452,19 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         bend = _bend(objective, leaves, theta)
     slope = bend.add_gradient(_pull_phi([outputs], leaves, [loss_grad.detach()]))
 
-    def matvec(v: Params) -> Params:
+    def jvp(v: Params) -> Tensor:
         (forward,) = _pull(pulled, [cotangent], _in_order(v, leaves), keep=True)
-        forward = torch.zeros_like(cotangent) if forward is None else forward
-        (bent,) = _pull([loss_grad], [at_outputs], [forward], keep=True)
-        bent = torch.zeros_like(forward) if bent is None else bent
-        return bend.add_product(_pull_phi([outputs], leaves, [bent]), v)
+        return torch.zeros_like(cotangent) if forward is None else forward
+
+    def vjp(w: Tensor) -> Params:
+        return _pull_phi([outputs], leaves, [w])
+
+    def output_hessian(w: Tensor) -> Tensor:
+        (bent,) = _pull([loss_grad], [at_outputs], [w], keep=True)
+        return torch.zeros_like(w) if bent is None else bent
+
+    def matvec(v: Params) -> Params:
+        return bend.add_product(vjp(output_hessian(jvp(v))), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((theta, data))
@@ -448,7 +480,8 @@ def _gauss_newton(problem: Problem, phi: Params) -> Linearisation:
             mixed = [_add(a, b) for a, b in zip(mixed, through_loss, strict=True)]
         return mixed
 
-    return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp)
+    parts = GaussNewton(jvp, vjp, output_hessian, outputs.shape)
+    return Linearisation(Operator(matvec, bend.shift, parts), slope, theta_vjp)
 
 
 def _in_order(v: Params, phi: Params) -> list[Tensor]:
