@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError
     from metagrad.errors import MetagradWarning as MetagradWarning
+    from metagrad.errors import NotFiniteError as NotFiniteError
     from metagrad.implicit import CG as CG
     from metagrad.implicit import LBFGS as LBFGS
     from metagrad.implicit import MINRES as MINRES
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("DivergedError", "MetagradError", "MetagradWarning"), "metagrad.errors"),
+    **dict.fromkeys(("DivergedError", "MetagradError", "MetagradWarning", "NotFiniteError"), "metagrad.errors"),
     **dict.fromkeys(
         (
             "Adam",

@@ -13,6 +13,10 @@ class DivergedError(MetagradError, ArithmeticError):
     """An iteration grew where it should have shrunk; the message names the step size and the largest stable one."""
 
 
+class NotFiniteError(MetagradError, ValueError):
+    """What was handed in, or the objective there, holds NaN or infinite numbers; the message says where."""
+
+
 class MetagradWarning(UserWarning):
     """Something a person should know that does not stop the work; the command prints it in one line."""
 

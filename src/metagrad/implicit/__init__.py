@@ -7,6 +7,7 @@ from metagrad.implicit.adjoints import (
     Unroll,
     argmin,
 )
+from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
 from metagrad.implicit.linear import (
     CG,
     MINRES,
@@ -19,18 +20,12 @@ from metagrad.implicit.linear import (
     curvature_range,
     largest_curvature,
 )
-from metagrad.implicit.problem import (
-    Composed,
-    Curvature,
-    GaussNewton,
-    Objective,
-    Operator,
-    Problem,
-    Proximal,
-)
+from metagrad.implicit.objective import Composed, Objective, Proximal
+from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import (
     LBFGS,
     Adam,
+    Bound,
     GradientDescent,
     HessianFree,
     InnerSolver,
@@ -45,6 +40,7 @@ __all__ = [
     "MINRES",
     "Adam",
     "Adjoint",
+    "Bound",
     "Composed",
     "Curvature",
     "Dense",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.data import Dataset
-from metagrad.errors import MetagradError
+from metagrad.errors import DivergedError, MetagradError, NotFiniteError
 from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
@@ -99,7 +99,13 @@ def train(
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
         tasks = train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
-        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+        try:
+            metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+        except (DivergedError, NotFiniteError) as error:
+            raise MetagradError(
+                f"meta-step {progress['step'] + 1}: {error}: lower --inner-lr, or --outer-lr where it comes late"
+                f"{_kept(run)}"
+            ) from error
         chunk = metrics.chunks  # what fits into memory, should the first choice not have
         numbers, asked = _over_ranks(ranks, theta, len(tasks) / config.tasks, _numbers(metrics), stop())
         _require_finite(progress["step"] + 1, numbers, theta, run)
@@ -190,8 +196,11 @@ def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Ru
         cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
     else:
         cause = "the outer steps are too large: lower --outer-lr"
-    kept = f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
-    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{kept}")
+    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{_kept(run)}")
+
+
+def _kept(run: Run) -> str:
+    return f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
 
 
 def _validate(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
-from metagrad.implicit.problem import Operator
+from metagrad.implicit.curvature import Operator
 from metagrad.tree import Params
 
 Product = Callable[[Tensor], Tensor]

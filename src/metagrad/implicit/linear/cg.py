@@ -11,8 +11,8 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
+from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, relative, scaled
-from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import LinearSolution, Product, flat_product, relative, scaled
-from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
 
 

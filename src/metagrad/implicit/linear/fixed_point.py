@@ -9,9 +9,9 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
+from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import LinearSolution, flat_product, rayleigh, relative, require_positive, scaled
 from metagrad.implicit.linear.spectrum import diverged
-from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
 
 

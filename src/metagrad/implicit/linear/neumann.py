@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import LinearSolution, require_positive
 from metagrad.implicit.linear.fixed_point import FixedPoint
-from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.errors import DivergedError
 from metagrad.implicit import host
+from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import Product, dot, flat_product
-from metagrad.implicit.problem import Operator
 from metagrad.tree import Params
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
+from metagrad.implicit.curvature import GaussNewton, Operator
 from metagrad.implicit.linear.base import LinearSolution, flat_product, rayleigh, relative, scaled
-from metagrad.implicit.problem import GaussNewton, Operator
 from metagrad.tree import Params
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.implicit.curvature import Curvature, Operator
 from metagrad.implicit.linear import CG
-from metagrad.implicit.problem import Curvature, Operator, Problem
+from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Params
