@@ -12,16 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from metagrad import CG, MINRES, FixedPoint, Neumann
+from metagrad import CG, MINRES, FixedPoint, GradientDescent, Implicit, Neumann
 from metagrad.data import ImageClasses
 from metagrad.fewshot import FOMAML, IMAML, MAML, EpisodeSampler, meta_gradient
 from metagrad.implicit import Operator, curvature_range, host
 from workload import Workload, taken
 
 WORK = Workload(tasks=3, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3)
+TWO = GradientDescent(lr=0.1, max_steps=2)
 METHODS = {
-    "gauss_newton": IMAML(inner_steps=2, cg_steps=3),
-    "hessian": IMAML(inner_steps=2, cg_steps=25, curvature="hessian"),
+    "gauss_newton": IMAML(solver=TWO),
+    "hessian": IMAML(solver=TWO, adjoint=Implicit(linear_solver=CG(max_steps=25))),
     "maml": MAML(inner_steps=2),
     "fomaml": FOMAML(inner_steps=2),
 }

@@ -211,7 +211,8 @@ def hessian(problem: Problem, phi: Params) -> Linearisation:
 def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     """Linearise with ``JᵀBJ + Λ``.
 
-    ``Jᵀ w`` is a graph at ``w = 0``: it gives ``Jᵀ w`` for any w, and its own transpose is J. Both graphs are kept, so a product evaluates nothing anew. Forward mode would repeat the forward pass each time.
+    ``Jᵀ w`` is a graph at ``w = 0``: it gives ``Jᵀ w`` for any w, and its own transpose is J. Both graphs are kept, so
+    a product evaluates nothing anew. Forward mode would repeat the forward pass each time.
     """
     objective = problem.objective
     if not isinstance(objective, Composed):
