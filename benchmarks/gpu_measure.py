@@ -22,6 +22,7 @@ from torch.profiler import profile as profiler
 import metagrad
 from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
 from gpu_graph import Captured
+from metagrad import CG, GradientDescent, Implicit
 from metagrad.data import ImageClasses
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, Batch, Conv4, EpisodeSampler, Tasks, meta_gradient
 from peers import by_hand, one_by_one
@@ -247,10 +248,13 @@ def _waits(device: str, fn: Callable[[], object]) -> dict[str, Any]:
 def methods(asked: argparse.Namespace) -> dict[str, Algorithm]:
     """Return the methods as a user has them."""
     steps = {"inner_lr": asked.inner_lr, "inner_steps": asked.inner_steps}
-    implicit = {**steps, "lam": asked.lam, "cg_steps": asked.cg_steps}
+    solver = GradientDescent(lr=asked.inner_lr, max_steps=asked.inner_steps)
+    products = CG(max_steps=asked.cg_steps)
     return {
-        "Gauss-Newton": IMAML(**implicit),
-        "exact Hessian": IMAML(**implicit, curvature="hessian"),
+        "Gauss-Newton": IMAML(
+            lam=asked.lam, solver=solver, adjoint=Implicit(linear_solver=products, curvature="gauss_newton")
+        ),
+        "exact Hessian": IMAML(lam=asked.lam, solver=solver, adjoint=Implicit(linear_solver=products)),
         "MAML": MAML(**steps),
         "first-order MAML": FOMAML(**steps),
     }

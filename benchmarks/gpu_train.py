@@ -20,6 +20,7 @@ import torch
 
 from gpu_graph import Captured
 from gpu_measure import machine, reason
+from metagrad import CG, GradientDescent, Implicit
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import (
@@ -141,7 +142,11 @@ def method_of(asked: argparse.Namespace) -> Algorithm:
     """Return the method that the options name."""
     steps = {"inner_lr": asked.inner_lr, "inner_steps": asked.inner_steps}
     if asked.method == "imaml":
-        return IMAML(**steps, lam=asked.lam, cg_steps=asked.cg_steps, curvature=asked.curvature)
+        return IMAML(
+            lam=asked.lam,
+            solver=GradientDescent(lr=asked.inner_lr, max_steps=asked.inner_steps),
+            adjoint=Implicit(linear_solver=CG(max_steps=asked.cg_steps), curvature=asked.curvature),
+        )
     return MAML(**steps) if asked.method == "maml" else FOMAML(**steps)
 
 

@@ -18,6 +18,7 @@ import time
 
 import torch
 
+from metagrad import GradientDescent
 from metagrad.cli.allocator import keep_memory
 from metagrad.fewshot import IMAML, MAML, Batch, Conv4, Tasks, meta_gradient
 
@@ -32,7 +33,8 @@ def measure(method: str, steps: int, filters: int, tasks: int) -> None:
         return Batch(x, torch.arange(5).repeat_interleave(per_class).expand(tasks, -1))
 
     drawn = Tasks(batch(1), batch(15))
-    algorithm = MAML(inner_lr=0.1, inner_steps=steps) if method == "maml" else IMAML(inner_lr=0.1, inner_steps=steps)
+    imaml = IMAML(solver=GradientDescent(lr=0.1, max_steps=steps))
+    algorithm = MAML(inner_lr=0.1, inner_steps=steps) if method == "maml" else imaml
     theta = algorithm.init(model)
     before = _status("VmRSS")
     began = time.perf_counter()

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagrad.cli.allocator import keep_memory
-from metagrad.fewshot import IMAML, many, meta_gradient
-from metagrad.implicit import CG, GradientDescent, Problem
+from metagrad.fewshot import many, meta_gradient
+from metagrad.implicit import CG, GradientDescent, Implicit, Problem
 from workload import add_options, chosen
 
 # Phase, owner and name of the function that is the phase. One inside another counts for itself only.
@@ -100,10 +100,7 @@ def main() -> None:
     work, repeats = chosen(options), options.repeats
     keep_memory()
     model, _, tasks = work.draw(work.tasks, torch.float32)
-    algorithm = IMAML(
-        lam=work.lam, inner_lr=work.inner_lr, inner_steps=work.inner_steps, cg_steps=work.cg_steps,
-        curvature=options.curvature,
-    )  # fmt: skip
+    algorithm = work.imaml(Implicit(linear_solver=CG(max_steps=work.cg_steps), curvature=options.curvature))
     theta = algorithm.init(model)
     meta_gradient(algorithm, model, theta, tasks)
 

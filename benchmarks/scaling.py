@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from metagrad.cli.allocator import keep_memory
-from metagrad.fewshot import IMAML, meta_gradient
+from metagrad.fewshot import meta_gradient
 from metagrad.ranks import joined
 from metagrad.training.run import versions
 from workload import Workload, add_options, chosen, least, taken
@@ -40,7 +40,7 @@ def rank(work: Workload, repeats: int) -> None:
     torch.set_num_threads(1)
     keep_memory()
     model, _, tasks = work.draw(work.tasks, torch.float32)
-    algorithm = IMAML(lam=work.lam, inner_lr=work.inner_lr, inner_steps=work.inner_steps, cg_steps=work.cg_steps)
+    algorithm = work.imaml()
     theta = algorithm.init(model)
     with joined() as ranks:
         mine = tasks.part(*ranks.mine(work.tasks))

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from metagrad import tree
-from metagrad.fewshot import Batch, Conv4, Tasks
+from metagrad import CG, GradientDescent, Implicit, tree
+from metagrad.fewshot import IMAML, Batch, Conv4, Tasks
 
 Gradient = dict[str, Tensor]
 Key = TypeVar("Key", bound=Hashable)
@@ -35,6 +35,14 @@ class Workload:
     inner_lr: float = 0.1
     lam: float = 2.0
     cg_steps: int = 5
+
+    def imaml(self, adjoint: Implicit | None = None) -> IMAML:
+        """Return metagrad's iMAML of this size, with ``cg_steps`` on the Gauss-Newton matrix unless told otherwise."""
+        return IMAML(
+            lam=self.lam,
+            solver=GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
+            adjoint=adjoint or Implicit(linear_solver=CG(max_steps=self.cg_steps), curvature="gauss_newton"),
+        )
 
     def draw(self, tasks: int, dtype: torch.dtype) -> tuple[Conv4, Gradient, Tasks]:
         """Return the network, its weights and synthetic episodes, from one seed."""

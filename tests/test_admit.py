@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from metagrad import GradientDescent
 from metagrad.errors import MetagradError
 from metagrad.fewshot import FOMAML, IMAML, Batch, Conv4, Tasks, admit, is_transductive, meta_gradient
 from metagrad.fewshot.norms import BatchNorm, InstanceNorm, LayerNorm
@@ -79,7 +80,7 @@ def test_a_users_network_is_swapped_with_a_warning_and_trains():
     assert is_transductive(admitted)
     theta = IMAML().init(admitted)
     assert torch.equal(theta["1.weight"], torch.full((4,), 0.5))
-    meta_gradient(IMAML(inner_steps=2), admitted, theta, drawn())
+    meta_gradient(IMAML(solver=GradientDescent(lr=0.1, max_steps=2)), admitted, theta, drawn())
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in theta.values())
 
 
@@ -171,6 +172,6 @@ def test_frozen_layers_stay_frozen():
     model[1].requires_grad_(False)
     theta = IMAML().init(model)
     assert set(theta) == {"3.weight", "3.bias"}
-    meta_gradient(IMAML(inner_steps=2), model, theta, drawn())
+    meta_gradient(IMAML(solver=GradientDescent(lr=0.1, max_steps=2)), model, theta, drawn())
     assert theta["3.weight"].grad.norm() > 0
     assert model[1].weight.grad is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metagrad import CG, Composed, FirstOrder, GradientDescent, Implicit, Unroll, argmin
+from metagrad import CG, Composed, FirstOrder, GradientDescent, Implicit, Unroll, Woodbury, argmin
 
 T, P = 3, 6
 
@@ -41,14 +41,16 @@ def exact(A, b, theta, lam, target):
 
 
 @pytest.mark.parametrize("lam_value", [torch.tensor(2.0), torch.linspace(0.5, 3.0, P)], ids=["scalar", "diagonal"])
-@pytest.mark.parametrize("route", ["hessian", "gauss_newton", "unroll"])
+@pytest.mark.parametrize("route", ["hessian", "gauss_newton", "woodbury", "unroll"])
 def test_meta_gradient_is_exact(lam_value, route):
     A, b, theta, target = quadratic()
     theta, lam = theta.requires_grad_(), lam_value.double().requires_grad_()
     phi_star, loss = exact(A, b, theta, lam, target)
     expected = torch.autograd.grad(loss, (theta, lam))
-    adjoint = Unroll() if route == "unroll" else Implicit(linear_solver=CG(max_steps=50, tol=1e-14), curvature=route)
-    g = as_composed() if route == "gauss_newton" else objective
+    solver = Woodbury() if route == "woodbury" else CG(max_steps=50, tol=1e-14)
+    curvature = "gauss_newton" if route in ("gauss_newton", "woodbury") else "hessian"
+    adjoint = Unroll() if route == "unroll" else Implicit(linear_solver=solver, curvature=curvature)
+    g = as_composed() if curvature == "gauss_newton" else objective
     solution = argmin(g, {"w": theta.expand(T, P)}, {"w": theta, "lam": lam}, (A, b),
                       solver=GradientDescent(lr=0.15, max_steps=400), adjoint=adjoint)  # fmt: skip
     torch.testing.assert_close(solution.value["w"], phi_star, rtol=1e-8, atol=1e-10)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metagrad import GradientDescent, Implicit
 from metagrad.errors import MetagradError
 from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Chunks, Conv4, Tasks, meta_gradient
 from metagrad.fewshot.meta import auto_chunks
@@ -32,9 +33,10 @@ def gradient(algorithm, chunk, tasks=None):
     return torch.cat([leaf.grad.flatten() for leaf in theta.values()]), metrics
 
 
+THREE = GradientDescent(lr=0.1, max_steps=3)
 ALGORITHMS = [
-    IMAML(inner_steps=3),
-    IMAML(inner_steps=3, curvature="hessian"),
+    IMAML(solver=THREE),
+    IMAML(solver=THREE, adjoint=Implicit()),
     MAML(inner_steps=2),
     FOMAML(inner_steps=2),
 ]

@@ -38,9 +38,10 @@ def gradient(algorithm, model, theta, drawn, chunk):
     return torch.cat([leaf.grad.flatten() for leaf in theta.values()])
 
 
+FOUR = GradientDescent(lr=0.1, max_steps=4)
 ALGORITHMS = [
-    IMAML(lam=2.0, inner_lr=0.1, inner_steps=4, cg_steps=3),
-    IMAML(lam=2.0, inner_lr=0.1, inner_steps=4, cg_steps=3, curvature="hessian"),
+    IMAML(solver=FOUR, adjoint=Implicit(linear_solver=CG(max_steps=3), curvature="gauss_newton")),
+    IMAML(solver=FOUR, adjoint=Implicit(linear_solver=CG(max_steps=3))),
     MAML(inner_lr=0.1, inner_steps=3),
     FOMAML(inner_lr=0.1, inner_steps=3),
 ]

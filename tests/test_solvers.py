@@ -72,20 +72,21 @@ def mlp():
 
 
 def conv4():
-    """The usual network with a smooth activation: with ReLU, minimisers sit on kinks and gradients do not vanish."""
-    model = Conv4(3, channels=1, image_size=28, filters=2, generator=torch.Generator().manual_seed(0)).double()
+    # Smooth: with ReLU, minimisers sit on kinks and gradients do not vanish.
+    model = Conv4(3, channels=1, image_size=12, filters=2, generator=torch.Generator().manual_seed(0)).double()
     for name, part in list(model.named_modules()):
         if isinstance(part, nn.ReLU):
             home, _, last = name.rpartition(".")
             setattr(model.get_submodule(home), last, nn.Softplus())
-    model = admit(model, torch.rand(4, 1, 28, 28, dtype=torch.float64))
-    x, y = randn(T, 6, 1, 28, 28, seed=9), torch.arange(3).repeat(T, 2)
+    model = admit(model, torch.rand(4, 1, 12, 12, dtype=torch.float64))
+    x, y = randn(T, 6, 1, 12, 12, seed=9), torch.arange(3).repeat(T, 2)
     theta = {name: leaf.detach() for name, leaf in model.named_parameters()}
-    return classification(model, lam=2.0), theta, Batch(x, y)
+    return classification(model, lam=20.0), theta, Batch(x, y)
 
 
 # A new solver joins by a line: (name, made from a step size, as some need it). The step size is right for the problem.
-PROBLEMS = {"quadratic": (quadratic, 0.15), "logistic": (logistic, 0.5), "mlp": (mlp, 0.1), "conv4": (conv4, 0.05)}
+PROBLEMS = {"quadratic": (quadratic, 0.15), "logistic": (logistic, 0.5), "mlp": (mlp, 0.1), "conv4": (conv4, 0.02)}
+TORCH_LBFGS = partial(optim.LBFGS, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0, max_iter=5)
 SOLVERS = {
     "gradient descent": lambda lr, **o: GradientDescent(lr=lr, **o),
     "momentum": lambda lr, **o: GradientDescent(lr=lr, momentum=0.5, **o),
@@ -97,11 +98,16 @@ SOLVERS = {
     "hessian-free, damped": lambda lr, **o: HessianFree(damping=3.0, cg_steps=10, **o),
     "lbfgs": lambda lr, **o: LBFGS(**o),
     "torch SGD": lambda lr, **o: TorchOptimizer(factory=partial(optim.SGD, lr=lr, momentum=0.3, nesterov=True), **o),
-    "torch LBFGS": lambda lr, **o: TorchOptimizer(factory=partial(optim.LBFGS, line_search_fn="strong_wolfe"), **o),
-    # Adam circles a solution at a constant step size, so it is held to less.
-    "adam": lambda lr, **o: Adam(lr=0.01, **o),
-    "torch Adam": lambda lr, **o: TorchOptimizer(factory=partial(optim.Adam, lr=0.01), **o),
+    "torch LBFGS": lambda lr, **o: TorchOptimizer(
+        factory=partial(optim.LBFGS, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0, max_iter=5),
+        **o,
+    ),
+    "adam": lambda lr, **o: Adam(lr=0.03, **o),
+    "torch Adam": lambda lr, **o: TorchOptimizer(factory=partial(optim.Adam, lr=0.03), **o),
 }
+# Gradient norm asked for and error allowed, where not 1e-9 and 1e-8: Adam circles a solution at a constant step size;
+# torch's line search goes by values alone, which rounding hides.
+LESS = {"adam": (1e-2, 0.1), "torch Adam": (1e-2, 0.1), "torch LBFGS": (1e-6, 1e-6)}
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +147,12 @@ def dense_newton(g, theta, data):
 def test_finds_the_minimum(solver, problem, oracles):
     make, lr = PROBLEMS[problem]
     g, theta, data = make()
-    coarse = "adam" in solver.lower()
-    tol = 1e-2 if coarse else 1e-9
-    solve = SOLVERS[solver](lr, max_steps=600 if coarse else 3000, tol=tol)
+    tol, allowed = LESS.get(solver, (1e-9, 1e-8))
+    solve = SOLVERS[solver](lr, max_steps=2000, tol=tol)
     solution = solve(Problem(g, theta, data), tree.expand(theta, T))
     found = torch.cat([solution.value[name].reshape(T, -1) for name in theta], 1)
     error = (found - oracles[problem]).norm(dim=1)
-    assert (error <= (0.1 if coarse else 1e-8) * oracles[problem].norm(dim=1)).all(), (error, solution.steps)
+    assert (error <= allowed * oracles[problem].norm(dim=1)).all(), (error, solution.steps)
     # What it says of itself is so.
     assert (solution.grad_norm <= tol).all()
     true = tree.norm(Problem(g, theta, data).grad(solution.value))
@@ -196,22 +201,20 @@ def test_unrolled_meets_implicit(solver):
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
-def test_torch_rules_unroll_as_ours_do():
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD"])
+def test_torch_rules_unroll_rightly(name):
     g, theta, data = quadratic()
-    theta = {name: leaf.requires_grad_() for name, leaf in theta.items()}
-    pairs = [
-        (Adam(lr=0.05, max_steps=7), partial(optim.Adam, lr=0.05, differentiable=True)),
-        (GradientDescent(lr=0.1, max_steps=7, momentum=0.9), partial(optim.SGD, lr=0.1, momentum=0.9,
-                                                                      differentiable=True)),
-    ]  # fmt: skip
-    for ours, factory in pairs:
-        found = []
-        for solver in (ours, TorchOptimizer(factory=factory, max_steps=7)):
-            solution = argmin(g, tree.expand(theta, T), theta, data, solver=solver, adjoint=Unroll())
-            (slope,) = torch.autograd.grad(solution.value["w"].square().sum(), theta["w"])
-            found.append((solution.value["w"].detach(), slope))
-        for a, b in zip(*found, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    solver = TorchOptimizer(factory=partial(getattr(optim, name), lr=0.05, differentiable=True), max_steps=7)
+
+    def outer(w):
+        return argmin(g, {"w": w.expand(T, 6)}, {"w": w}, data, solver=solver, adjoint=Unroll()).value["w"]
+
+    w = theta["w"].requires_grad_()
+    (found,) = torch.autograd.grad(outer(w).square().sum(), w)
+    steps = 1e-6 * torch.eye(6, dtype=torch.float64)
+    with torch.no_grad():
+        around = [(outer(w + e).square().sum() - outer(w - e).square().sum()) / 2e-6 for e in steps]
+    assert (found - torch.stack(around)).norm() <= 1e-8 * found.norm()
 
 
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop")
@@ -248,6 +251,8 @@ def test_torch_optimisers_see_each_task_alone(name):
         LBFGS(max_steps=2),
         TorchOptimizer(factory=partial(optim.LBFGS), max_steps=2),
         TorchOptimizer(factory=partial(optim.SGD, lr=0.1), max_steps=2),
+        TorchOptimizer(factory=partial(optim.SGD, lr=0.1, momentum=0.5, differentiable=True), max_steps=2),
+        TorchOptimizer(factory=partial(optim.Rprop, lr=0.1, differentiable=True), max_steps=2),
     ],
 )
 def test_refuses_to_be_unrolled_where_it_would_be_wrong(solver):

@@ -7,41 +7,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError
+    from metagrad.errors import MetagradWarning as MetagradWarning
+    from metagrad.errors import NotFiniteError as NotFiniteError
     from metagrad.implicit import CG as CG
     from metagrad.implicit import LBFGS as LBFGS
+    from metagrad.implicit import MINRES as MINRES
     from metagrad.implicit import Adam as Adam
     from metagrad.implicit import Composed as Composed
+    from metagrad.implicit import Dense as Dense
     from metagrad.implicit import FirstOrder as FirstOrder
+    from metagrad.implicit import FixedPoint as FixedPoint
     from metagrad.implicit import GradientDescent as GradientDescent
     from metagrad.implicit import HessianFree as HessianFree
     from metagrad.implicit import Implicit as Implicit
     from metagrad.implicit import Nesterov as Nesterov
+    from metagrad.implicit import Neumann as Neumann
     from metagrad.implicit import Proximal as Proximal
     from metagrad.implicit import Solution as Solution
     from metagrad.implicit import TorchOptimizer as TorchOptimizer
     from metagrad.implicit import Unroll as Unroll
+    from metagrad.implicit import Woodbury as Woodbury
     from metagrad.implicit import argmin as argmin
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MetagradError": "metagrad.errors",
+    **dict.fromkeys(("DivergedError", "MetagradError", "MetagradWarning", "NotFiniteError"), "metagrad.errors"),
     **dict.fromkeys(
         (
             "Adam",
             "CG",
             "Composed",
+            "Dense",
             "FirstOrder",
+            "FixedPoint",
             "GradientDescent",
             "HessianFree",
             "Implicit",
             "LBFGS",
+            "MINRES",
+            "Neumann",
             "Nesterov",
             "Proximal",
             "Solution",
             "TorchOptimizer",
             "Unroll",
+            "Woodbury",
             "argmin",
         ),
         "metagrad.implicit",

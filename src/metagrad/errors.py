@@ -1,4 +1,4 @@
-"""What a person, rather than a programmer, is meant to read: one exception, one warning."""
+"""What a person, rather than a programmer, is meant to read: exceptions and a warning."""
 
 
 class MetagradError(Exception):
@@ -7,6 +7,14 @@ class MetagradError(Exception):
     The command line prints the message and exits with code 2. Programming errors (wrong shapes or types
     handed to the library) stay ``ValueError`` and ``TypeError``.
     """
+
+
+class DivergedError(MetagradError, ArithmeticError):
+    """An iteration grew where it should have shrunk; the message names the step size and the largest stable one."""
+
+
+class NotFiniteError(MetagradError, ValueError):
+    """What was handed in, or the objective there, holds NaN or infinite numbers; the message says where."""
 
 
 class MetagradWarning(UserWarning):

@@ -143,7 +143,14 @@ def describe(line: dict[str, Any]) -> str:
     """Say in a few words what a metrics line says: accuracy, and how well both systems were solved."""
     text = f"query acc {line['accuracy']:.1%}  inner grad {line['grad_norm']:.2g}"
     if "residual" in line:
-        text += f"  CG residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
+        text += f"  residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
+    if line.get("stopped"):
+        text += f"  stopped early {line['stopped']:.0%}"
+    for name in ("lam", "lr"):
+        if name in line:
+            text += f"  {name} {line[name]:.3g}"
+        if f"{name}_min" in line:
+            text += f" ({line[f'{name}_min']:.2g} to {line[f'{name}_max']:.2g})"
     return text
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import Tasks
+from metagrad.implicit import Bound
 from metagrad.tree import Params
 
 
@@ -44,10 +45,13 @@ class Metrics:
     ----------
     loss:
         scalar, mean query loss.
-    accuracy, grad_norm:
-        ``(T,)``: query accuracy (fraction); norm of the inner gradient where adaptation stopped.
-    residual, min_curvature:
-        ``(T,)``: relative residual of the linear solve; smallest curvature it met.
+    accuracy, grad_norm, steps:
+        ``(T,)``: query accuracy (fraction); norm of the inner gradient where adaptation stopped; steps it took.
+    residual, min_curvature, stopped:
+        ``(T,)``: relative residual of the linear solve; smallest curvature it met; whether it was ended by one that
+        is not positive.
+    delta, delta_prime:
+        how far the inner solutions and the products may be from exact ones (:attr:`~metagrad.Solution.delta`).
     chunks:
         what was worked on at a time: less than asked for where memory ran out.
     """
@@ -55,8 +59,12 @@ class Metrics:
     loss: Tensor
     accuracy: Tensor
     grad_norm: Tensor
+    steps: Tensor
     residual: Tensor | None
     min_curvature: Tensor | None
+    stopped: Tensor | None
+    delta: Bound | None
+    delta_prime: Bound | None
     chunks: Chunks
 
 
@@ -113,8 +121,12 @@ def meta_gradient(
         torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.accuracy for part in parts]),
         torch.cat([part.grad_norm for part in parts]),
+        torch.cat([part.steps for part in parts]),
         _joined([part.residual for part in parts]),
         _joined([part.min_curvature for part in parts]),
+        _joined([part.stopped for part in parts]),
+        _joined_bounds([part.delta for part in parts]),
+        _joined_bounds([part.delta_prime for part in parts]),
         sizes,
     )
 
@@ -128,13 +140,17 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
     for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
         if grad is not None:
             leaf.grad = grad if leaf.grad is None else leaf.grad + grad
-    linear = meta.solution.linear
+    solution, linear = meta.solution, meta.solution.linear
     return Metrics(
         meta.loss.detach() * weight,
         meta.accuracy,
-        meta.solution.grad_norm,
+        solution.grad_norm,
+        solution.steps,
         None if linear is None else linear.residual,
         None if linear is None else linear.min_curvature,
+        None if linear is None else linear.stopped,
+        solution.delta,
+        solution.delta_prime,
         Chunks(len(part), query),
     )
 
@@ -177,3 +193,10 @@ def _say_chunk(too_many: int, fits: int) -> None:
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     return torch.cat(present) if present else None
+
+
+def _joined_bounds(parts: list[Bound | None]) -> Bound | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    return Bound(torch.cat([part.value for part in present]), all(part.certain for part in present))

@@ -1,11 +1,31 @@
 """Differentiable ``argmin``: what is solved, how it is solved, and how it is differentiated, kept apart."""
 
-from metagrad.implicit.adjoints import Adjoint, FirstOrder, Implicit, Unroll, argmin
-from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
-from metagrad.implicit.problem import Composed, Curvature, Objective, Operator, Problem, Proximal
+from metagrad.implicit.adjoints import (
+    Adjoint,
+    FirstOrder,
+    Implicit,
+    Unroll,
+    argmin,
+)
+from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
+from metagrad.implicit.linear import (
+    CG,
+    MINRES,
+    Dense,
+    FixedPoint,
+    LinearSolution,
+    LinearSolver,
+    Neumann,
+    Woodbury,
+    curvature_range,
+    largest_curvature,
+)
+from metagrad.implicit.objective import Composed, Objective, Proximal
+from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import (
     LBFGS,
     Adam,
+    Bound,
     GradientDescent,
     HessianFree,
     InnerSolver,
@@ -17,11 +37,16 @@ from metagrad.implicit.solvers import (
 __all__ = [
     "CG",
     "LBFGS",
+    "MINRES",
     "Adam",
     "Adjoint",
+    "Bound",
     "Composed",
     "Curvature",
+    "Dense",
     "FirstOrder",
+    "FixedPoint",
+    "GaussNewton",
     "GradientDescent",
     "HessianFree",
     "Implicit",
@@ -29,6 +54,7 @@ __all__ = [
     "LinearSolution",
     "LinearSolver",
     "Nesterov",
+    "Neumann",
     "Objective",
     "Operator",
     "Problem",
@@ -36,5 +62,8 @@ __all__ = [
     "Solution",
     "TorchOptimizer",
     "Unroll",
+    "Woodbury",
     "argmin",
+    "curvature_range",
+    "largest_curvature",
 ]

@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
+from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
+from metagrad.implicit.diagnose import require_finite
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
-from metagrad.implicit.problem import Curvature, Linearisation, Objective, Problem, check_objective
+from metagrad.implicit.objective import Objective, check_objective
+from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
 
@@ -57,6 +60,10 @@ def argmin(
     ValueError
         if the task axes differ, the objective is not a scalar, does not depend on phi, or captured a tensor
         that would silently get no gradient.
+    NotFiniteError
+        if theta, init, data or the objective at init are not finite.
+    DivergedError
+        if the solver ended at a solution that is not finite.
 
     Examples
     --------
@@ -77,7 +84,10 @@ def argmin(
     if tree.num_tasks((init, data)) == 0:
         raise ValueError("there are no tasks: the leading axis of init is empty")
     check_objective(objective, init, theta, data)
-    return adjoint(Problem(objective, theta, data), init, solver)
+    problem = Problem(objective, theta, data)
+    solution = adjoint(problem, init, solver)
+    require_finite(problem, init, solver, solution)
+    return solution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +154,14 @@ class Implicit:
         solution = _solve_detached(problem, init, solver)
         if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
             return _measured(problem, solution)
-        solution.value, slope = self._attach(problem, solution.value, solution._linear)
+        solution.value, slope, solution.convexity = self._attach(problem, solution.value, solution._linear)
         solution.grad_norm = tree.norm(slope)
         return solution
 
-    def _attach(self, problem: Problem, phi: Params, linear: list[LinearSolution]) -> tuple[Params, Params]:
-        """Return ``phi`` with the implicit derivative, and the inner gradient there.
+    def _attach(
+        self, problem: Problem, phi: Params, linear: list[LinearSolution]
+    ) -> tuple[Params, Params, Convexity | None]:
+        """Return ``phi`` with the implicit derivative, the inner gradient there, and what is known of the curvature.
 
         Each backward appends its linear solve to ``linear``.
         """
@@ -166,7 +178,7 @@ class Implicit:
 
         # Now, since the inner gradient is part of it; and for one backward, which frees it.
         ready = [linearise(phi, tensors)]
-        slope = dict(ready[0][0].gradient)
+        slope, convexity = dict(ready[0][0].gradient), ready[0][0].convexity
         ready[0][0].gradient.clear()  # as large as all weights, and nobody asks for it again
 
         def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
@@ -178,7 +190,7 @@ class Implicit:
             return [next(found) if leaf.requires_grad else None for leaf in asked]
 
         value = _Attach.apply(pull, len(phi), *phi.values(), *tensors)
-        return dict(zip(phi, value, strict=True)), slope
+        return dict(zip(phi, value, strict=True)), slope, convexity
 
 
 class _Attach(torch.autograd.Function):

@@ -13,13 +13,21 @@ from metagrad.errors import MetagradError
 
 DATASETS = ("glyphs", "omniglot")
 Method = Literal["imaml", "maml", "fomaml"]
+InnerSolverName = Literal["gd", "nesterov", "adam", "lbfgs", "hessian-free"]
+LinearSolverName = Literal["cg", "minres", "neumann", "woodbury", "none"]
+Form = Literal["fixed", "scalar", "tensor", "parameter"]
 
 # Chosen on validation classes; RESULTS.md has the comparisons.
 _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "imaml": {"inner_lr": 0.4, "inner_steps": 5, "lam": 0.1, "cg_steps": 5, "curvature": "gauss_newton"},
-    "maml": {"inner_lr": 0.4, "inner_steps": 1},
+    "imaml": {
+        "inner_solver": "gd", "inner_lr": 0.4, "inner_steps": 5, "inner_tol": 0.0, "lam": 0.1, "learn_lam": "fixed",
+        "linear_solver": "cg", "cg_steps": 5, "curvature": "gauss_newton",
+    },
+    "maml": {"inner_lr": 0.4, "inner_steps": 1, "learn_inner_lr": "fixed"},
     "fomaml": {"inner_lr": 0.4, "inner_steps": 1},
-}
+}  # fmt: skip
+# Options of some methods only. A run made before an option was there has None, which means the default.
+_OWN = ("inner_solver", "inner_tol", "lam", "learn_lam", "linear_solver", "cg_steps", "curvature", "learn_inner_lr")
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "glyphs": {"meta_steps": 500},
     "omniglot": {"meta_steps": 10000},
@@ -47,13 +55,30 @@ class TrainConfig:
     filters: int = 32
     """Width of the four-block convolutional network, in channels; time grows with its square."""
     inner_lr: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
-    """Step size of the inner gradient descent. Default: 0.4."""
+    """Step size of the inner solver; lbfgs and hessian-free have none. Default: 0.4; 0.1 (nesterov), 0.01 (adam)."""
+    learn_inner_lr: Annotated[Form | None, arg(metavar="{fixed,scalar,tensor,parameter}", help_behavior_hint="")] = None
+    """maml: learn the inner step size with the weights: one for all, one a tensor, one a parameter. Default: fixed."""
+    inner_solver: Annotated[
+        InnerSolverName | None, arg(metavar="{gd,nesterov,adam,lbfgs,hessian-free}", help_behavior_hint="")
+    ] = None
+    """imaml: how a task is solved: gradient descent, its accelerated form, Adam, quasi-Newton, or Newton by conjugate
+    gradients (5 products a step). Default: gd."""
+    inner_tol: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """imaml: a task stops once its inner gradient norm is at most this. Default: 0, all inner steps."""
     inner_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Inner gradient descent steps a task. Default: 5 (imaml), 1 (maml, fomaml)."""
+    """Inner steps a task, at most. Default: 5 (imaml), 1 (maml, fomaml)."""
     lam: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
     """imaml: strength of the pull of a task's weights towards the meta-learned ones. Default: 0.1."""
+    learn_lam: Annotated[Form | None, arg(metavar="{fixed,scalar,tensor,parameter}", help_behavior_hint="")] = None
+    """imaml: learn lam with the weights, begun at --lam: one for all, one a tensor, one a parameter. Default: fixed."""
+    linear_solver: Annotated[
+        LinearSolverName | None, arg(metavar="{cg,minres,neumann,woodbury,none}", help_behavior_hint="")
+    ] = None
+    """imaml: how the linear system of the meta-gradient is solved: conjugate gradients, MINRES (bears an indefinite
+    matrix), a truncated Neumann series (of step --inner-lr), exactly in the space of the outputs, or not at all (first
+    order). Default: cg."""
     cg_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """imaml: conjugate gradient steps for the meta-gradient; fewer leave a larger residual. Default: 5."""
+    """imaml: steps of cg or minres, or terms of the Neumann series; fewer leave a larger residual. Default: 5."""
     curvature: Annotated[
         Literal["gauss_newton", "hessian"] | None,
         arg(metavar="{gauss_newton,hessian}", help_behavior_hint=""),
@@ -85,9 +110,15 @@ class TrainConfig:
             for an option that the method does not have or a value outside its range.
         """
         fill = {**_DATASET_DEFAULTS[dataset], **_METHOD_DEFAULTS[self.method]}
-        for name in ("lam", "cg_steps", "curvature"):
+        for name in _OWN:
             if name not in fill and getattr(self, name) is not None:
-                raise MetagradError(f"--{name.replace('_', '-')} is for imaml, not {self.method}: leave it out")
+                owner = next(method for method, has in _METHOD_DEFAULTS.items() if name in has)
+                raise MetagradError(f"--{name.replace('_', '-')} is for {owner}, not {self.method}: leave it out")
+        if self.inner_solver in ("lbfgs", "hessian-free"):
+            if self.inner_lr is not None and self.linear_solver != "neumann":
+                raise MetagradError(f"--inner-lr is not for --inner-solver {self.inner_solver}: leave it out")
+        elif self.inner_solver in _STEP_SIZES:
+            fill["inner_lr"] = _STEP_SIZES[self.inner_solver]
         chosen = {name: value for name, value in fill.items() if getattr(self, name) is None}
         filled = dataclasses.replace(self, **chosen)
         if filled.val_every is None and filled.meta_steps is not None:
@@ -102,6 +133,10 @@ class TrainConfig:
                 raise MetagradError(f"--{name.replace('_', '-')} must be a whole number, got {value!r}")
             if value is not None and value < least:
                 raise MetagradError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if self.inner_tol is not None and not 0 <= self.inner_tol < math.inf:
+            raise MetagradError(f"--inner-tol must not be negative, got {self.inner_tol}")
+        if self.linear_solver == "woodbury" and self.curvature == "hessian":
+            raise MetagradError("--linear-solver woodbury needs --curvature gauss_newton")
         for name in ("inner_lr", "lam", "outer_lr", "checkpoint_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -110,6 +145,7 @@ class TrainConfig:
             raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
 
 
+_STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}
 _LEAST = {
     "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "meta_steps": 1, "seed": 0, "filters": 1, "inner_steps": 1,
     "cg_steps": 1, "val_every": 1, "val_tasks": 2, "test_tasks": 0, "chunk": 1,

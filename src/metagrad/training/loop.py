@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.data import Dataset
-from metagrad.errors import MetagradError
+from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
 from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
+from metagrad.fewshot.algorithms import summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import TrainConfig
@@ -99,7 +101,13 @@ def train(
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
         tasks = train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
-        metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+        try:
+            metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+        except (DivergedError, NotFiniteError) as error:
+            raise MetagradError(
+                f"meta-step {progress['step'] + 1}: {error}: lower --inner-lr, or --outer-lr where it comes late"
+                f"{_kept(run)}"
+            ) from error
         chunk = metrics.chunks  # what fits into memory, should the first choice not have
         numbers, asked = _over_ranks(ranks, theta, len(tasks) / config.tasks, _numbers(metrics), stop())
         _require_finite(progress["step"] + 1, numbers, theta, run)
@@ -119,7 +127,8 @@ def train(
         progress.update(step=step, seconds=time.monotonic() - began)
 
         if step % LOG_EVERY == 0 or step == config.meta_steps:
-            line = {"step": step, **_mean(window), "seconds": round(progress["seconds"], 2)}
+            line = {"step": step, **_mean(window), **summary(theta), "seconds": round(progress["seconds"], 2)}
+            _warn_of_noise(progress, line, ranks)
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
             window.clear()
@@ -149,8 +158,14 @@ def _outer_lr(config: TrainConfig, step: int) -> float:
 def _numbers(metrics: Metrics) -> dict[str, float]:
     """Bring a meta-step's means (of the curvature, the minimum) to the host, in one transfer."""
     numbers = {"loss": metrics.loss, "accuracy": metrics.accuracy.mean(), "grad_norm": metrics.grad_norm.mean()}
+    numbers["inner_steps"] = metrics.steps.float().mean().to(metrics.loss.device)
     if metrics.residual is not None and metrics.min_curvature is not None:
         numbers |= {"residual": metrics.residual.mean(), "min_curvature": metrics.min_curvature.min()}
+    if metrics.stopped is not None:
+        numbers["stopped"] = metrics.stopped.float().mean()
+    for name, bound in (("delta", metrics.delta), ("delta_prime", metrics.delta_prime)):
+        if bound is not None:
+            numbers[name if bound.certain else f"{name}_at_least"] = bound.value.mean()
     return dict(zip(numbers, torch.stack([value.float() for value in numbers.values()]).tolist(), strict=True))
 
 
@@ -172,12 +187,28 @@ def _over_ranks(
     return found, summed[len(means)] > 0
 
 
+def _warn_of_noise(progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
+    """Say once in a run that the linear solve left more than there was."""
+    if line.get("residual", 0.0) <= 1.0 or progress.get("warned"):
+        return
+    progress["warned"] = True
+    if ranks.first:
+        warnings.warn(
+            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
+            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
+            "use --curvature gauss_newton, a larger --lam or more --cg-steps",
+            MetagradWarning,
+            stacklevel=3,
+        )
+
+
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
     """Average a window of steps; of the curvature, the smallest counts."""
     line = {name: sum(entry[name] for entry in window) / len(window) for name in window[0]}
     if "min_curvature" in line:
         line["min_curvature"] = min(entry["min_curvature"] for entry in window)
-    return {name: float(f"{value:.6g}") for name, value in line.items()}
+    # A mean that is infinite is that of bounds there are none of.
+    return {name: float(f"{value:.6g}") for name, value in line.items() if math.isfinite(value)}
 
 
 def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run) -> None:
@@ -190,8 +221,11 @@ def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Ru
         cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
     else:
         cause = "the outer steps are too large: lower --outer-lr"
-    kept = f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
-    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{kept}")
+    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{_kept(run)}")
+
+
+def _kept(run: Run) -> str:
+    return f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
 
 
 def _validate(

@@ -8,6 +8,22 @@ from torch import nn
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, Conv4, EpisodeSampler
+from metagrad.implicit import (
+    CG,
+    LBFGS,
+    MINRES,
+    Adam,
+    Adjoint,
+    FirstOrder,
+    GradientDescent,
+    HessianFree,
+    Implicit,
+    InnerSolver,
+    LinearSolver,
+    Nesterov,
+    Neumann,
+    Woodbury,
+)
 from metagrad.ranks import local_device
 from metagrad.training.config import TrainConfig
 
@@ -26,20 +42,52 @@ def method_of(config: TrainConfig) -> Algorithm:
     assert config.inner_steps is not None
     match config.method:
         case "maml":
-            return MAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+            return MAML(
+                inner_lr=config.inner_lr, inner_steps=config.inner_steps, learn_lr=config.learn_inner_lr or "fixed"
+            )
         case "fomaml":
             return FOMAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
         case "imaml":
             assert config.lam is not None
-            assert config.cg_steps is not None
-            assert config.curvature is not None
             return IMAML(
                 lam=config.lam,
-                inner_lr=config.inner_lr,
-                inner_steps=config.inner_steps,
-                cg_steps=config.cg_steps,
-                curvature=config.curvature,
+                learn_lam=config.learn_lam or "fixed",
+                solver=_inner_solver(config, config.inner_lr, config.inner_steps),
+                adjoint=_adjoint(config, config.inner_lr),
             )
+
+
+def _inner_solver(config: TrainConfig, lr: float, max_steps: int) -> InnerSolver:
+    tol = config.inner_tol or 0.0
+    match config.inner_solver or "gd":
+        case "gd":
+            return GradientDescent(lr=lr, max_steps=max_steps, tol=tol)
+        case "nesterov":
+            return Nesterov(lr=lr, max_steps=max_steps, tol=tol)
+        case "adam":
+            return Adam(lr=lr, max_steps=max_steps, tol=tol)
+        case "lbfgs":
+            return LBFGS(max_steps=max_steps, tol=tol)
+        case "hessian-free":
+            return HessianFree(max_steps=max_steps, tol=tol)
+
+
+def _adjoint(config: TrainConfig, lr: float) -> Adjoint:
+    assert config.cg_steps is not None
+    assert config.curvature is not None
+    solver: LinearSolver
+    match config.linear_solver or "cg":
+        case "none":
+            return FirstOrder()
+        case "cg":
+            solver = CG(max_steps=config.cg_steps)
+        case "minres":
+            solver = MINRES(max_steps=config.cg_steps)
+        case "neumann":
+            solver = Neumann(terms=config.cg_steps, lr=lr)
+        case "woodbury":
+            solver = Woodbury()
+    return Implicit(linear_solver=solver, curvature=config.curvature)
 
 
 def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[EpisodeSampler, EpisodeSampler]:

@@ -16,8 +16,8 @@ from metagrad.errors import MetagradError
 from metagrad.fewshot import many
 from metagrad.fewshot.admit import require_admitted
 from metagrad.fewshot.episodes import Batch, Tasks
-from metagrad.implicit import Composed, Proximal, Solution
-from metagrad.tree import Params
+from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
+from metagrad.tree import Hyper, Params
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,24 @@ class Algorithm(Protocol):
         ...
 
 
+class Inner(NamedTuple):
+    """What :func:`~metagrad.argmin` is asked: a method's inner problems, how they are solved and differentiated."""
+
+    objective: Composed
+    init: Params
+    theta: Params
+    data: Any
+    solver: InnerSolver
+    adjoint: Adjoint
+
+    def solve(self) -> Solution:
+        """Ask it."""
+        objective, init, theta, data, solver, adjoint = self
+        return argmin(objective, init, theta, data, solver=solver, adjoint=adjoint)
+
+
 class AdaptsWeights(ABC):
-    """A method that adapts weights of the network by gradient steps: all but ``adapt`` is common to them."""
+    """A method that adapts weights of the network: all but its inner problem is common to them."""
 
     def init(self, model: nn.Module) -> Params:
         """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model.
@@ -82,8 +98,12 @@ class AdaptsWeights(ABC):
         }
 
     @abstractmethod
+    def inner(self, model: nn.Module, theta: Params, support: Batch) -> Inner:
+        """Return the inner problems of the tasks in ``support``, and how they are solved and differentiated."""
+
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
-        """Solve the inner problems of the tasks in ``support``, starting from theta."""
+        """Solve the inner problems of the tasks in ``support``."""
+        return self.inner(model, theta, support).solve()
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
@@ -138,7 +158,7 @@ class _Scored(torch.autograd.Function):
         return None, None, *([None] * len(given)), *(part.mul_(weight) for part in given)
 
 
-def classification(model: nn.Module, lam: float | None = None) -> Composed:
+def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     """Mean cross-entropy of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``.
 
     Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.

@@ -8,9 +8,13 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
+from metagrad.fewshot.algorithms.learned import Form, entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch
-from metagrad.implicit import CG, Curvature, GradientDescent, Implicit, Solution, argmin
+from metagrad.implicit import Adjoint, GradientDescent, Implicit, InnerSolver
 from metagrad.tree import Params
+
+_DESCENT = GradientDescent(lr=0.1, max_steps=16)
+_IMPLICIT = Implicit(curvature="gauss_newton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +27,15 @@ class IMAML(base.AdaptsWeights):
     Parameters
     ----------
     lam:
-        strength of the pull towards theta; larger adapts less.
-    inner_lr, inner_steps:
-        step size and number of gradient descent steps on the inner problem.
-    cg_steps:
-        conjugate gradient steps for the meta-gradient.
-    curvature:
-        ``"gauss_newton"`` (default) or ``"hessian"``, which is indefinite on ReLU networks at usual ``lam``.
+        strength of the pull towards theta; larger adapts less. Where it is learned, what it begins at.
+    learn_lam:
+        ``"fixed"``, or learned with the weights: one number (``"scalar"``), one for each tensor (``"tensor"``), one
+        for each parameter (``"parameter"``). theta then holds its logarithm under names that begin with ``.log_lam``.
+    solver:
+        how a task is solved; any inner solver will do. The default is 16 steps of descent of size 0.1.
+    adjoint:
+        how the solution is differentiated. The default is ``Implicit(curvature="gauss_newton")``: the exact Hessian is
+        indefinite on ReLU networks at usual ``lam``.
 
     Raises
     ------
@@ -38,21 +44,25 @@ class IMAML(base.AdaptsWeights):
     """
 
     lam: float = 2.0
-    inner_lr: float = 0.1
-    inner_steps: int = 16
-    cg_steps: int = 5
-    curvature: Curvature = "gauss_newton"
+    learn_lam: Form = "fixed"
+    solver: InnerSolver = _DESCENT
+    adjoint: Adjoint = _IMPLICIT
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "lam", "inner_lr", "inner_steps", "cg_steps")
+        base.require_positive(self, "lam")
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
-        """Solve every task's proximal problem by gradient descent from theta."""
-        return argmin(
-            base.classification(model, self.lam),
-            tree.expand(theta, len(support.x)),
+    def init(self, model: nn.Module) -> Params:
+        """Return the model's weights, and the logarithm of ``lam`` where it is learned."""
+        weights = super().init(model)
+        return weights | entries("lam", self.lam, self.learn_lam, weights)
+
+    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+        """Return every task's proximal problem, begun at theta."""
+        return base.Inner(
+            base.classification(model, hyper("lam", self.lam, self.learn_lam)),
+            tree.expand(weights_of(theta), len(support.x)),
             theta,
             base.prepared(model, support),
-            solver=GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
-            adjoint=Implicit(linear_solver=CG(max_steps=self.cg_steps), curvature=self.curvature),
+            self.solver,
+            self.adjoint,
         )

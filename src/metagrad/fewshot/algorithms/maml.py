@@ -8,8 +8,9 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
+from metagrad.fewshot.algorithms.learned import Form, entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch
-from metagrad.implicit import Adjoint, FirstOrder, GradientDescent, Solution, Unroll, argmin
+from metagrad.implicit import FirstOrder, GradientDescent, Unroll
 from metagrad.tree import Params
 
 
@@ -21,6 +22,10 @@ class MAML(base.AdaptsWeights):
     ----------
     inner_lr, inner_steps:
         step size and number of gradient descent steps on the support loss.
+    learn_lr:
+        ``"fixed"``, or a step size that is learned with the weights and begins at ``inner_lr``: one number
+        (``"scalar"``), one for each tensor (``"tensor"``), one for each parameter (``"parameter"``). theta then holds
+        its logarithm under names that begin with ``.log_lr``.
 
     Raises
     ------
@@ -30,20 +35,35 @@ class MAML(base.AdaptsWeights):
 
     inner_lr: float = 0.4
     inner_steps: int = 1
+    learn_lr: Form = "fixed"
 
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
-        """Take the gradient steps on every task's support loss."""
-        return _descend(model, theta, support, GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps), Unroll())
+    def init(self, model: nn.Module) -> Params:
+        """Return the model's weights, and the logarithm of the step size where it is learned."""
+        weights = super().init(model)
+        return weights | entries("lr", self.inner_lr, self.learn_lr, weights)
+
+    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+        """Return every task's support loss, begun at theta, and steps that are differentiated."""
+        weights = weights_of(theta)
+        # The objective is the plain support loss: the weights enter as the start only, theta holds the step size.
+        return base.Inner(
+            base.classification(model),
+            tree.expand(weights, len(support.x)),
+            {name: leaf for name, leaf in theta.items() if name not in weights},
+            base.prepared(model, support),
+            GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps),
+            Unroll(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FOMAML(base.AdaptsWeights):
     """MAML that takes the derivative of the steps as the identity: the query gradient is the meta-gradient.
 
-    Parameters and errors as in :class:`MAML`.
+    Parameters and errors as in :class:`MAML`; a step size gets no gradient here and is not learned.
     """
 
     inner_lr: float = 0.4
@@ -52,14 +72,13 @@ class FOMAML(base.AdaptsWeights):
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
-        """Take the gradient steps on every task's support loss."""
-        solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        return _descend(model, theta, support, solver, FirstOrder())
-
-
-def _descend(model: nn.Module, theta: Params, support: Batch, solver: GradientDescent, adjoint: Adjoint) -> Solution:
-    start = tree.expand(theta, len(support.x))
-    # The objective is the plain support loss: theta enters as the start only.
-    data = base.prepared(model, support)
-    return argmin(base.classification(model), start, {}, data, solver=solver, adjoint=adjoint)
+    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+        """Return every task's support loss, begun at theta."""
+        return base.Inner(
+            base.classification(model),
+            tree.expand(theta, len(support.x)),
+            {},
+            base.prepared(model, support),
+            GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
+            FirstOrder(),
+        )

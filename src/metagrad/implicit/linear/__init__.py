@@ -2,5 +2,22 @@
 
 from metagrad.implicit.linear.base import LinearSolution, LinearSolver
 from metagrad.implicit.linear.cg import CG
+from metagrad.implicit.linear.dense import Dense
+from metagrad.implicit.linear.fixed_point import FixedPoint
+from metagrad.implicit.linear.minres import MINRES
+from metagrad.implicit.linear.neumann import Neumann
+from metagrad.implicit.linear.spectrum import curvature_range, largest_curvature
+from metagrad.implicit.linear.woodbury import Woodbury
 
-__all__ = ["CG", "LinearSolution", "LinearSolver"]
+__all__ = [
+    "CG",
+    "MINRES",
+    "Dense",
+    "FixedPoint",
+    "LinearSolution",
+    "LinearSolver",
+    "Neumann",
+    "Woodbury",
+    "curvature_range",
+    "largest_curvature",
+]

@@ -5,41 +5,106 @@ Every solve returns its residual: the caller learns how good the answer is, not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from metagrad.implicit.problem import Operator
+from metagrad import tree
+from metagrad.implicit.curvature import Operator
 from metagrad.tree import Params
+
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """Solution of ``A u = b`` per task.
+    """Solution of ``A u = b`` per task; A includes a solver's damping, where it has one.
 
     Attributes
     ----------
     value:
         u, shaped as b.
     residual:
-        ``(T,)``, ‖b − A u‖ / ‖b‖ (0 where b is 0).
+        ``(T,)``, ‖b − A u‖ / ‖b‖; where b is 0, ‖A u‖, which is 0 unless the start was not.
     steps:
-        ``(T,)`` int64, products with A that entered u.
+        ``(T,)`` int64, steps that entered u: products with A, or as the solver says.
     min_curvature:
-        ``(T,)``, smallest dᵀAd / dᵀd over the directions tried: an upper bound of A's smallest eigenvalue;
-        infinite where none was tried.
+        ``(T,)``, an upper bound of A's smallest eigenvalue: the smallest dᵀAd / dᵀd over the directions that the
+        solver tried, or as it says; infinite where none was tried.
+    size:
+        ``(T,)``, ‖b‖: ``residual * size`` is the norm of the residual itself.
+    stopped:
+        ``(T,)`` bool, whether the task ended at non-positive curvature: u is not what more steps would give.
+    history:
+        ``(max_steps + 1, T)``, the relative residuals before the first step and after each, as the recursion carries
+        them; ``None`` unless a solver was asked for it. A task that has ended repeats its last.
     """
 
     value: Params
     residual: Tensor
     steps: Tensor
     min_curvature: Tensor
+    size: Tensor
+    stopped: Tensor
+    history: Tensor | None = None
 
 
 class LinearSolver(Protocol):
     """Anything that solves ``A u = b`` given products with A."""
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
-        """Solve from ``x0`` (zero where not given)."""
+        """Solve from ``x0`` (zero where not given); a direct solver has no use for it."""
         ...
+
+
+def scaled(b: Params) -> tuple[Tensor, Tensor]:
+    """Lay b out as a new ``(T, P)``, divided by a power of two of each task; return that too, ``(T, 1)``.
+
+    It changes no digit: float32 squares of a tiny or a huge b would under- or overflow.
+    """
+    flat = tree.ravel(b)
+    _, exponent = torch.frexp(flat.abs().amax(1, keepdim=True))
+    unit = torch.ldexp(torch.ones_like(flat[:, :1]), exponent)
+    return flat.div_(unit), unit
+
+
+def flat_product(operator: Operator, like: Params, damping: float = 0.0) -> Product:
+    """Return ``v -> (A + damping I) v`` on ``(T, P)``; what it returns may be written to."""
+
+    def product(v: Tensor) -> Tensor:
+        found = tree.ravel(operator(tree.unravel(v, like)), like)
+        return found.add_(v, alpha=damping) if damping else found
+
+    return product
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Per-task inner product of ``(T, P)``."""
+    return torch.linalg.vecdot(a, b)
+
+
+def relative(norm: Tensor, size: Tensor) -> Tensor:
+    """Return ``norm / size``, and ``norm`` where ``size`` is 0."""
+    return norm / torch.where(size > 0, size, 1.0)
+
+
+def rayleigh(u: Tensor, Au: Tensor) -> Tensor:
+    """Return ``uᵀAu / uᵀu`` per task; infinite where u is 0."""
+    uu = dot(u, u)
+    return torch.where(uu > 0, dot(u, Au) / torch.where(uu > 0, uu, 1.0), torch.inf)
+
+
+def require_positive(**values: float) -> None:
+    """Refuse numbers that are not positive and finite.
+
+    Raises
+    ------
+    ValueError
+        naming the first such.
+    """
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
-from metagrad.implicit.linear.base import LinearSolution
-from metagrad.implicit.problem import Operator
+from metagrad.implicit.curvature import Operator
+from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, relative, scaled
 from metagrad.tree import Params
 
 
@@ -32,16 +32,30 @@ class CG:
         ``"stop"`` keeps the task's u as it is; where even the first direction is such, u is ``Λ⁻¹ b`` with the
         operator's shift Λ (the first-order answer), or 0 where the operator shows no shift.
         ``"continue"`` divides by dᵀAd regardless, as most implementations do.
+    damping:
+        solve ``(A + damping I) u = b`` instead; residual, curvature and first-order answer are those of this system.
+    preconditioner:
+        a symmetric positive definite M near A whose inverse is cheap: fewer steps where it evens out the eigenvalues.
+        A function ``r -> M⁻¹ r`` of task-batched parameters, which leaves r as it is; or ``"shift"``, M = Λ + damping
+        with the operator's diagonal shift Λ, for a ``lam`` that differs between parameters (entries that are not
+        positive count as 1). Stopping and residual are those of the system as it stands.
+    history:
+        whether the solution carries the residuals of all steps.
 
     Raises
     ------
     ValueError
-        for ``max_steps < 1``, ``tol < 0`` or an unknown ``on_negative``.
+        for ``max_steps < 1``, ``tol < 0``, ``damping < 0`` or an unknown ``on_negative`` or ``preconditioner``; on a
+        call, for ``"shift"`` where the operator shows none and (unless on a GPU, where such a task stops) for a
+        preconditioner that is not positive definite.
     """
 
     max_steps: int = 5
     tol: float = 1e-10
     on_negative: Literal["stop", "continue"] = "stop"
+    damping: float = 0.0
+    preconditioner: Callable[[Params], Params] | Literal["shift"] | None = None
+    history: bool = False
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -50,62 +64,105 @@ class CG:
             raise ValueError(f"tol must not be negative, got {self.tol}")
         if self.on_negative not in ("stop", "continue"):
             raise ValueError(f"on_negative is 'stop' or 'continue', got {self.on_negative!r}")
+        if not self.damping >= 0:
+            raise ValueError(f"damping must not be negative, got {self.damping}")
+        if isinstance(self.preconditioner, str) and self.preconditioner != "shift":
+            raise ValueError(f"preconditioner is 'shift', a function or None, got {self.preconditioner!r}")
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""
-
-        def matvec(v: Tensor) -> Tensor:
-            product = operator(tree.unravel(v, b))
-            return tree.ravel(product, b)
-
-        # Scaled by a power of two, which changes no digit: float32 squares of a tiny or a huge b would under- or
-        # overflow. Vectors are updated in place: each is as large as all weights of all tasks.
-        r = tree.ravel(b)
-        _, exponent = torch.frexp(r.abs().amax(1, keepdim=True))
-        unit = torch.ldexp(torch.ones_like(r[:, :1]), exponent)
-        r /= unit
+        product = flat_product(operator, b, self.damping)
+        # Vectors are updated in place: each is as large as all weights of all tasks.
+        r, unit = scaled(b)
         size = r.norm(dim=1)
-        stop_at = (self.tol * size) ** 2
         u = torch.zeros_like(r) if x0 is None else tree.ravel(x0, b) / unit
         if x0 is not None:
-            r -= matvec(u)
-        d, rr = r.clone(), _dot(r, r)
+            r -= product(u)
+        rr, steps, min_curvature, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
+        del r
+        still = steps == 0
+        if (shift := operator.shift) is not None and x0 is None and (not host.may_look(still) or still.any()):
+            u, rr = _first_order_where(still, u, rr, tree.ravel(b) / unit, lambda: self._diagonal(shift, b), product)
+        if self.max_steps > _TRUSTED:
+            r = tree.ravel(b) / unit - product(u)
+            rr = dot(r, r)
+        return LinearSolution(
+            tree.unravel(u.mul_(unit), b),
+            relative(rr.sqrt(), size),
+            steps,
+            min_curvature,
+            size * unit[:, 0],
+            stopped,
+            None if history is None else relative(history.sqrt(), size),
+        )
+
+    def _descend(
+        self, product: Product, inverse: Product | None, u: Tensor, r: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Improve u and its residual r in place; return r's squared norm, steps, curvature, who stopped, history."""
+        stop_at = (self.tol * size) ** 2
+        rr = dot(r, r)
+        # z = M⁻¹ r; without a preconditioner it is r itself.
+        z, rz = (r, rr) if inverse is None else _preconditioned(inverse, r, rr > stop_at)
+        d, dMd = z.clone(), rz
         active = rr > stop_at
         steps = torch.zeros_like(rr, dtype=torch.int64)
         min_curvature = torch.full_like(rr, torch.inf)
         largest = torch.zeros_like(rr)
         rounding = r.shape[1] * torch.finfo(r.dtype).eps
+        history = [rr] if self.history else []
         for _ in range(self.max_steps):
             if host.may_look(active) and not active.any():
                 break
-            Ad = matvec(d)
-            dAd, dd = _dot(d, Ad), _dot(d, d)
+            Ad = product(d)
+            dAd, dd = dot(d, Ad), dot(d, d)
             met = dAd / dd
             min_curvature = torch.where(active, torch.minimum(min_curvature, met), min_curvature)
+            if inverse is not None:
+                met = dAd / dMd  # what is small is told in M, which evens A out
             largest = torch.where(active, torch.maximum(largest, met.abs()), largest)
             # Curvature below rounding of the largest one is zero: a step along it would be noise of any length.
             usable = (met > rounding * largest) if self.on_negative == "stop" else (dAd != 0)
-            active = active & usable
+            active = active & usable if inverse is None else active & usable & (rz > 0)
             # Masked, not branched: tasks that stopped take a step of length zero.
-            alpha = torch.where(active, rr / torch.where(active, dAd, 1.0), 0.0)[:, None]
+            alpha = torch.where(active, rz / torch.where(active, dAd, 1.0), 0.0)[:, None]
             u.addcmul_(alpha, d)
             r.addcmul_(alpha, Ad, value=-1)
             del Ad
-            rr_next = _dot(r, r)
+            rr = dot(r, r)
+            z, rz_next = (r, rr) if inverse is None else _preconditioned(inverse, r, active & (rr > stop_at))
+            beta = torch.where(active, rz_next / torch.where(active, rz, 1.0), 0.0)
+            torch.addcmul(z, beta[:, None], d, out=d)
+            if inverse is not None:
+                dMd = rz_next + beta**2 * dMd  # Pythagoras: z and the old d are conjugate in M
+            rz = rz_next
             steps = steps + active
-            beta = torch.where(active, rr_next / torch.where(active, rr, 1.0), 0.0)[:, None]
-            torch.addcmul(r, beta, d, out=d)
-            rr = rr_next
             active = active & (rr > stop_at)
-        stopped = steps == 0
-        if (shift := operator.shift) is not None and x0 is None and (not host.may_look(stopped) or stopped.any()):
-            u, rr = _first_order_where(stopped, u, rr, tree.ravel(b) / unit, lambda: tree.ravel(shift, b), matvec)
-        if self.max_steps > _TRUSTED:
-            r = tree.ravel(b) / unit - matvec(u)
-            rr = _dot(r, r)
-        return LinearSolution(
-            tree.unravel(u.mul_(unit), b), rr.sqrt() / torch.where(size > 0, size, 1.0), steps, min_curvature
-        )
+            if self.history:
+                history.append(rr)
+        history += history[-1:] * (self.max_steps + 1 - len(history))
+        # Who neither goes on nor has arrived was stopped.
+        stopped = ~active & (rr > stop_at)
+        return rr, steps, min_curvature, stopped, torch.stack(history) if history else None
+
+    def _inverse(self, operator: Operator, b: Params) -> Product | None:
+        """Return ``r -> M⁻¹ r`` on ``(T, P)``; ``None`` without a preconditioner."""
+        how = self.preconditioner
+        if how is None:
+            return None
+        if callable(how):
+            apply = how
+            return lambda r: tree.ravel(apply(tree.unravel(r, b)), b)
+        if operator.shift is None:
+            raise ValueError("preconditioner='shift' needs an operator with a shift: Composed with a regulariser")
+        diagonal = self._diagonal(operator.shift, b)
+        diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+        return lambda r: r / diagonal
+
+    def _diagonal(self, shift: Params, b: Params) -> Tensor:
+        """Return Λ + damping as ``(T, P)``."""
+        flat = tree.ravel(shift, b)
+        return flat.add_(self.damping) if self.damping else flat
 
 
 # The residual that the recursion carries drifts from the true one with the steps; beyond so many, one more product
@@ -113,19 +170,24 @@ class CG:
 _TRUSTED = 20
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b)
+def _preconditioned(inverse: Product, r: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``z = M⁻¹ r`` and rᵀz."""
+    z = inverse(r)
+    rz = dot(r, z)
+    if host.may_look(rz) and not (rz > 0)[active].all():
+        raise ValueError("the preconditioner is not positive definite: it gave rᵀM⁻¹r ≤ 0")
+    return z, rz
 
 
 def _first_order_where(
-    stopped: Tensor, u: Tensor, rr: Tensor, b: Tensor, shift: Callable[[], Tensor], matvec: Callable[[Tensor], Tensor]
+    still: Tensor, u: Tensor, rr: Tensor, b: Tensor, shift: Callable[[], Tensor], product: Product
 ) -> tuple[Tensor, Tensor]:
     """Answer ``Λ⁻¹ b`` for tasks that could not take one step, with the residual that this leaves."""
-    stopped = stopped & (b != 0).any(1)
-    if host.may_look(stopped) and not stopped.any():
+    still = still & (b != 0).any(1)
+    if host.may_look(still) and not still.any():
         return u, rr
     diagonal = shift()
-    stopped = stopped & (diagonal > 0).all(1)
-    first = torch.where(stopped[:, None], b / diagonal, 0.0)
-    r = b - matvec(first)
-    return torch.where(stopped[:, None], first, u), torch.where(stopped, _dot(r, r), rr)
+    still = still & (diagonal > 0).all(1)
+    first = torch.where(still[:, None], b / diagonal, 0.0)
+    r = b - product(first)
+    return torch.where(still[:, None], first, u), torch.where(still, dot(r, r), rr)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
+from metagrad.implicit.curvature import Convexity
 from metagrad.implicit.linear import LinearSolution
 from metagrad.implicit.problem import Problem
 from metagrad.tree import Params
@@ -33,11 +34,14 @@ class Solution:
     grad_norm:
         ``(T,)``, norm of the inner gradient at ``value``: zero at an exact solution. Detached. A solver may leave it
         empty: the adjoint measures it, where it can with what it computes anyway.
+    convexity:
+        what is known of the curvature at ``value``; filled in by :class:`~metagrad.Implicit`.
     """
 
     value: Params
     steps: Tensor
     grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
+    convexity: Convexity | None = None
     # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
     # reference cycle through the graph, and its memory would wait for the garbage collector.
     _linear: list[LinearSolution] = field(default_factory=list, repr=False)
@@ -46,6 +50,51 @@ class Solution:
     def linear(self) -> LinearSolution | None:
         """The adjoint's linear solve (u, residual, steps, curvature); ``None`` before ``backward``."""
         return self._linear[-1] if self._linear else None
+
+    @property
+    def delta(self) -> Bound | None:
+        """δ: how far ``value`` is from the exact solution, ‖phi − phi*‖; ``None`` where nothing is known.
+
+        At most ‖dg/dphi‖ / μ, certain where the inner objective is known to be μ-strongly convex. Elsewhere μ is taken
+        from the smallest curvature that the linear solve met, which lies above it.
+        """
+        if self.convexity is not None and self.convexity.inner:
+            return Bound(self.grad_norm / self.convexity.weakest, True)
+        return None if self.linear is None else Bound(_over(self.grad_norm, self.linear.min_curvature), False)
+
+    @property
+    def delta_prime(self) -> Bound | None:
+        """δ′: how far the product ``Λ u`` is from ``Λ A⁻¹ v``; ``None`` before ``backward`` or without a proximal term.
+
+        At most ``‖r‖ · max Λ / min Λ``, r the residual: certain where the rest of A is positive semi-definite
+        (Gauss-Newton, or a convex loss). It says nothing of the choice of A.
+        """
+        if self.linear is None or self.convexity is None:
+            return None
+        left = self.linear.residual * self.linear.size * self.convexity.strongest
+        if self.convexity.system:
+            return Bound(left / self.convexity.weakest, True)
+        return Bound(_over(left, self.linear.min_curvature), False)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far off something may be, per task.
+
+    Attributes
+    ----------
+    value:
+        ``(T,)``. Infinite where curvature that is not positive was met: then there is no bound.
+    certain:
+        whether it is a bound; if not, the bound is at least this.
+    """
+
+    value: Tensor
+    certain: bool
+
+
+def _over(size: Tensor, curvature: Tensor) -> Tensor:
+    return torch.where(curvature > 0, size / curvature, torch.where(size > 0, torch.inf, 0.0))
 
 
 # Anything that turns a problem and a starting point into a solution: ours, or a user's own function, which may return

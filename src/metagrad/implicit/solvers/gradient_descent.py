@@ -70,20 +70,21 @@ class GradientDescent:
         return watch.solution(phi)
 
     def _searched(self, problem: Problem, init: Params) -> Solution:
-        phi, watch = init, Watch(self.tol, init)
+        phi, watch, quiet = init, Watch(self.tol, init), problem.detached()
         assert isinstance(self.lr, int | float)
         length: Tensor = torch.full_like(watch.norm, self.lr)
-        quiet = problem.detached()
+        flat = tree.detach(init)
+        here = Point(flat, *quiet.value_and_grad(flat))
         for _ in range(self.max_steps):
-            value, gradient = problem.value_and_grad(phi)
-            if watch.done(gradient):
+            assert here.gradient is not None
+            if watch.done(here.gradient):
                 break
+            down = tree.scale(here.gradient, -1.0)
+            first = torch.where(watch.active, length, 0.0)
             with torch.no_grad():
-                down = tree.scale(tree.detach(gradient), -1.0)
-                slope = -tree.dot(down, down)
-                at = tree.detach(phi)
-                first = torch.where(watch.active, length, 0.0)
-                found = backtrack(quiet, Point(at, value.detach()), down, slope, first)[1]
-            phi = watch.step(phi, tree.add(phi, gradient, -found))
-            length = torch.where(found > 0, 2 * found, length)
-        return watch.solution(phi)
+                new, found = backtrack(quiet, here, down, -tree.dot(down, down), first)
+            if problem.create_graph:
+                phi = tree.add(phi, problem.grad(phi), -found)
+            watch.step(here.phi, new.phi)  # a task that stopped was given length 0
+            here, length = new, torch.where(found > 0, 2 * found, length)
+        return watch.solution(phi if problem.create_graph else here.phi)

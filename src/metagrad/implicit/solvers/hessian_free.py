@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.implicit.curvature import Curvature, Operator
 from metagrad.implicit.linear import CG
-from metagrad.implicit.problem import Curvature, Operator, Problem
+from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Params
@@ -62,11 +63,16 @@ class HessianFree:
         watch = Watch(self.tol, init)
         damping = torch.full_like(watch.norm, self.damping)
         here = Point(init, problem.value(init))
+        hidden, raised, norm_before = torch.zeros_like(watch.active), damping, watch.norm
         for _ in range(self.max_steps):
             linearised = problem.linearise(here.phi, self.curvature)
             down = tree.scale(linearised.gradient, -1.0)
             if watch.done(linearised.gradient):
                 break
+            # Where the last decrease could not be seen, the gradient says whether the step was a good one.
+            norm = tree.norm(down)
+            damping = torch.where(hidden & (norm > norm_before), raised, damping)
+            norm_before = norm
             solved = solver(_damped(linearised.operator, damping), down)
             direction, slope = solved.value, -tree.dot(down, solved.value)
             # Not downhill where the first direction of all had no positive curvature and nothing to fall back on.
@@ -78,8 +84,12 @@ class HessianFree:
             # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
             bend = -slope - damping * tree.dot(direction, direction)
             promised = -length * slope - length**2 / 2 * bend
-            kept = torch.where(solved.steps > 0, (here.value - new.value) / promised, 0.0)
-            damping = _adjusted(damping, kept, solved.min_curvature)
+            hidden = promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs()
+            kept = torch.where(hidden, 0.5, (here.value - new.value) / promised)
+            kept = torch.where(solved.steps > 0, kept, 0.0)
+            scale = torch.where(solved.min_curvature.isfinite(), solved.min_curvature.abs(), 0.0)
+            raised = torch.maximum(4 * damping, scale)
+            damping = torch.where(kept > 0.75, damping / 4, torch.where(kept > 0.25, damping, raised))
             watch.step(here.phi, new.phi)  # a task that stopped was given length 0
             here = new
         return watch.solution(here.phi)
@@ -91,10 +101,3 @@ def _damped(operator: Operator, damping: Tensor) -> Operator:
         lambda v: tree.add(operator(v), v, damping),
         None if shift is None else {name: leaf + tree.per_task(damping, leaf) for name, leaf in shift.items()},
     )
-
-
-def _adjusted(damping: Tensor, kept: Tensor, min_curvature: Tensor) -> Tensor:
-    """Raise or lower the damping by the share of the promised decrease that came."""
-    scale = torch.where(min_curvature.isfinite(), min_curvature.abs(), 0.0)
-    raised = torch.maximum(4 * damping, scale)
-    return torch.where(kept > 0.75, damping / 4, torch.where(kept > 0.25, damping, raised))

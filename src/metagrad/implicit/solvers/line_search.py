@@ -33,7 +33,8 @@ def backtrack(
     problem:
         detached.
     start:
-        a point with a gradient gives one with a gradient: the last look at g and the next gradient are one pass.
+        a point with a gradient gives one with a gradient: the last look at g and the next gradient are one pass. It
+        also tells near a minimum, where the decrease drowns in the rounding of g, whether a step went too far.
     slope:
         ``(T,)``, derivative of g along ``direction``, negative.
     first:
@@ -44,7 +45,6 @@ def backtrack(
     tuple
         the new point, and the lengths ``(T,)``: 0 where ``tries`` halvings found none.
     """
-    # Near a minimum the decrease drowns in the rounding of g itself.
     slack = 4 * torch.finfo(start.value.dtype).eps * start.value.abs()
     length, accepted, best = first, first == 0, start
     for _ in range(tries):
@@ -52,7 +52,10 @@ def backtrack(
             break
         trial = tree.add(start.phi, direction, length)
         now = Point(trial, *problem.value_and_grad(trial)) if start.gradient else Point(trial, problem.value(trial))
-        here = ~accepted & (now.value <= start.value + _SUFFICIENT * length * slope + slack)
+        level = now.value <= start.value + slack
+        if now.gradient:  # on a parabola the same as enough decrease (Hager and Zhang 2005), and free of rounding
+            level &= tree.dot(now.gradient, direction) <= (2 * _SUFFICIENT - 1) * slope
+        here = ~accepted & ((now.value <= start.value + _SUFFICIENT * length * slope - slack) | level)
         best = _where(here, now, best)
         accepted = accepted | here
         length = torch.where(accepted, length, length / 2)

@@ -74,7 +74,7 @@ class Nesterov:
                 older = (1 + (1 + 4 * age**2).sqrt()) / 2
                 beta = torch.where(uphill, 0.0, (age - 1) / older)
                 age = older
-            # A task that stopped has its answer in ``ahead`` and stays there.
             ahead = tree.add(new, moved, torch.where(watch.active, beta, 0.0))
             phi = new
-        return watch.solution(phi)
+        # A task that stopped did so by the gradient at ``ahead``.
+        return watch.solution(tree.where(watch.active, phi, ahead) if self.tol > 0 else phi)

@@ -1,0 +1,59 @@
+"""Hyper-parameters that are learned with the weights: theta holds their logarithms, so they stay positive.
+
+Their names in theta begin with a dot, which no parameter of a network can.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from metagrad.tree import Hyper, Params
+
+# fixed: not learned. Else one number for all weights, one for each tensor, one for each parameter.
+Form = Literal["fixed", "scalar", "tensor", "parameter"]
+
+
+def entries(name: str, value: float, form: Form, weights: Params) -> Params:
+    """Return what theta holds for the hyper-parameter ``name`` that begins at ``value`` everywhere."""
+    log = math.log(value)
+    like = next(iter(weights.values()))
+    if form == "fixed":
+        return {}
+    if form == "scalar":
+        return {f".log_{name}": torch.full((), log, dtype=like.dtype, device=like.device).requires_grad_()}
+    shaped = form == "parameter"
+    return {
+        f".log_{name}/{key}": torch.full_like(leaf if shaped else leaf.flatten()[0], log).requires_grad_()
+        for key, leaf in weights.items()
+    }
+
+
+def hyper(name: str, value: float, form: Form) -> Hyper:
+    """Return the hyper-parameter as a solver or a regulariser takes it."""
+    if form == "fixed":
+        return value
+    if form == "scalar":
+        return lambda theta: theta[f".log_{name}"].exp()
+    prefix = f".log_{name}/"
+    return lambda theta: {key.removeprefix(prefix): leaf.exp() for key, leaf in theta.items() if key.startswith(prefix)}
+
+
+def weights_of(theta: Params) -> Params:
+    """Return theta without its hyper-parameters."""
+    return {name: leaf for name, leaf in theta.items() if not name.startswith(".")}
+
+
+def summary(theta: Params) -> dict[str, float]:
+    """Return, for each learned hyper-parameter, its geometric mean, least and greatest value over all weights."""
+    found: dict[str, float] = {}
+    names = {key.removeprefix(".log_").split("/")[0] for key in theta if key.startswith(".log_")}
+    for name in sorted(names):
+        logs = torch.cat(
+            [leaf.detach().flatten() for key, leaf in theta.items() if key.split("/")[0] == f".log_{name}"]
+        )
+        mean, least, greatest = torch.stack([logs.mean(), *logs.aminmax()]).exp().tolist()
+        found |= {name: mean} if len(logs) == 1 else {name: mean, f"{name}_min": least, f"{name}_max": greatest}
+    return found

@@ -1,0 +1,281 @@
+"""The curvature of the inner problems at one point, as products from graphs that are built once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.derivatives import add_optional, grads, in_order, leaves_of, pull, pull_phi
+from metagrad.implicit.objective import Composed, Objective, Proximal
+from metagrad.tree import Params
+
+if TYPE_CHECKING:
+    from metagrad.implicit.problem import Problem
+
+Curvature = Literal["hessian", "gauss_newton"]
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """The parts of ``A = JᵀBJ + Λ`` of every task at one point; the graphs behind them are kept, as A's is.
+
+    Attributes
+    ----------
+    jvp:
+        ``v -> J v``, shaped as the outputs.
+    vjp:
+        ``w -> Jᵀ w``, parameters.
+    output_hessian:
+        ``w -> B w``, shaped as the outputs.
+    shape:
+        of the outputs, ``(T, ...)``.
+    """
+
+    jvp: Callable[[Params], Tensor]
+    vjp: Callable[[Tensor], Params]
+    output_hessian: Callable[[Tensor], Tensor]
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The curvature matrix A of every task at one point, as a product.
+
+    Attributes
+    ----------
+    matvec:
+        ``v -> A v`` on task-batched parameters; the graph behind it is kept, so a product costs no forward pass.
+    shift:
+        the diagonal Λ that the regulariser adds to A (its row sums, should it not be diagonal), or ``None`` where the
+        objective does not show one. A solver may fall back on it; ``matvec`` is exact without it.
+    parts:
+        what a Gauss-Newton matrix is made of; ``None`` for any other.
+    """
+
+    matvec: Callable[[Params], Params]
+    shift: Params | None = None
+    parts: GaussNewton | None = None
+
+    def __call__(self, v: Params) -> Params:
+        """Return ``A v``, task by task."""
+        return self.matvec(v)
+
+
+class Convexity(NamedTuple):
+    """What is known of the curvature without measuring it.
+
+    ``weakest`` and ``strongest``: smallest and largest entry of the proximal term's Λ; ``inner``: whether the rest of
+    the inner objective is convex; ``system``: whether the rest of the curvature matrix is positive semi-definite.
+    """
+
+    weakest: float | Tensor
+    strongest: float | Tensor
+    inner: bool
+    system: bool
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """The second derivatives of one point, from one retained graph.
+
+    Attributes
+    ----------
+    operator:
+        the curvature matrix in phi.
+    gradient:
+        dg/dphi, detached.
+    theta_vjp:
+        ``u -> −(d²g / d(theta, data) dphi)ᵀ u``, one entry for each tensor of theta and data that asks for a
+        gradient (``None`` where it has no influence). Frees the graph: call it last.
+    convexity:
+        what is known of the curvature; ``None`` without a proximal term.
+    """
+
+    operator: Operator
+    gradient: Params
+    theta_vjp: Callable[[Params], list[Tensor | None]]
+    convexity: Convexity | None = None
+
+
+def with_pull(gradient: Params, proximal: Proximal, phi: Params, theta: Params) -> Params:
+    """Add the gradient of the proximal term."""
+    lam = proximal.lam
+    if not callable(lam):
+        return {name: g.add(phi[name], alpha=lam).sub_(theta[name], alpha=lam) for name, g in gradient.items()}
+    strengths = proximal.at(theta, phi)
+    return {name: torch.addcmul(g, strengths[name], phi[name] - theta[name]) for name, g in gradient.items()}
+
+
+@dataclass(frozen=True)
+class _Bend:
+    """Derivatives of the regulariser R at one point.
+
+    ``shift``: the diagonal of ``d²R/dphi²``; ``add_gradient``: ``a -> a + dR/dphi``; ``add_product``:
+    ``(a, v) -> a + d²R/dphi² v``, which may use a up; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
+    """
+
+    shift: Params | None
+    add_gradient: Callable[[Params], Params]
+    add_product: Callable[[Params, Params], Params]
+    mixed: Callable[[list[Tensor], Params], list[Tensor | None]]
+
+
+_FLAT = _Bend(None, lambda a: a, lambda a, v: a, lambda inputs, u: [None] * len(inputs))
+
+
+def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
+    regulariser = objective.regulariser if isinstance(objective, Composed) else None
+    if regulariser is None:
+        return _FLAT
+    if isinstance(regulariser, Proximal):
+        return _proximal_bend(regulariser, phi, theta)
+    value = torch.vmap(regulariser, in_dims=(0, None))(phi, theta).sum()
+    if not value.requires_grad:  # constant in phi
+        return _FLAT
+    gradient = grads(value, phi, create_graph=True)
+
+    def add(a: Params, b: Params) -> Params:
+        return {name: part + b[name] for name, part in a.items()}
+
+    return _Bend(
+        pull_phi(list(gradient.values()), phi, [torch.ones_like(g) for g in gradient.values()]),
+        lambda a: add(a, tree.detach(gradient)),
+        lambda a, v: add(a, pull_phi(list(gradient.values()), phi, in_order(v, phi))),
+        lambda inputs, u: pull(list(gradient.values()), inputs, [-part for part in in_order(u, phi)], keep=True),
+    )
+
+
+def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
+    lam = proximal.at(theta, phi)
+    flat_phi, flat_theta = tree.detach(phi), tree.detach(theta)
+    known = {name: strength.detach() if isinstance(strength, Tensor) else strength for name, strength in lam.items()}
+    names = {id(theta[name]): name for name in phi}
+
+    def add_product(a: Params, v: Params) -> Params:
+        # Popped: never two of all weights.
+        if not callable(fixed := proximal.lam):
+            return {name: a.pop(name).add(v[name], alpha=fixed) for name in list(a)}
+        return {name: torch.addcmul(a.pop(name), known[name], v[name]) for name in list(a)}
+
+    def mixed(inputs: list[Tensor], u: Params) -> list[Tensor | None]:
+        through_theta = [
+            known[names[id(leaf)]] * u[names[id(leaf)]].sum(0) if id(leaf) in names else None for leaf in inputs
+        ]
+        if not callable(proximal.lam):
+            return through_theta
+        weights = [
+            -((flat_phi[name] - flat_theta[name]) * u[name]).sum(0).sum_to_size(strength.shape)
+            for name, strength in lam.items()
+        ]
+        through_lam = pull(list(lam.values()), inputs, weights, keep=True)
+        return [add_optional(a, b) for a, b in zip(through_theta, through_lam, strict=True)]
+
+    return _Bend(
+        {
+            name: torch.as_tensor(known[name], dtype=leaf.dtype, device=leaf.device).expand_as(leaf)
+            for name, leaf in phi.items()
+        },
+        lambda a: with_pull(a, proximal, flat_phi, flat_theta),
+        add_product,
+        mixed,
+    )
+
+
+def hessian(problem: Problem, phi: Params) -> Linearisation:
+    """Linearise with the exact Hessian: products are derivatives of the kept gradient."""
+    rest, proximal = problem.without_proximal()
+    with torch.enable_grad():
+        leaves = leaves_of(phi)
+        gradient = list(grads(rest.value(leaves).sum(), leaves, create_graph=True).values())
+        # The regulariser is in the gradient already, unless it was taken out of it.
+        bend = _bend(problem.objective, leaves, problem.theta if proximal else tree.detach(problem.theta))
+        known = bend if proximal else _FLAT
+    slope = known.add_gradient(tree.detach(dict(zip(phi, gradient, strict=True))))
+
+    def matvec(v: Params) -> Params:
+        return known.add_product(pull_phi(gradient, leaves, in_order(v, leaves)), v)
+
+    def theta_vjp(u: Params) -> list[Tensor | None]:
+        inputs = tree.differentiable((problem.theta, problem.data))
+        found = pull(gradient, inputs, [-part for part in in_order(u, leaves)], keep=False)
+        return [add_optional(a, b) for a, b in zip(found, known.mixed(inputs, u), strict=True)]
+
+    return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp, _convexity(problem, phi, "hessian"))
+
+
+def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
+    """Linearise with ``JᵀBJ + Λ``.
+
+    ``Jᵀ w`` is a graph at ``w = 0``: it gives ``Jᵀ w`` for any w, and its own transpose is J. Both graphs are kept, so
+    a product evaluates nothing anew. Forward mode would repeat the forward pass each time.
+    """
+    objective = problem.objective
+    if not isinstance(objective, Composed):
+        raise TypeError(
+            "curvature='gauss_newton' needs the objective's structure: build it as "
+            "metagrad.Composed(outputs, loss, regulariser), or use curvature='hessian'"
+        )
+    theta, data = problem.theta, problem.data
+    with torch.enable_grad():
+        leaves = leaves_of(phi)
+        outputs = objective.outputs_batched(leaves, theta, data)
+        cotangent = torch.zeros_like(outputs).requires_grad_()
+        pulled = list(
+            torch.autograd.grad(outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True)
+        )
+        at_outputs = outputs.detach().requires_grad_()
+        loss = objective.losses(at_outputs, data).sum()
+        (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
+        bend = _bend(objective, leaves, theta)
+    slope = bend.add_gradient(pull_phi([outputs], leaves, [loss_grad.detach()]))
+
+    def jvp(v: Params) -> Tensor:
+        (forward,) = pull(pulled, [cotangent], in_order(v, leaves), keep=True)
+        return torch.zeros_like(cotangent) if forward is None else forward
+
+    def vjp(w: Tensor) -> Params:
+        return pull_phi([outputs], leaves, [w])
+
+    def output_hessian(w: Tensor) -> Tensor:
+        (bent,) = pull([loss_grad], [at_outputs], [w], keep=True)
+        return torch.zeros_like(w) if bent is None else bent
+
+    def matvec(v: Params) -> Params:
+        return bend.add_product(vjp(output_hessian(jvp(v))), v)
+
+    def theta_vjp(u: Params) -> list[Tensor | None]:
+        inputs = tree.differentiable((theta, data))
+        mixed = bend.mixed(inputs, u)
+        # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
+        # and then the whole mixed derivative is taken.
+        probe = pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
+        if any(part is not None for part in probe):
+            with torch.enable_grad():
+                value = objective.losses(outputs, data).sum()
+                gradient = list(grads(value, leaves, create_graph=True).values())
+            through_loss = pull(gradient, inputs, [-part for part in in_order(u, leaves)], keep=False)
+            mixed = [add_optional(a, b) for a, b in zip(mixed, through_loss, strict=True)]
+        return mixed
+
+    parts = GaussNewton(jvp, vjp, output_hessian, outputs.shape)
+    return Linearisation(
+        Operator(matvec, bend.shift, parts), slope, theta_vjp, _convexity(problem, phi, "gauss_newton")
+    )
+
+
+def _convexity(problem: Problem, phi: Params, kind: Curvature) -> Convexity | None:
+    objective = problem.objective
+    if not isinstance(objective, Composed) or not isinstance(objective.regulariser, Proximal):
+        return None
+    lam = objective.regulariser.lam
+    inner, system = objective.convex, objective.convex or kind == "gauss_newton"
+    if not callable(lam):
+        return Convexity(lam, lam, inner, system)
+    found = objective.regulariser.at(tree.detach(problem.theta), phi).values()
+    ends = [torch.stack(part) for part in zip(*(one.aminmax() for one in found), strict=True)]
+    return Convexity(ends[0].min(), ends[1].max(), inner, system)

@@ -1,0 +1,50 @@
+"""Why an inner solution is not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metagrad import tree
+from metagrad.errors import DivergedError, NotFiniteError
+from metagrad.implicit import host
+from metagrad.implicit.linear import curvature_range
+from metagrad.implicit.problem import Problem
+from metagrad.implicit.solvers import InnerSolver, Solution
+from metagrad.tree import Params
+
+
+def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution: Solution) -> None:
+    """Say what is wrong with a solution that is not finite; where the host may not look, trust it.
+
+    Raises
+    ------
+    NotFiniteError
+        if theta, the start or the data are not finite, or the objective is not at the start.
+    DivergedError
+        if the steps led there; with the largest stable step size, estimated at the start.
+    """
+    if not host.may_look(solution.grad_norm) or bool(solution.grad_norm.isfinite().all()):
+        return
+    problem, init = problem.detached(), tree.detach(init)
+    for what, part in (("theta", problem.theta), ("init", init), ("data", problem.data)):
+        for leaf in pytree.tree_leaves(part):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+                raise NotFiniteError(f"{what} holds a number that is not finite (NaN or infinite)")
+    with torch.no_grad():
+        finite = problem.value(init).isfinite()
+    if not finite.all():
+        raise NotFiniteError(f"the objective is not finite at the start, first in task {int((~finite).nonzero()[0])}")
+    task = int((~solution.grad_norm.isfinite()).nonzero()[0])
+    lr = getattr(solver, "lr", None)
+    name = f"{type(solver).__name__}(lr={lr:g})" if isinstance(lr, int | float) else type(solver).__name__
+    _, largest = curvature_range(problem.curvature(init, "hessian"), init)
+    largest_here = float(largest[task])
+    hint = ""
+    if largest_here > 0:
+        hint = (
+            f": the curvature at the start reaches {largest_here:.3g} there, and descent is stable for step sizes "
+            f"below {2 / largest_here:.2g}"
+        )
+    raise DivergedError(f"{name} diverged, first in task {task}{hint}")

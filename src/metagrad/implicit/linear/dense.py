@@ -1,0 +1,82 @@
+"""The dense matrix, solved exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.curvature import Operator
+from metagrad.implicit.linear.base import LinearSolution, Product, flat_product, relative, scaled
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Build each task's A from its products with unit vectors and solve by its eigenvalues, in float64.
+
+    For small problems and for checking the other solvers. Eigenvalues below ``P · eps`` of the largest count as zero
+    (eps that of b's dtype); a singular system gets the least-squares solution of least norm. ``steps`` is P, the
+    products that built A; ``min_curvature`` is the smallest eigenvalue itself; the residual is measured by one more
+    product. No task is ever ``stopped``; ``x0`` is not used. Memory: about ``4 T P²`` float64 numbers. On a GPU the
+    host waits.
+
+    Parameters
+    ----------
+    max_size:
+        largest P, parameters of a task.
+
+    Raises
+    ------
+    ValueError
+        for ``max_size < 1``; on a call, for a larger P.
+    """
+
+    max_size: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1:
+            raise ValueError(f"max_size must be at least 1, got {self.max_size}")
+
+    def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
+        """Solve ``operator u = b``; see :class:`LinearSolution`."""
+        product = flat_product(operator, b)
+        target, unit = scaled(b)
+        tasks, count = target.shape
+        if count > self.max_size:
+            raise ValueError(
+                f"Dense would build {count} × {count} matrices, beyond max_size={self.max_size}: use CG or MINRES"
+            )
+        matrix = _dense(product, target)
+        finite = matrix.isfinite().flatten(1).all(1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
+        cut = count * torch.finfo(target.dtype).eps * values.abs().amax(1, keepdim=True)
+        inverse = torch.where(values.abs() > cut, 1 / torch.where(values != 0, values, 1.0), 0.0)
+        u = torch.zeros_like(target, dtype=torch.float64)
+        for _ in range(2):  # the second time on what rounding left
+            r = target - (matrix @ u[..., None])[..., 0]
+            u = u + (vectors @ (inverse[..., None] * (vectors.mT @ r[..., None])))[..., 0]
+        u = u.to(target.dtype)
+        size = target.norm(dim=1)
+        return LinearSolution(
+            tree.unravel(u * unit, b),
+            relative((target - product(u)).norm(dim=1), size),
+            torch.full_like(size, count, dtype=torch.int64),
+            torch.where(finite, values[:, 0], torch.nan).to(target.dtype),
+            size * unit[:, 0],
+            torch.zeros(tasks, dtype=torch.bool, device=target.device),
+        )
+
+
+def _dense(product: Product, like: Tensor) -> Tensor:
+    """Return every task's A, ``(T, P, P)`` in float64, symmetric to the last digit."""
+    tasks, count = like.shape
+    matrix = like.new_empty(tasks, count, count, dtype=torch.float64)
+    probe = torch.zeros_like(like)
+    for column in range(count):
+        probe[:, column] = 1
+        matrix[:, column] = product(probe)
+        probe[:, column] = 0
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,89 @@
+"""Fixed-point (Richardson) iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit import host
+from metagrad.implicit.curvature import Operator
+from metagrad.implicit.linear.base import LinearSolution, flat_product, rayleigh, relative, require_positive, scaled
+from metagrad.implicit.linear.spectrum import diverged
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPoint:
+    """Repeat ``u ← u + lr (b − A u)``, each task stopping by itself: gradient descent on ½ uᵀAu − bᵀu.
+
+    Converges for positive definite A and ``lr < 2 / L``, L the largest eigenvalue; each step leaves ``1 − lr λ`` of the
+    residual along an eigenvector of λ. The residual is the true one, from the product that the next step would use.
+    ``min_curvature`` is the Rayleigh quotient of u. No task is ever ``stopped``.
+
+    Parameters
+    ----------
+    lr:
+        step size.
+    max_steps:
+        most steps; each is one product with A.
+    tol:
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+
+    Raises
+    ------
+    ValueError
+        for ``lr <= 0``, ``max_steps < 1`` or ``tol < 0``.
+    DivergedError
+        on a call, if a task ends with a larger residual than it began with, or none that is finite: its message gives
+        the largest stable ``lr``. On a GPU, where the host does not look, the residual alone says so.
+    """
+
+    lr: float
+    max_steps: int
+    tol: float = 1e-10
+
+    def __post_init__(self) -> None:
+        require_positive(lr=self.lr)
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not self.tol >= 0:
+            raise ValueError(f"tol must not be negative, got {self.tol}")
+
+    def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
+        """Solve ``operator u = b``; see :class:`LinearSolution`."""
+        product = flat_product(operator, b)
+        target, unit = scaled(b)
+        size = target.norm(dim=1)
+        u = torch.zeros_like(target) if x0 is None else tree.ravel(x0, b) / unit
+        r = target if x0 is None else target - product(u)
+        start = norm = r.norm(dim=1)
+        active = norm > self.tol * size
+        steps = torch.zeros_like(size, dtype=torch.int64)
+        for _ in range(self.max_steps):
+            if host.may_look(active) and not active.any():
+                break
+            u.addcmul_(active[:, None].to(u.dtype), r, value=self.lr)
+            r = product(u).neg_().add_(target)
+            norm = r.norm(dim=1)
+            steps = steps + active
+            active = active & (norm > self.tol * size)
+        if host.may_look(norm):
+            _require_shrunk(operator, b, self.lr, start, norm, size)
+        return LinearSolution(
+            tree.unravel(u * unit, b),
+            relative(norm, size),
+            steps,
+            rayleigh(u, target - r),
+            size * unit[:, 0],
+            torch.zeros_like(active),
+        )
+
+
+def _require_shrunk(operator: Operator, b: Params, lr: float, start: Tensor, norm: Tensor, size: Tensor) -> None:
+    """Raise if a residual is larger than it was, beyond rounding; it then grows with every step to come."""
+    slack = torch.finfo(norm.dtype).eps ** 0.5
+    if (start.isfinite() & ~(norm <= start + slack * torch.maximum(start, size))).any():
+        raise diverged(operator, b, lr, relative(norm, start))

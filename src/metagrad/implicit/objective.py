@@ -1,0 +1,141 @@
+"""What an inner objective is: a function written for ONE task, which may show its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit import host
+from metagrad.implicit.derivatives import leaves_of
+from metagrad.tree import Hyper, Params
+
+Objective = Callable[[Params, Params, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """The regulariser ``½ (phi − theta)ᵀ Λ (phi − theta)``: phi stays near the theta of the same name and shape.
+
+    A function of one task like any other, but known: its derivatives are written out, where autograd would pass over
+    all weights ten times a step.
+
+    Attributes
+    ----------
+    lam:
+        Λ: a positive number, or a function of theta that gives a tensor (scalar λ) or one for each name of phi, of
+        any shape that broadcasts to it (one λ a tensor, one λ a parameter). A function makes λ learnable: keep it
+        positive by construction, as ``lambda theta: theta[".log_lam"].exp()`` does.
+    """
+
+    lam: Hyper
+
+    def __post_init__(self) -> None:
+        if not callable(self.lam) and not self.lam > 0:
+            raise ValueError(f"lam must be positive, got {self.lam}")
+
+    def __call__(self, phi: Params, theta: Params) -> Tensor:
+        """Return the value for one task."""
+        lam = self.at(theta, phi)
+        return torch.stack([(lam[name] * (phi[name] - theta[name]).square()).sum() for name in phi]).sum() / 2
+
+    def at(self, theta: Params, names: Iterable[str]) -> dict[str, Any]:
+        """Return lam at ``theta``: for each name a number or a tensor that broadcasts to phi's."""
+        lam = tree.resolve(self.lam, theta, names)
+        return dict.fromkeys(names, lam) if isinstance(lam, float) else dict(lam)
+
+    def require_positive(self, theta: Params, names: Iterable[str]) -> None:
+        """Refuse a learned lam that is not positive; where the host may not look, trust it.
+
+        Raises
+        ------
+        ValueError
+            naming the parameter.
+        """
+        if not callable(self.lam):
+            return
+        for name, lam in self.at(theta, names).items():
+            if host.may_look(lam) and not (lam > 0).all():
+                raise ValueError(f"lam of {name!r} must be positive, got {lam.min().item():.3g}: learn its logarithm")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """An objective with its structure showing: ``g = loss(outputs(phi, theta, data), data) + regulariser``.
+
+    Callable like any objective. Knowing the parts allows the Gauss-Newton matrix ``JᵀBJ + Λ``: J the Jacobian of
+    the outputs in phi, B the Hessian of the loss in the outputs, Λ the Hessian of the regulariser in phi.
+
+    Attributes
+    ----------
+    outputs:
+        ``(phi, theta, data) -> Tensor``, the model's outputs for one task.
+    loss:
+        ``(outputs, data) -> scalar``, convex in the outputs (cross-entropy, squared error).
+    regulariser:
+        ``(phi, theta) -> scalar``, quadratic in phi with a diagonal Hessian, or ``None``. :class:`Proximal` is fastest.
+    outputs_of_tasks, loss_of_tasks:
+        the same for T tasks at once (phi, data and outputs with their task axis, theta without; the loss is ``(T,)``),
+        where the author can do better than ``vmap``; ``None``: ``vmap`` it is.
+    convex:
+        whether the loss is convex in phi (outputs linear in phi, as for a head alone). Then how far a solution may be
+        from the exact one is known, and not only estimated.
+    """
+
+    outputs: Callable[[Params, Params, Any], Tensor]
+    loss: Callable[[Tensor, Any], Tensor]
+    regulariser: Callable[[Params, Params], Tensor] | None = None
+    outputs_of_tasks: Callable[[Params, Params, Any], Tensor] | None = None
+    loss_of_tasks: Callable[[Tensor, Any], Tensor] | None = None
+    convex: bool = field(default=False, kw_only=True)
+
+    def __call__(self, phi: Params, theta: Params, data: Any) -> Tensor:
+        """Return the objective's value for one task."""
+        value = self.loss(self.outputs(phi, theta, data), data)
+        return value if self.regulariser is None else value + self.regulariser(phi, theta)
+
+    def fit(self, phi: Params, theta: Params, data: Any) -> Tensor:
+        """Return the loss of T tasks, ``(T,)``, without the regulariser."""
+        return self.losses(self.outputs_batched(phi, theta, data), data)
+
+    def outputs_batched(self, phi: Params, theta: Params, data: Any) -> Tensor:
+        """Return the outputs of T tasks."""
+        batched = self.outputs_of_tasks or torch.vmap(self.outputs, in_dims=(0, None, 0))
+        return batched(phi, theta, data)
+
+    def losses(self, outputs: Tensor, data: Any) -> Tensor:
+        """Return the loss of each task's outputs, ``(T,)``."""
+        return (self.loss_of_tasks or torch.vmap(self.loss))(outputs, data)
+
+
+def check_objective(objective: Objective, init: Params, theta: Params, data: Any) -> None:
+    """Evaluate the objective on the first task and refuse what would silently go wrong.
+
+    Raises
+    ------
+    ValueError
+        if the value is not a scalar; if it does not depend on phi; or if it still requires a gradient when all
+        arguments are detached: then it captured a tensor from outside, which would get no gradient.
+    """
+    phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
+    theta = tree.detach(theta)
+    if isinstance(objective, Composed) and isinstance(objective.regulariser, Proximal):
+        objective.regulariser.require_positive(theta, init)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
+    with torch.enable_grad():
+        value = objective(phi, theta, data)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the objective must return a scalar for one task, got {shape}")
+        if value.requires_grad:
+            raise ValueError(
+                "the objective captured a tensor that requires a gradient and would silently get none: "
+                "pass it in theta (shared by the tasks) or in data (one per task)"
+            )
+        if not objective(leaves_of(phi), theta, data).requires_grad:
+            raise ValueError("the objective does not depend on phi: there is nothing to minimise")
