@@ -172,7 +172,7 @@ def test_counts_are_those_of_the_solvers_and_one_step_fewer_misses(counted):
     protocol, rows = counted
     kappa = 30.0
     r = diagonal(spread(kappa, protocol.dims), protocol.tasks, torch.Generator().manual_seed(0))
-    descent = {"gradient descent": lambda n: GradientDescent(lr=2 / (kappa + 1), max_steps=n),
+    descent = {"gradient descent": lambda n: GradientDescent(lr=1.9 / (kappa + 1), max_steps=n),
                "Nesterov": lambda n: Nesterov(lr=1 / kappa, max_steps=n, convexity=1.0)}  # fmt: skip
     mine = [row for row in rows if row.kappa == kappa]
     assert len(mine) == 4
