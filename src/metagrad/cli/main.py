@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 import metagrad
+from metagrad.cli.check import Check
 from metagrad.cli.evaluate import Evaluate
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
@@ -21,6 +22,8 @@ from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
+
+COMMANDS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "check": Check}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,14 +68,12 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Train | Evaluate:
+def _parse(words: list[str]) -> Train | Evaluate | Check:
     """Parse with tyro; its boxed complaint becomes one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
-                {"train": Train, "evaluate": Evaluate}, args=words, prog="metagrad", description=DESCRIPTION
-            )
+            return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words, prog="metagrad", description=DESCRIPTION)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -88,6 +89,6 @@ def _one_line(box: str, words: list[str]) -> str:
             kept.append(text)
         elif kept:  # the rule below the complaint
             break
-    command = f"metagrad {words[0]}" if words and words[0] in ("train", "evaluate") else "metagrad"
+    command = f"metagrad {words[0]}" if words and words[0] in COMMANDS else "metagrad"
     said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
     return f"{said}; see {command} --help"

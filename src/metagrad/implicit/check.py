@@ -38,8 +38,10 @@ class GradientCheck:
         the gradients themselves, all of theta end to end, float64.
     grad_norm, residual:
         ``(T,)``: inner gradient norm and relative residual behind the one that is used (``residual`` may be ``None``).
-    reference_grad_norm, reference_residual:
-        ``(T,)``: the same behind the accurate one. With ReLU the former does not go to zero: minimisers sit on kinks.
+    reference_grad_norm, reference_residual, reference_min_curvature:
+        ``(T,)``: the same behind the accurate one, and the smallest curvature met there. With ReLU the gradient norm
+        does not go to zero, as minimisers sit on kinks; and curvature that is negative says that it is no minimum: then
+        the accurate gradient is that of a stationary point, and large where curvature is near zero.
     """
 
     cosine: float
@@ -53,6 +55,7 @@ class GradientCheck:
     residual: Tensor | None
     reference_grad_norm: Tensor
     reference_residual: Tensor
+    reference_min_curvature: Tensor
 
 
 def check_meta_gradient(
@@ -126,6 +129,7 @@ def check_meta_gradient(
         residual=None if solution.linear is None else solution.linear.residual,
         reference_grad_norm=behind.grad_norm,
         reference_residual=behind.linear.residual,
+        reference_min_curvature=behind.linear.min_curvature,
     )
 
 
