@@ -98,3 +98,13 @@ def test_nan_is_found_where_it_is():
     with pytest.raises(NotFiniteError, match="objective is not finite at the start, first in task 0"):
         argmin(hole, tree.expand(theta, T), theta, data, solver=GradientDescent(lr=0.1, max_steps=2),
                adjoint=Implicit())  # fmt: skip
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_is_refused():
+    g, theta, data = quadratic()
+    bent = Composed(g.outputs, lambda out, data: -0.1 * out.square().sum() + out.cos().sum(), g.regulariser)
+    theta["w"].requires_grad_()
+    solution = argmin(bent, tree.expand(theta, T), theta, data, solver=GradientDescent(lr=0.1, max_steps=2),
+                      adjoint=Implicit(curvature="gauss_newton"))  # fmt: skip
+    with pytest.raises(ValueError, match="not convex in the outputs"):
+        solution.value["w"].sum().backward()
