@@ -52,7 +52,7 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "evaluate --help"])
+@pytest.mark.parametrize("words", ["--help", "train --help", "evaluate --help", "reproduce --help"])
 def test_help_explains_every_option(capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(words.split())

@@ -16,6 +16,7 @@ import tyro
 import metagrad
 from metagrad.cli.check import Check
 from metagrad.cli.evaluate import Evaluate
+from metagrad.cli.reproduce import Reproduce
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
@@ -23,7 +24,12 @@ DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__ve
 
 Start with:  metagrad train glyphs"""
 
-COMMANDS: dict[str, Any] = {"train": Train, "evaluate": Evaluate, "check": Check}
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "check": Check,
+    "reproduce": Reproduce,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,12 +74,12 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Train | Evaluate | Check:
+def _parse(words: list[str]) -> Train | Evaluate | Check | Reproduce:
     """Parse with tyro; its boxed complaint becomes one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words, prog="metagrad", description=DESCRIPTION)
+            return tyro.extras.subcommand_cli_from_dict(_COMMANDS, args=words, prog="metagrad", description=DESCRIPTION)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -89,6 +95,6 @@ def _one_line(box: str, words: list[str]) -> str:
             kept.append(text)
         elif kept:  # the rule below the complaint
             break
-    command = f"metagrad {words[0]}" if words and words[0] in COMMANDS else "metagrad"
+    command = f"metagrad {words[0]}" if words and words[0] in _COMMANDS else "metagrad"
     said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
     return f"{said}; see {command} --help"

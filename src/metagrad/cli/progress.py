@@ -44,6 +44,43 @@ def data_progress(console: Console) -> Any:
     return show
 
 
+class WorkProgress:
+    """Shows how much of a computation is done and the time left; called with (done, total)."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what = console, what
+        self.began = self.printed = time.monotonic()
+        self.bar = Progress(
+            TextColumn(what),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal or console.quiet,
+            transient=True,
+        )
+        self.task = self.bar.add_task(what, total=None)
+
+    def __enter__(self) -> WorkProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: float, total: float) -> None:
+        """Show that ``done`` of ``total`` is done."""
+        self.bar.update(self.task, completed=done, total=total)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.printed > _LOG_SECONDS:
+            self.printed = now
+            left = (now - self.began) * (total / done - 1)
+            self.console.print(f"{self.what}: {done / total:.0%}, {_clock(left)} left", highlight=False, soft_wrap=True)
+            sys.stdout.flush()
+
+
 class TrainProgress:
     """Shows meta-steps, rate, time left and what the gradient is worth."""
 

@@ -1,0 +1,101 @@
+"""The recipes' figures, drawn from their rows. matplotlib without pyplot: no window, nothing global changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from metagrad.recipes.meta_gradient_error import ErrorRow
+from metagrad.recipes.rates import RateRow, fits
+
+# Told apart by lightness, by marker and by dash as well: for eyes and printers that see no colour.
+_LIGHT, _MIDDLE, _DARK, _RED, _GREY = "#7fbfd6", "#2f86a6", "#123f50", "#c8553d", "#8a8a8a"
+_ERRORS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("MAML", ""): ("MAML, unrolled", {"color": _RED, "linestyle": (0, (1, 1)), "linewidth": 2.4}),
+    # Curves lie on each other where the linear system is solved: their markers take turns.
+    ("iMAML", "2"): ("iMAML, 2 CG steps", {"color": _LIGHT, "marker": "^", "markevery": (0, 3)}),
+    ("iMAML", "5"): ("5 CG steps", {"color": _MIDDLE, "marker": "s", "markevery": (1, 3)}),
+    ("iMAML", "20"): ("20 CG steps", {"color": _DARK, "marker": "o", "markevery": (2, 3)}),
+    ("iMAML", "solved"): ("CG until solved", {"color": _GREY, "linestyle": (0, (5, 2)), "linewidth": 1.2}),
+}
+_SPECTRA = {"few": "five distinct eigenvalues", "spread": "eigenvalues spread log-uniformly"}
+_RATES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("MAML", "gradient descent"): ("MAML, gradient descent", {"color": _RED, "marker": "v"}),
+    ("iMAML", "gradient descent"): ("iMAML, gradient descent + CG", {"color": _LIGHT, "marker": "s"}),
+    ("MAML", "Nesterov"): ("MAML, Nesterov", {"color": _RED, "marker": "^", "linestyle": "--"}),
+    ("iMAML", "Nesterov"): ("iMAML, Nesterov + CG", {"color": _DARK, "marker": "o"}),
+}
+
+
+def draw_errors(rows: Sequence[ErrorRow], caption: str) -> Figure:
+    """Draw error against inner steps: a row of panels a spectrum, a column an inner solver."""
+    spectra, solvers = (list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("spectrum", "solver"))
+    figure = Figure(figsize=(8.4, 0.9 + 2.9 * len(spectra)), layout="constrained")
+    panels = figure.subplots(len(spectra), len(solvers), sharex=True, sharey=True, squeeze=False)
+    for axes, (spectrum, solver) in zip(panels.flat, ((a, b) for a in spectra for b in solvers), strict=True):
+        _error_panel(axes, [row for row in rows if (row.spectrum, row.solver) == (spectrum, solver)])
+        axes.set_title(f"{_SPECTRA.get(spectrum, spectrum)}, {solver}", fontsize=10)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("relative error of the meta-gradient", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("inner steps", fontsize=9)
+    _around(figure, panels[0, 0], caption, columns=len(_ERRORS))
+    return figure
+
+
+def _error_panel(axes: Axes, rows: Sequence[ErrorRow]) -> None:
+    for curve, (label, style) in _ERRORS.items():
+        mine = [row for row in rows if (row.method, row.cg) == curve]
+        steps = [row.inner_steps for row in mine]
+        axes.plot(steps, [row.error for row in mine], label=label, **{"linewidth": 1.6, "markersize": 4.5, **style})
+        band = [row.lowest for row in mine], [row.highest for row in mine]
+        axes.fill_between(steps, *band, color=style["color"], alpha=0.12, linewidth=0)
+    axes.set(xscale="log", yscale="log")
+    _plain(axes)
+
+
+def draw_rates(rows: Sequence[RateRow], caption: str) -> Figure:
+    """Draw gradient evaluations, with their fitted exponents, and iterates held, against the condition number."""
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    work, memory = figure.subplots(1, 2)
+    exponents = fits(rows)
+    for curve, (label, style) in _RATES.items():
+        mine = [row for row in rows if (row.method, row.solver) == curve]
+        kappas = [row.kappa for row in mine]
+        look = {"linewidth": 1.6, "markersize": 5, **style}
+        if (fit := exponents.get(curve)) is not None:
+            label += f": κ^({fit.value:.3f} ± {fit.error:.3f})"
+        work.plot(kappas, [row.evaluations for row in mine], label=label, **look)
+        memory.plot(kappas, [row.held for row in mine], **look)
+    work.set_ylabel("gradient evaluations", fontsize=9)
+    memory.set_ylabel("inner iterates held for the way back", fontsize=9)
+    for axes in (work, memory):
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("condition number κ", fontsize=9)
+        _plain(axes)
+    _around(figure, work, caption, columns=2)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as its path ends, ``.png`` or ``.svg``; the same figure gives the same bytes."""
+    with matplotlib.rc_context({"svg.hashsalt": "metagrad"}):
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+
+
+def _around(figure: Figure, axes: Axes, caption: str, *, columns: int) -> None:
+    """Put the legend of ``axes`` above all panels, the caption below."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False,
+                  fontsize=9, columnspacing=1.6, handlelength=2.8)  # fmt: skip
+    figure.supxlabel(caption, fontsize=8, color="#555555")
