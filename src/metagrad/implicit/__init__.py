@@ -7,7 +7,7 @@ from metagrad.implicit.adjoints import (
     Unroll,
     argmin,
 )
-from metagrad.implicit.check import GradientCheck, check_meta_gradient
+from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
 from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
 from metagrad.implicit.linear import (
     CG,
@@ -69,4 +69,5 @@ __all__ = [
     "check_meta_gradient",
     "curvature_range",
     "largest_curvature",
+    "solve_on",
 ]

@@ -99,7 +99,7 @@ def check_meta_gradient(
     sharp_theta, sharp_data, phi = (_double(part) for part in (theta, data, tree.detach(solution.value)))
     problem = Problem(objective, sharp_theta, sharp_data).detached()
     _require_separate(problem, phi)
-    exact = _solved(problem, phi, tol, report)
+    exact = solve_on(problem, phi, tol=tol, report=report)
     size = sum(leaf[0].numel() for leaf in phi.values())
     linear: LinearSolver = Dense() if size <= _DENSE else MINRES(max_steps=1000, tol=1e-10)
 
@@ -149,8 +149,8 @@ def _gradient(
     return torch.cat([part.flatten() for part in found]).double(), solution
 
 
-def _solved(problem: Problem, phi: Params, tol: float, report: Callable[[str], None]) -> Params:
-    """Go on from phi by Newton's method, until the gradient is small or falls no more."""
+def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str], None] = lambda text: None) -> Params:
+    """Go on from phi by Newton's method, until every gradient norm is ``tol`` or falls no more."""
     kind: Curvature = "gauss_newton" if isinstance(problem.objective, Composed) else "hessian"
     best = tree.norm(problem.grad(phi))
     with torch.no_grad():

@@ -51,7 +51,9 @@ def check_run(
     return {**facts, **found, "versions": versions()}
 
 
-def _query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[Params, Params], Tensor]:
+def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[Params, Params], Tensor]:
+    """Return ``(phi, theta) -> scalar``: the mean query loss of the tasks at their adapted weights."""
+
     def outer(phi: Params, theta: Params) -> Tensor:
         like = next(iter(phi.values()))
         steps = torch.zeros(len(like), dtype=torch.int64)
@@ -70,7 +72,7 @@ def _implicit(
         lambda now: method.inner(model, now, tasks.support).init,
         theta,
         tasks.support,
-        outer=_query_loss(method, model, tasks),
+        outer=query_loss(method, model, tasks),
         solver=inner.solver,
         adjoint=inner.adjoint,
         report=report,
@@ -96,7 +98,7 @@ def _implicit(
 def _unrolled(
     method: Any, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    outer = _query_loss(method, model, tasks)
+    outer = query_loss(method, model, tasks)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         report(f"the gradient in {str(dtype).removeprefix('torch.')}")
