@@ -81,8 +81,8 @@ class Reproduce:
         dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
         protocol = NetworkProtocol(seed=self.seed)
         says = (
-            f"{run.dataset}, {run.config.ways}-way {run.config.shots}-shot, {protocol.tasks} training tasks, best weights "
-            f"of a run with {run.config.filters} filters; gradient descent with a line search; float64, seed {self.seed}"
+            f"{run.dataset}, {run.config.ways}-way {run.config.shots}-shot, {protocol.tasks} training tasks, best "
+            f"weights of a run with {run.config.filters} filters; descent with a line search; float64, seed {self.seed}"
         )
         _say(screen, f"Error of the meta-gradient on a trained network: {says}.")
         with WorkProgress(screen, "networks and strengths") as progress:

@@ -112,8 +112,8 @@ def draw_network(rows: Sequence[NetworkRow], caption: str) -> Figure:
         norm.set_xlabel("inner steps", fontsize=9)
         for part in (cosine, norm):
             _plain(part)
-    axes[0, 0].set_ylabel("cosine with the accurate meta-gradient", fontsize=9)
-    axes[1, 0].set_ylabel("inner gradient norm\n(dashed: behind the accurate one)", fontsize=9)
+    axes[0, 0].set_ylabel("cosine with the\naccurate meta-gradient", fontsize=9)
+    axes[1, 0].set_ylabel("inner gradient norm\n(dashed: the accurate one's)", fontsize=9)
     _around(figure, axes[0, 0], caption, columns=4)
     return figure
 
