@@ -107,6 +107,22 @@ def test_train_evaluate_from_start_to_end(small, capsys):
     assert line["ci95"] > 0
 
 
+@pytest.mark.parametrize("method", ["imaml", "fomaml"])
+def test_check_says_how_good_the_gradient_is_and_why(small, capsys, method):
+    assert main(["train", "omniglot", *SMALL, "--method", method, "--run", "r"]) == 0
+    capsys.readouterr()
+    assert main(["check", "r", "--tasks", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "cosine" in said
+    assert ("from the linear system" in said) == (method == "imaml")
+    line = json.loads((small / "r" / "checks.jsonl").read_text())
+    assert line["command"][:2] == ["metagrad", "check"]
+    assert line["error"] > 0
+    for bad, word in ((["check", "nowhere"], "nowhere"), (["check", "r", "--tasks", "0"], "--tasks")):
+        assert main(bad) == 2
+        assert word in capsys.readouterr().err
+
+
 def test_ctrl_c_saves_says_how_to_go_on_and_going_on_works(small, capsys, monkeypatch):
     from metagrad.cli import progress
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from metagrad import CG, MINRES, FixedPoint, GradientDescent, Implicit, Neumann
+from metagrad import CG, LBFGS, MINRES, Adam, FixedPoint, GradientDescent, HessianFree, Implicit, Nesterov, Neumann
 from metagrad.data import ImageClasses
 from metagrad.fewshot import FOMAML, IMAML, MAML, EpisodeSampler, meta_gradient
 from metagrad.implicit import Operator, curvature_range, host
@@ -59,6 +59,32 @@ def test_a_meta_gradient_reads_nothing(name, monkeypatch):
         gradients[look] = taken(theta)
     for key, leaf in gradients[True].items():
         assert torch.equal(leaf, gradients[False][key])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        GradientDescent(lr=0.1, max_steps=3, tol=1e-3, momentum=0.5),
+        GradientDescent(lr=0.1, max_steps=3, line_search=True),
+        Nesterov(lr=0.1, max_steps=3, tol=1e-3),
+        Adam(lr=0.01, max_steps=3, tol=1e-3),
+        LBFGS(max_steps=3, tol=1e-3),
+        HessianFree(max_steps=2, tol=1e-3),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_an_inner_solver_reads_nothing(solver, monkeypatch):
+    model, _, tasks = WORK.draw(3, torch.float64)
+    algorithm, gradients = IMAML(solver=solver), {}
+    for look in (True, False):
+        monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
+        theta = algorithm.init(model)
+        with Reads() as reads:
+            meta_gradient(algorithm, model, theta, tasks, chunk=3)
+        assert bool(reads.found) == look
+        gradients[look] = taken(theta)
+    for key, leaf in gradients[True].items():
+        torch.testing.assert_close(leaf, gradients[False][key], rtol=1e-9, atol=1e-12)
 
 
 def test_a_draw_of_tasks_reads_nothing():

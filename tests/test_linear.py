@@ -181,6 +181,34 @@ def test_what_is_not_finite_is_reported_or_named(solver):
     torch.testing.assert_close(found.value["x"][0], made.u[0], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        CG(max_steps=50, tol=1e-4),
+        CG(max_steps=50, tol=1e-4, preconditioner="shift"),
+        MINRES(max_steps=50, tol=1e-4),
+        FixedPoint(lr=0.15, max_steps=500, tol=1e-4),
+        Neumann(lr=0.15, terms=9),
+        Dense(),
+        Woodbury(),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_each_task_is_solved_as_if_alone(solver):
+    made = named("batch")
+    found = solver(made.operator, {"x": made.b})
+    for t in range(3):
+        alone = assembled(made.V[t : t + 1], made.values[t : t + 1], made.b[t : t + 1])
+        one = solver(alone.operator, {"x": alone.b})
+        assert one.steps.item() == found.steps[t].item()
+        torch.testing.assert_close(found.value["x"][t], one.value["x"][0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.residual[t], one.residual[0], rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(found.min_curvature[t], one.min_curvature[0], rtol=1e-9, atol=0)
+    if hasattr(solver, "tol"):
+        assert len(set(found.steps.tolist())) > 1
+        assert (found.residual <= solver.tol).all()
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_right_hand_sides_and_operators_pair_by_name(solver):
     b = {"c": torch.ones(1, 2).double(), "a": torch.full((1, 1), 3.0).double()}
@@ -245,6 +273,15 @@ def test_the_shift_as_preconditioner_saves_steps_where_lam_differs():
         CG(preconditioner=lambda r: {"x": -r["x"]})(made.operator, {"x": made.b})
     with pytest.raises(ValueError, match="needs an operator with a shift"):
         CG(preconditioner="shift")(Operator(made.operator.matvec), {"x": made.b})
+
+
+def test_a_preconditioner_that_does_nothing_changes_nothing():
+    """Also where a singular matrix lets a direction's curvature fade: the same step is the last."""
+    made = system(torch.arange(12.0).double().expand(8, 12), torch.Generator().manual_seed(0))
+    plain, same = (CG(max_steps=60, preconditioner=how)(made.operator, {"x": made.b}) for how in (None, lambda r: r))
+    assert torch.equal(plain.steps, same.steps)
+    torch.testing.assert_close(same.value, plain.value, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(same.min_curvature, plain.min_curvature, rtol=1e-6, atol=1e-12)
 
 
 def test_damping_is_added_to_the_matrix():
@@ -317,6 +354,17 @@ def test_minres_leaves_alone_what_a_singular_matrix_does_not_see(matrix):
     torch.testing.assert_close(found.value["x"], made.u + unseen, rtol=1e-8, atol=1e-10)
 
 
+def test_minres_ends_where_a_singular_system_has_no_more_to_give():
+    """Rounding hides the end of the Krylov space here: a step too many would be as long as 1 / eps."""
+    values = torch.cat([torch.zeros(8, 3), torch.logspace(0, 3, 12).expand(8, 12)], 1).double()
+    made = system(values, torch.Generator().manual_seed(0))
+    found = MINRES(max_steps=200)(made.operator, {"x": made.b})
+    left = (made.b - times(made.A, made.u)).norm(dim=1) / made.b.norm(dim=1)
+    torch.testing.assert_close(found.residual, left, rtol=1e-8, atol=0)
+    assert (found.value["x"].norm(dim=1) <= 1.001 * made.u.norm(dim=1)).all()
+    check_report(found, made)
+
+
 def test_ritz_values_of_a_whole_krylov_space_are_the_eigenvalues():
     for matrix in ("indefinite", "diagonal", "batch", "singular"):
         made = named(matrix)
@@ -379,6 +427,12 @@ def test_estimated_curvature_lies_in_the_spectrum(seed, size, steps):
     slack = 1e-12 * made.values.abs().amax(1)
     assert ((made.values.amin(1) - slack <= low) & (low <= high) & (high <= made.values.amax(1) + slack)).all()
     assert torch.equal(largest_curvature(made.operator, {"x": made.b}, steps=steps), high)
+
+
+def test_a_krylov_space_of_one_dimension_gives_one_eigenvalue():
+    A = {"x": torch.full((200, 3), 2.0).double()}
+    for end in curvature_range(Operator(lambda v: {"x": 2 * v["x"]}), A):
+        torch.testing.assert_close(end, A["x"][:, 0], rtol=1e-12, atol=0)
 
 
 # Woodbury
@@ -445,6 +499,13 @@ def test_woodbury_in_float32_is_as_exact_as_float32():
     found = Woodbury()(operator, b)
     assert found.residual.max() < 2e-6
     assert found.value["in"].dtype == torch.float32
+
+
+def test_a_loss_that_hardly_bends_somewhere_still_counts():
+    """With a weak shift, what B adds there is far from nothing: only its rounding may be dropped."""
+    weights = torch.logspace(-13, 0, 3).double()
+    made = gauss_newton(lambda outputs, data: (weights * outputs.square()).sum(), Proximal(1e-6))
+    assert Woodbury()(*made).residual.max() < 1e-8
 
 
 def test_woodbury_says_what_it_lacks():

@@ -163,3 +163,13 @@ def test_a_methods_own_predict_is_what_is_scored_and_theta_in_it_is_differentiat
     frozen = {name: leaf.detach().requires_grad_(name != "scale") for name, leaf in theta.items()}
     meta_gradient(algorithm, model, frozen, tasks)
     assert frozen["scale"].grad is None
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_stated_bounds_do_not_depend_on_chunks(chunk):
+    _, whole = gradient(IMAML(solver=THREE), 5)
+    _, parts = gradient(IMAML(solver=THREE), chunk)
+    torch.testing.assert_close(parts.delta.value, whole.delta.value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts.delta_prime.value, whole.delta_prime.value, rtol=1e-6, atol=0)
+    assert parts.delta_prime.certain
+    assert not parts.delta.certain

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 
 from metagrad.data import Dataset, ImageClasses
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.training import loop
 from metagrad.training.config import TrainConfig
 from metagrad.training.measure import measure
@@ -272,3 +273,59 @@ def test_stopped_in_the_final_test_loses_no_training(tmp_path):
         assert outcome.result is None
         assert run.load("last").facts["step"] == 40
         assert loop.train(run, toy(), resume=True).result is not None
+
+
+def test_a_run_whose_gradient_is_noise_says_so_once(tmp_path, monkeypatch):
+    real = loop._numbers
+    monkeypatch.setattr(loop, "_numbers", lambda metrics: {**real(metrics), "residual": 3.0})
+    with new_run(tmp_path / "run", meta_steps=30) as run, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.train(run, toy())
+    said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
+    assert len(said) == 1
+    assert "mostly noise" in said[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inner_solver": "hessian-free"},
+        {"inner_solver": "lbfgs"},
+        {"inner_solver": "adam"},
+        {"inner_solver": "nesterov", "inner_tol": 0.1},
+        {"linear_solver": "minres", "curvature": "hessian"},
+        {"linear_solver": "neumann"},
+        {"linear_solver": "woodbury"},
+        {"linear_solver": "none"},
+        {"learn_lam": "parameter"},
+        {"method": "maml", "learn_inner_lr": "tensor"},
+    ],
+)
+def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, options):
+    with new_run(tmp_path / "run", meta_steps=10, **options) as run:
+        asked = iter([False] * 4 + [True])
+        assert loop.train(run, toy(), stop=lambda: next(asked)).result is None
+        outcome = loop.train(run, toy(), resume=True)
+    assert outcome.result is not None
+    written = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    (line,) = (entry for entry in written if "loss" in entry)
+    learned = {"learn_lam": "lam_max", "learn_inner_lr": "lr_max"}
+    for option, name in learned.items():
+        assert (name in line) == (option in options)
+    assert ("delta_prime" in line) == (options.get("method") != "maml" and options.get("linear_solver") != "none"
+                                      and options.get("curvature") != "hessian")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "maml", "inner_solver": "adam"}, "--inner-solver is for imaml, not maml"),
+        ({"learn_inner_lr": "scalar"}, "--learn-inner-lr is for maml, not imaml"),
+        ({"inner_solver": "lbfgs", "inner_lr": 0.1}, "--inner-lr is not for --inner-solver lbfgs"),
+        ({"inner_tol": -1.0}, "--inner-tol must not be negative"),
+        ({"linear_solver": "woodbury", "curvature": "hessian"}, "woodbury needs --curvature gauss_newton"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(options, said):
+    with pytest.raises(MetagradError, match=said):
+        TrainConfig(**options).resolved("glyphs")

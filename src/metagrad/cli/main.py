@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 import metagrad
+from metagrad.cli.check import Check
 from metagrad.cli.evaluate import Evaluate
 from metagrad.cli.reproduce import Reproduce
 from metagrad.cli.train import Train
@@ -23,7 +24,12 @@ DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__ve
 
 Start with:  metagrad train glyphs"""
 
-_COMMANDS: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "reproduce": Reproduce}
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "check": Check,
+    "reproduce": Reproduce,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +74,7 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Train | Evaluate | Reproduce:
+def _parse(words: list[str]) -> Train | Evaluate | Check | Reproduce:
     """Parse with tyro; its boxed complaint becomes one line."""
     said = io.StringIO()
     try:

@@ -14,7 +14,7 @@ import tyro
 
 from metagrad.errors import MetagradError
 from metagrad.files import write_atomically
-from metagrad.recipes.protocols import ErrorProtocol, RateProtocol
+from metagrad.recipes.protocols import ErrorProtocol, NetworkProtocol, RateProtocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from metagrad.recipes.meta_gradient_error import ErrorRow
+    from metagrad.recipes.network_error import NetworkRow
     from metagrad.recipes.rates import RateRow
 
+    Rows = Sequence[ErrorRow] | Sequence[RateRow] | Sequence[NetworkRow]
+
+Protocol = ErrorProtocol | RateProtocol | NetworkProtocol
 # Beyond, rounding and hours stand in the way.
 _MOST_KAPPA = 1e6
 
@@ -47,6 +51,10 @@ class Reproduce:
     """Most inner steps."""
     kappas: tuple[float, ...] = RateProtocol.kappas
     """Condition numbers at which gradient evaluations are counted, three or more."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Directory of an iMAML run: measure the error on its trained network in place of the two figures (minutes)."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """With --run: folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -55,9 +63,32 @@ class Reproduce:
         from metagrad.cli.progress import console
 
         screen = console()
+        if self.run is not None:
+            self._network(screen, self.run)
+            return 0
         self._error(screen)
         self._rates(screen)
         return 0
+
+    def _network(self, screen: Console, folder: Path) -> None:
+        from metagrad import data
+        from metagrad.cli.progress import WorkProgress, data_progress
+        from metagrad.recipes.figures import draw_network
+        from metagrad.recipes.network_error import measure
+        from metagrad.training.run import Run
+
+        run = Run.open(folder)
+        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
+        protocol = NetworkProtocol(seed=self.seed)
+        says = (
+            f"{run.dataset}, {run.config.ways}-way {run.config.shots}-shot, {protocol.tasks} training tasks, best "
+            f"weights of a run with {run.config.filters} filters; descent with a line search; float64, seed {self.seed}"
+        )
+        _say(screen, f"Error of the meta-gradient on a trained network: {says}.")
+        with WorkProgress(screen, "networks and strengths") as progress:
+            rows = measure(run, dataset, protocol, progress)
+        screen.print(_network_table(rows))
+        self._write(screen, "network-error", draw_network(rows, says), rows, protocol)
 
     def _error(self, screen: Console) -> None:
         from metagrad.cli.progress import WorkProgress
@@ -101,8 +132,8 @@ class Reproduce:
         screen: Console,
         name: str,
         figure: Figure,
-        rows: Sequence[ErrorRow] | Sequence[RateRow],
-        protocol: ErrorProtocol | RateProtocol,
+        rows: Rows,
+        protocol: Protocol,
     ) -> None:
         from metagrad.recipes.figures import save
 
@@ -141,9 +172,7 @@ def _refused(path: Path, error: OSError) -> MetagradError:
     return MetagradError(f"cannot write {path} ({error.strerror or error}): choose another folder with --out")
 
 
-def _save_rows(
-    rows: Sequence[ErrorRow] | Sequence[RateRow], protocol: ErrorProtocol | RateProtocol, path: Path
-) -> None:
+def _save_rows(rows: Rows, protocol: Protocol, path: Path) -> None:
     """Write rows as CSV; what they all share is repeated in each, so that a row stands for itself."""
     shared = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in _PER_ROW}
     lines: list[dict[str, Any]] = [{**dataclasses.asdict(row), **shared} for row in rows]
@@ -156,7 +185,7 @@ def _save_rows(
 
 
 # Of a protocol, what its rows have their own value of, or none.
-_PER_ROW = ("inner_steps", "kappas", "unrolled")
+_PER_ROW = ("inner_steps", "kappas", "unrolled", "lams", "steps")
 
 
 def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
@@ -165,6 +194,18 @@ def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
     for spectrum, solver in dict.fromkeys((row.spectrum, row.solver) for row in last):
         errors = {row.cg: row.error for row in last if (row.spectrum, row.solver) == (spectrum, solver)}
         table.add_row(f"{spectrum}, {solver}", *(f"{errors[cg]:.1e}" for cg in ("2", "5", "20", "solved", "")))
+    return table
+
+
+def _network_table(rows: Sequence[NetworkRow]) -> Table:
+    shown = [1, 5, 20, max(row.inner_steps for row in rows)]
+    table = _table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
+    for activation, lam, method in dict.fromkeys((row.activation, row.lam, row.method) for row in rows):
+        mine = {
+            row.inner_steps: row for row in rows if (row.activation, row.lam, row.method) == (activation, lam, method)
+        }
+        least = f"{mine[shown[0]].reference_min_curvature:.2g}"
+        table.add_row(f"{activation}, λ={lam:g}, {method}", *(f"{mine[steps].cosine:.2f}" for steps in shown), least)
     return table
 
 

@@ -7,6 +7,7 @@ from metagrad.fewshot.evaluate import Evaluation, evaluate
 from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4
 from metagrad.fewshot.norms import is_transductive
+from metagrad.fewshot.sinusoids import Sinusoids
 
 __all__ = [
     "FOMAML",
@@ -21,6 +22,7 @@ __all__ = [
     "Evaluation",
     "MetaLoss",
     "Metrics",
+    "Sinusoids",
     "Tasks",
     "admit",
     "classification",

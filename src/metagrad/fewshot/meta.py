@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -51,7 +51,8 @@ class Metrics:
         ``(T,)``: relative residual of the linear solve; smallest curvature it met; whether it was ended by one that
         is not positive.
     delta, delta_prime:
-        how far the inner solutions and the products may be from exact ones (:attr:`~metagrad.Solution.delta`).
+        how far the inner solutions, and the products with each task's own query gradient, may be from exact ones
+        (:attr:`~metagrad.Solution.delta`).
     chunks:
         what was worked on at a time: less than asked for where memory ran out.
     """
@@ -141,6 +142,7 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
         if grad is not None:
             leaf.grad = grad if leaf.grad is None else leaf.grad + grad
     solution, linear = meta.solution, meta.solution.linear
+    left = solution.delta_prime
     return Metrics(
         meta.loss.detach() * weight,
         meta.accuracy,
@@ -150,7 +152,8 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
         None if linear is None else linear.min_curvature,
         None if linear is None else linear.stopped,
         solution.delta,
-        solution.delta_prime,
+        # Of a task's own query gradient; what was solved for is its share of the mean.
+        None if left is None else replace(left, value=left.value * total),
         Chunks(len(part), query),
     )
 

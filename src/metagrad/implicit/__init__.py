@@ -7,6 +7,7 @@ from metagrad.implicit.adjoints import (
     Unroll,
     argmin,
 )
+from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
 from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
 from metagrad.implicit.linear import (
     CG,
@@ -47,6 +48,7 @@ __all__ = [
     "FirstOrder",
     "FixedPoint",
     "GaussNewton",
+    "GradientCheck",
     "GradientDescent",
     "HessianFree",
     "Implicit",
@@ -64,6 +66,8 @@ __all__ = [
     "Unroll",
     "Woodbury",
     "argmin",
+    "check_meta_gradient",
     "curvature_range",
     "largest_curvature",
+    "solve_on",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.implicit import host
 from metagrad.implicit.derivatives import add_optional, grads, in_order, leaves_of, pull, pull_phi
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.tree import Params
@@ -246,7 +247,10 @@ def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
         return torch.zeros_like(w) if bent is None else bent
 
     def matvec(v: Params) -> Params:
-        return bend.add_product(vjp(output_hessian(jvp(v))), v)
+        forward = jvp(v)
+        bent = output_hessian(forward)
+        _require_convex(forward, bent)
+        return bend.add_product(vjp(bent), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((theta, data))
@@ -266,6 +270,22 @@ def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     return Linearisation(
         Operator(matvec, bend.shift, parts), slope, theta_vjp, _convexity(problem, phi, "gauss_newton")
     )
+
+
+def _require_convex(forward: Tensor, bent: Tensor) -> None:
+    """Refuse a loss that is seen to curve downwards in the outputs; where the host may not look, trust it.
+
+    Raises
+    ------
+    ValueError
+        saying so.
+    """
+    if not host.may_look(forward):
+        return
+    forward, bent = forward.reshape(len(forward), -1), bent.reshape(len(bent), -1)
+    rounding = torch.finfo(forward.dtype).eps ** 0.5 * forward.norm(dim=1) * bent.norm(dim=1)
+    if ((forward * bent).sum(1) < -rounding).any():
+        raise ValueError("the loss is not convex in the outputs, so Gauss-Newton says nothing: use curvature='hessian'")
 
 
 def _convexity(problem: Problem, phi: Params, kind: Curvature) -> Convexity | None:

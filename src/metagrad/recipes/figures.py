@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metagrad.recipes.meta_gradient_error import ErrorRow
+from metagrad.recipes.network_error import NetworkRow
 from metagrad.recipes.rates import RateRow, fits
 
 # Told apart by lightness, by marker and by dash as well: for eyes and printers that see no colour.
@@ -22,6 +23,12 @@ _ERRORS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("iMAML", "5"): ("5 CG steps", {"color": _MIDDLE, "marker": "s", "markevery": (1, 3)}),
     ("iMAML", "20"): ("20 CG steps", {"color": _DARK, "marker": "o", "markevery": (2, 3)}),
     ("iMAML", "solved"): ("CG until solved", {"color": _GREY, "linestyle": (0, (5, 2)), "linewidth": 1.2}),
+}
+_NETWORK: dict[str, dict[str, Any]] = {
+    "Gauss-Newton, 5 CG steps": {"color": _DARK, "marker": "o"},
+    "exact Hessian, 5 CG steps": {"color": _MIDDLE, "marker": "s", "linestyle": "--"},
+    "exact Hessian, solved": {"color": _LIGHT, "marker": "^"},
+    "first order": {"color": _RED, "marker": "v", "linestyle": (0, (1, 1))},
 }
 _SPECTRA = {"few": "five distinct eigenvalues", "spread": "eigenvalues spread log-uniformly"}
 _RATES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
@@ -79,6 +86,35 @@ def draw_rates(rows: Sequence[RateRow], caption: str) -> Figure:
         axes.set_xlabel("condition number κ", fontsize=9)
         _plain(axes)
     _around(figure, work, caption, columns=2)
+    return figure
+
+
+def draw_network(rows: Sequence[NetworkRow], caption: str) -> Figure:
+    """Draw cosine with the accurate gradient and inner gradient norm against inner steps: a column a problem."""
+    panels = list(dict.fromkeys((row.activation, row.lam) for row in rows))
+    figure = Figure(figsize=(2.6 * len(panels) + 0.6, 5.2), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
+    for (cosine, norm), (activation, lam) in zip(axes.T, panels, strict=True):
+        here = [row for row in rows if (row.activation, row.lam) == (activation, lam)]
+        for method, style in _NETWORK.items():
+            mine = [row for row in here if row.method == method]
+            look = {"linewidth": 1.6, "markersize": 4.5, **style}
+            cosine.plot([row.inner_steps for row in mine], [row.cosine for row in mine], label=method, **look)
+        one = [row for row in here if row.method == here[0].method]
+        norm.plot(
+            [row.inner_steps for row in one], [row.grad_norm for row in one], color=_DARK, marker="o", markersize=4
+        )
+        norm.axhline(max(one[0].reference_grad_norm, 1e-8), color=_GREY, linestyle=(0, (5, 2)), linewidth=1.2)
+        cosine.set_title(f"{activation}, λ = {lam:g}", fontsize=10)
+        cosine.axhline(0, color="#bbbbbb", linewidth=0.8)
+        cosine.set(ylim=(-0.35, 1.05))
+        norm.set(xscale="log", yscale="log")
+        norm.set_xlabel("inner steps", fontsize=9)
+        for part in (cosine, norm):
+            _plain(part)
+    axes[0, 0].set_ylabel("cosine with the\naccurate meta-gradient", fontsize=9)
+    axes[1, 0].set_ylabel("inner gradient norm\n(dashed: the accurate one's)", fontsize=9)
+    _around(figure, axes[0, 0], caption, columns=4)
     return figure
 
 

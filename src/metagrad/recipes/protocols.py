@@ -57,3 +57,25 @@ class RateProtocol:
     tasks: int = 4
     unrolled: float = 300.0
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkProtocol:
+    """What the error on a trained network is measured on.
+
+    Attributes
+    ----------
+    tasks:
+        training tasks, averaged in one meta-gradient.
+    lams:
+        strengths of the proximal term: the default of the command, and the paper's.
+    steps:
+        inner steps at which the meta-gradient is taken.
+    seed:
+        of the tasks.
+    """
+
+    tasks: int = 4
+    lams: tuple[float, ...] = (0.1, 2.0)
+    steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    seed: int = 0

@@ -75,8 +75,8 @@ class TrainConfig:
         LinearSolverName | None, arg(metavar="{cg,minres,neumann,woodbury,none}", help_behavior_hint="")
     ] = None
     """imaml: how the linear system of the meta-gradient is solved: conjugate gradients, MINRES (bears an indefinite
-    matrix), a truncated Neumann series (of step --inner-lr), exactly in the space of the outputs, or not at all (first
-    order). Default: cg."""
+    matrix), a truncated Neumann series (of step a quarter of --inner-lr), exactly in the space of the outputs, or not
+    at all (first order). Default: cg."""
     cg_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """imaml: steps of cg or minres, or terms of the Neumann series; fewer leave a larger residual. Default: 5."""
     curvature: Annotated[

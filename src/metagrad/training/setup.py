@@ -84,7 +84,8 @@ def _adjoint(config: TrainConfig, lr: float) -> Adjoint:
         case "minres":
             solver = MINRES(max_steps=config.cg_steps)
         case "neumann":
-            solver = Neumann(terms=config.cg_steps, lr=lr)
+            # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
+            solver = Neumann(terms=config.cg_steps, lr=lr / 4)
         case "woodbury":
             solver = Woodbury()
     return Implicit(linear_solver=solver, curvature=config.curvature)

@@ -107,7 +107,7 @@ class MINRES:
             w_before.mul_(-epsilon_before[:, None]).addcmul_(delta[:, None], w, value=-1).add_(lanczos.before)
             w, w_before = w_before.mul_(over[:, None]), w
             u.addcmul_((cs * phi_bar)[:, None], w)
-            phi_bar = torch.where(active, sn * phi_bar, phi_bar)
+            phi_bar = sn * phi_bar
             steps = steps + active
             active = active & (phi_bar > stop_at)
         return u, steps, at_best

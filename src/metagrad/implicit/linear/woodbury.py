@@ -21,7 +21,8 @@ class Woodbury:
 
     With ``B = S Sᵀ`` (B is singular for a softmax: S has a column for each positive eigenvalue, r of them),
     ``u = Λ⁻¹ b − Λ⁻¹ Jᵀ S (I + Sᵀ K S)⁻¹ Sᵀ J Λ⁻¹ b``, where ``K = J Λ⁻¹ Jᵀ``. The small systems are solved in float64;
-    J is never held: each column of ``K S`` is one product with Jᵀ and one with J, as much as one product with A.
+    J is never held: each column of ``K S`` is one product with Jᵀ and one with J, as much as one product with A. What
+    rounding leaves of the residual grows with ``L / λ``, largest eigenvalue of A to smallest entry of Λ.
 
     Cost: r + 2 such products and 3 ``T n²`` float64 numbers; vectors of the size of all weights as few as in conjugate
     gradients. ``steps`` is r + 1, the products that entered u; ``min_curvature`` is the Rayleigh quotient of u; the

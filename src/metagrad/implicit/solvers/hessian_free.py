@@ -80,7 +80,8 @@ class HessianFree:
             direction = tree.where(lost, down, direction)
             slope = torch.where(lost, -tree.dot(down, down), slope)
             del linearised
-            new, length = backtrack(problem, here, direction, slope, watch.active.to(slope.dtype))
+            # Newton's step is seldom too long, and a GPU tries every length, since the host does not look.
+            new, length = backtrack(problem, here, direction, slope, watch.active.to(slope.dtype), tries=8)
             # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
             bend = -slope - damping * tree.dot(direction, direction)
             promised = -length * slope - length**2 / 2 * bend

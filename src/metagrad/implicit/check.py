@@ -1,0 +1,181 @@
+"""How good is the meta-gradient that is used? Against one at high accuracy, with the error parted by its causes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad import tree
+from metagrad.implicit.adjoints import Adjoint, Implicit, argmin
+from metagrad.implicit.curvature import Curvature
+from metagrad.implicit.linear import MINRES, Dense, LinearSolver
+from metagrad.implicit.objective import Composed, Objective
+from metagrad.implicit.problem import Problem
+from metagrad.implicit.solvers import HessianFree, InnerSolver, Solution
+from metagrad.tree import Params
+
+_ROUNDS, _STEPS = 25, 4  # Newton steps of the reference's inner solve: at most rounds times steps
+_DENSE = 512  # parameters a task up to which the reference solves with the whole matrix
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """A meta-gradient beside an accurate one. Sizes are relative to the accurate one's norm.
+
+    Attributes
+    ----------
+    cosine, error:
+        of the angle between the two; norm of their difference.
+    inner, linear, curvature:
+        what the error is made of: norm of the change when the inner problem is solved, the linear system is solved,
+        the exact Hessian is taken for another matrix. As vectors they add up to the error; ``linear`` and ``curvature``
+        are ``None`` where the adjoint solves no system, and then ``inner`` is too.
+    used, reference:
+        the gradients themselves, all of theta end to end, float64.
+    grad_norm, residual:
+        ``(T,)``: inner gradient norm and relative residual behind the one that is used (``residual`` may be ``None``).
+    reference_grad_norm, reference_residual, reference_min_curvature:
+        ``(T,)``: the same behind the accurate one, and the smallest curvature met there. With ReLU the gradient norm
+        does not go to zero, as minimisers sit on kinks; and curvature that is negative says that it is no minimum: then
+        the accurate gradient is that of a stationary point, and large where curvature is near zero.
+    """
+
+    cosine: float
+    error: float
+    inner: float | None
+    linear: float | None
+    curvature: float | None
+    used: Tensor
+    reference: Tensor
+    grad_norm: Tensor
+    residual: Tensor | None
+    reference_grad_norm: Tensor
+    reference_residual: Tensor
+    reference_min_curvature: Tensor
+
+
+def check_meta_gradient(
+    objective: Objective,
+    start: Callable[[Params], Params],
+    theta: Params,
+    data: Any,
+    *,
+    outer: Callable[[Params, Params], Tensor],
+    solver: InnerSolver,
+    adjoint: Adjoint,
+    tol: float = 1e-9,
+    report: Callable[[str], None] = lambda text: None,
+) -> GradientCheck:
+    """Compare the meta-gradient that ``solver`` and ``adjoint`` give with one at high accuracy.
+
+    The accurate one: float64, the inner problem solved on from where ``solver`` ended by Newton's method until the
+    gradient norm is ``tol`` or falls no more, the exact Hessian, the system solved by MINRES to 1e-10 (by the whole
+    matrix up to 512 parameters a task).
+
+    Parameters
+    ----------
+    objective, theta, data, solver, adjoint:
+        as for :func:`~metagrad.argmin`. A few tasks are enough.
+    start:
+        from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``.
+    outer:
+        ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis.
+    tol:
+        inner gradient norm asked of the accurate one.
+    report:
+        told in a few words what is being done.
+
+    Raises
+    ------
+    ValueError
+        if an objective with functions of all tasks mixes them; and as :func:`~metagrad.argmin` does.
+    """
+    report("the gradient that is used")
+    used, solution = _gradient(objective, start, theta, data, outer, solver, adjoint)
+    sharp_theta, sharp_data, phi = (_double(part) for part in (theta, data, tree.detach(solution.value)))
+    problem = Problem(objective, sharp_theta, sharp_data).detached()
+    _require_separate(problem, phi)
+    exact = solve_on(problem, phi, tol=tol, report=report)
+    size = sum(leaf[0].numel() for leaf in phi.values())
+    linear: LinearSolver = Dense() if size <= _DENSE else MINRES(max_steps=1000, tol=1e-10)
+
+    def at(point: Params, kind: Adjoint) -> tuple[Tensor, Solution]:
+        return _gradient(objective, start, sharp_theta, sharp_data, outer, lambda problem, init: point, kind)
+
+    report("the linear system at the exact solution")
+    reference, behind = at(exact, Implicit(linear_solver=linear))
+    assert behind.linear is not None
+    shares: list[float | None] = [None, None, None]
+    whole = reference.norm()
+    if isinstance(adjoint, Implicit):
+        report("the linear system where the inner solver ended")
+        same, _ = at(phi, Implicit(linear_solver=linear, curvature=adjoint.curvature))
+        hessian = same if adjoint.curvature == "hessian" else at(phi, Implicit(linear_solver=linear))[0]
+        parts = (hessian - reference, used - same, same - hessian)
+        shares = [float(part.norm() / whole) for part in parts]
+    return GradientCheck(
+        cosine=float(used @ reference / (used.norm() * whole)),
+        error=float((used - reference).norm() / whole),
+        inner=shares[0],
+        linear=shares[1],
+        curvature=shares[2],
+        used=used,
+        reference=reference,
+        grad_norm=solution.grad_norm,
+        residual=None if solution.linear is None else solution.linear.residual,
+        reference_grad_norm=behind.grad_norm,
+        reference_residual=behind.linear.residual,
+        reference_min_curvature=behind.linear.min_curvature,
+    )
+
+
+def _gradient(
+    objective: Objective,
+    start: Callable[[Params], Params],
+    theta: Params,
+    data: Any,
+    outer: Callable[[Params, Params], Tensor],
+    solver: InnerSolver,
+    adjoint: Adjoint,
+) -> tuple[Tensor, Solution]:
+    asked = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in theta.items()}
+    solution = argmin(objective, start(asked), asked, data, solver=solver, adjoint=adjoint)
+    leaves = [leaf for leaf in asked.values() if leaf.requires_grad]
+    found = torch.autograd.grad(outer(solution.value, asked), leaves, materialize_grads=True)
+    return torch.cat([part.flatten() for part in found]).double(), solution
+
+
+def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str], None] = lambda text: None) -> Params:
+    """Go on from phi by Newton's method, until every gradient norm is ``tol`` or falls no more."""
+    kind: Curvature = "gauss_newton" if isinstance(problem.objective, Composed) else "hessian"
+    best = tree.norm(problem.grad(phi))
+    with torch.no_grad():
+        for number in range(1, _ROUNDS + 1):
+            report(f"the exact inner solution, round {number} of at most {_ROUNDS}: gradient norm {best.max():.2g}")
+            if (best <= tol).all():
+                break
+            newton = HessianFree(max_steps=_STEPS, cg_steps=30, tol=tol, curvature=kind)
+            phi = newton(problem, phi).value
+            now = tree.norm(problem.grad(phi))
+            if number > 2 and (now > 0.9 * best).all():
+                break
+            best = now
+    return phi
+
+
+def _require_separate(problem: Problem, phi: Params) -> None:
+    leaves = {name: leaf.requires_grad_() for name, leaf in tree.detach(phi).items()}
+    if tree.num_tasks(leaves) == 1:
+        return
+    with torch.enable_grad():
+        found = torch.autograd.grad(problem.value(leaves)[0], list(leaves.values()), materialize_grads=True)
+    if any(bool((part[1:] != 0).any()) for part in found):
+        raise ValueError("the objective mixes tasks: the value of the first depends on phi of others")
+
+
+def _double(part: Any) -> Any:
+    return tree.map_tensors(lambda leaf: leaf.detach().double() if leaf.is_floating_point() else leaf, part)

@@ -1,0 +1,118 @@
+"""How good a run's meta-gradient is, on a few tasks, at the weights it has reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metagrad.data import Dataset
+from metagrad.fewshot import IMAML, Algorithm, Tasks
+from metagrad.implicit import Implicit, Solution, Unroll, argmin, check_meta_gradient
+from metagrad.training.run import Run, versions
+from metagrad.training.setup import build, choose_device, samplers
+from metagrad.tree import Params
+
+
+def check_run(
+    run: Run,
+    dataset: Dataset,
+    *,
+    tasks: int = 4,
+    seed: int = 0,
+    device: str | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Compare the meta-gradient of ``tasks`` training tasks at the run's last weights with an accurate one.
+
+    iMAML: with the gradient of the exactly solved problem (:func:`metagrad.check_meta_gradient`), and where the error
+    comes from. MAML and its first-order form have no exact solution to be near to: with the same steps, unrolled in
+    float64.
+
+    Raises
+    ------
+    MetagradError
+        if the run has no checkpoint yet, or there is no such device.
+    """
+    where = choose_device(device or run.config.device)
+    method, model = build(run.config, dataset, where)
+    state = run.load("last")
+    theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
+    drawn = samplers(run.config, dataset, where)[0](tasks, generator=torch.Generator(where).manual_seed(seed))
+    facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.config.method}
+    found = (
+        _implicit(method, model, theta, drawn, report)
+        if isinstance(method, IMAML)
+        else _unrolled(method, model, theta, drawn, report)
+    )
+    return {**facts, **found, "versions": versions()}
+
+
+def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[Params, Params], Tensor]:
+    """Return ``(phi, theta) -> scalar``: the mean query loss of the tasks at their adapted weights."""
+
+    def outer(phi: Params, theta: Params) -> Tensor:
+        like = next(iter(phi.values()))
+        steps = torch.zeros(len(like), dtype=torch.int64)
+        outputs = method.predict(model, theta, Solution(phi, steps), tasks.query.x.to(like.dtype))
+        return F.cross_entropy(outputs.flatten(0, 1), tasks.query.y.flatten())
+
+    return outer
+
+
+def _implicit(
+    method: IMAML, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
+) -> dict[str, Any]:
+    inner = method.inner(model, theta, tasks.support)
+    found = check_meta_gradient(
+        inner.objective,
+        lambda now: method.inner(model, now, tasks.support).init,
+        theta,
+        tasks.support,
+        outer=query_loss(method, model, tasks),
+        solver=inner.solver,
+        adjoint=inner.adjoint,
+        report=report,
+    )
+    numbers: dict[str, Any] = {
+        "against": "the exact solution, float64",
+        "cosine": found.cosine,
+        "error": found.error,
+        "length": float(found.used.norm() / found.reference.norm()),
+        "inner": found.inner,
+        "linear": found.linear,
+        "curvature": found.curvature,
+        "grad_norm": float(found.grad_norm.mean()),
+        "residual": None if found.residual is None else float(found.residual.mean()),
+        "reference_grad_norm": float(found.reference_grad_norm.max()),
+        "reference_residual": float(found.reference_residual.max()),
+        "reference_min_curvature": float(found.reference_min_curvature.min()),
+        "matrix": inner.adjoint.curvature if isinstance(inner.adjoint, Implicit) else None,
+    }
+    return numbers
+
+
+def _unrolled(
+    method: Any, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
+) -> dict[str, Any]:
+    outer = query_loss(method, model, tasks)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        report(f"the gradient in {str(dtype).removeprefix('torch.')}")
+        asked = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in theta.items()}
+        support = tasks.support._replace(x=tasks.support.x.to(dtype))
+        inner = method.inner(model, asked, support)
+        adjoint = inner.adjoint if dtype == torch.float32 else Unroll()
+        solution = argmin(inner.objective, inner.init, inner.theta, support, solver=inner.solver, adjoint=adjoint)
+        found = torch.autograd.grad(outer(solution.value, asked), list(asked.values()), materialize_grads=True)
+        gradients.append(torch.cat([part.flatten() for part in found]).double())
+    used, reference = gradients
+    return {
+        "against": "the same steps unrolled, float64",
+        "cosine": float(used @ reference / (used.norm() * reference.norm())),
+        "error": float((used - reference).norm() / reference.norm()),
+        "length": float(used.norm() / reference.norm()),
+    }

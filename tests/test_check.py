@@ -1,0 +1,76 @@
+"""The check of a meta-gradient finds the errors that were put in, and where they come from (float64 closed form)."""
+
+import pytest
+import torch
+from test_solvers import T, conv4, logistic, mlp, quadratic
+
+from metagrad import CG, Composed, FirstOrder, GradientDescent, HessianFree, Implicit, check_meta_gradient, tree
+
+
+def outer(phi, theta):
+    return sum(leaf.square().sum() + leaf.sum() for leaf in phi.values())
+
+
+def check(make, solver, adjoint, dtype=torch.float64):
+    g, theta, data = make()
+    theta, data = (tree.map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, part)
+                   for part in (theta, data))  # fmt: skip
+    return check_meta_gradient(g, lambda theta: tree.expand(theta, T), theta, data, outer=outer, solver=solver,
+                               adjoint=adjoint)  # fmt: skip
+
+
+EXACT = Implicit(linear_solver=CG(max_steps=80, tol=1e-14))
+TIGHT = HessianFree(max_steps=60, tol=1e-11, cg_steps=30)
+
+
+def test_the_reference_is_the_closed_form():
+    _, theta, (A, b) = quadratic()
+    found = check(quadratic, GradientDescent(lr=0.1, max_steps=3), EXACT)
+    w = theta["w"].requires_grad_()
+    phi = torch.linalg.solve(A + 0.5 * torch.eye(6).double(), 0.5 * w - b)
+    (exact,) = torch.autograd.grad(outer({"w": phi}, {}), w)
+    assert (found.reference - exact).norm() <= 1e-8 * exact.norm()
+    assert found.reference_grad_norm.max() <= 1e-9
+    assert found.reference_residual.max() <= 1e-9
+
+
+@pytest.mark.parametrize("make", [quadratic, logistic, mlp, conv4])
+def test_each_cause_is_found_alone(make):
+    fine = check(make, TIGHT, EXACT)
+    assert fine.error < 1e-6
+    assert fine.cosine > 1 - 1e-9
+    lr = {quadratic: 0.15, logistic: 0.5, mlp: 0.08, conv4: 0.02}[make]
+    inner = check(make, GradientDescent(lr=lr, max_steps=2), EXACT)
+    assert inner.inner > 1e-3
+    assert inner.linear < 1e-6
+    assert inner.curvature == 0
+    assert inner.error == pytest.approx(inner.inner, rel=1e-4)
+    linear = check(make, TIGHT, Implicit(linear_solver=CG(max_steps=1)))
+    assert linear.linear > 1e-3
+    assert linear.inner < 1e-6
+    assert linear.residual.max() > 1e-3
+    curved = check(make, TIGHT, Implicit(linear_solver=CG(max_steps=200, tol=1e-14), curvature="gauss_newton"))
+    if make in (mlp, conv4):
+        assert curved.curvature > 1e-3
+    else:  # outputs linear in phi: Gauss-Newton is the Hessian
+        assert curved.curvature < 1e-7
+    assert curved.linear < 1e-6
+
+
+def test_first_order_and_float32():
+    found = check(logistic, TIGHT, FirstOrder())
+    assert found.linear is None
+    assert found.inner is None
+    assert found.error > 0.01
+    rounded = check(logistic, HessianFree(max_steps=20, cg_steps=30), EXACT, dtype=torch.float32)
+    assert 1e-9 < rounded.error < 1e-4
+    assert rounded.reference.dtype == torch.float64
+
+
+def test_an_objective_that_mixes_tasks_is_refused():
+    g, theta, data = quadratic()
+    mixed = Composed(g.outputs, g.loss, g.regulariser,
+                     outputs_of_tasks=lambda phi, theta, data: phi["w"] + phi["w"].mean(0))  # fmt: skip
+    with pytest.raises(ValueError, match="mixes tasks"):
+        check_meta_gradient(mixed, lambda theta: tree.expand(theta, T), theta, data, outer=outer,
+                            solver=GradientDescent(lr=0.1, max_steps=1), adjoint=Implicit())  # fmt: skip

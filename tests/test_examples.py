@@ -1,0 +1,46 @@
+"""The examples run as commands, and what each says of itself is so, with fewer steps than it takes by itself."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import noisy_labels
+import ridge_strengths
+import sinusoid
+
+
+def run(main, *args):
+    return tyro.cli(main, args=args)
+
+
+def test_learned_ridge_strengths_beat_the_grid(capsys):
+    result = run(ridge_strengths.main, "--splits", "4", "--steps", "15", "--inner-steps", "40")
+    (single, learned), (test_single, test_learned) = result.validation, result.test
+    assert (learned < single - 0.02).all()
+    assert test_learned.mean() < test_single.mean()
+    measurements, random = result.log_lam[:, :10], result.log_lam[:, 10:]
+    assert random.median() - measurements.median() > 2
+    assert result.slopes[0] == pytest.approx(result.slopes[1], rel=1e-6)
+    assert "better on the test patients of 3 splits" in capsys.readouterr().out
+
+
+def test_learned_weights_tell_wrong_labels_from_right_ones(capsys):
+    result = run(noisy_labels.main, "--steps", "12", "--seed", "1")
+    assert result.auc > 0.9
+    assert result.reweighted > result.noisy + 0.15
+    assert result.reweighted > result.noisy_and_clean + 0.05
+    assert result.reweighted > result.clean
+    assert f"{result.auc:.1%} of pairs" in capsys.readouterr().out
+
+
+def test_adaptation_fits_new_sinusoids(tmp_path, capsys):
+    picture = tmp_path / "curves.png"
+    result = run(sinusoid.main, "--meta-steps", "80", "--test-steps", "50", "--out", str(picture))
+    assert result.after < result.before / 4
+    assert result.after < result.untrained / 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"{result.after:.2f} adapted to ten points" in capsys.readouterr().out

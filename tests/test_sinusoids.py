@@ -1,0 +1,95 @@
+"""Sinusoids: points of one curve a task, amplitude, phase and x as uniform as the literature has them."""
+
+import math
+
+import pytest
+import torch
+
+from metagrad.fewshot import Sinusoids
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def draw(num_tasks, seed=0, **options):
+    return Sinusoids(**{"shots": 6, "queries": 9, **options})(num_tasks, generator=torch.Generator().manual_seed(seed))
+
+
+def curves(tasks):
+    """Fit ``a sin x + b cos x`` to all points of each task: amplitude, phase, largest deviation."""
+    x, y = (torch.cat(pair, 1) for pair in zip(*tasks, strict=True))
+    basis = torch.cat([x.sin(), x.cos()], -1)
+    found = torch.linalg.lstsq(basis, y).solution
+    a, b = found[:, 0, 0], found[:, 1, 0]
+    return torch.hypot(a, b), torch.atan2(-b, a), (basis @ found - y).abs().max()
+
+
+def test_shapes():
+    tasks = draw(3)
+    assert len(tasks) == 3
+    assert tasks.support.x.shape == tasks.support.y.shape == (3, 6, 1)
+    assert tasks.query.x.shape == tasks.query.y.shape == (3, 9, 1)
+    assert tasks.support.x.dtype == torch.float64
+
+
+def test_support_and_query_are_on_one_curve_of_the_family():
+    amplitude, phase, deviation = curves(draw(2000))
+    assert deviation < 1e-8
+    assert amplitude.min() > 0.1 - 1e-8
+    assert amplitude.max() < 5 + 1e-8
+    assert phase.min() > -1e-8
+    assert phase.max() < math.pi + 1e-8
+
+
+def test_amplitude_phase_and_x_are_uniform_and_independent():
+    tasks = draw(20000)
+    amplitude, phase, _ = curves(tasks)
+    units = [
+        (amplitude - 0.1) / 4.9,
+        phase / math.pi,
+        *((points + 5) / 10 for points in (tasks.support.x[:, 0, 0], tasks.query.x[:, 0, 0], tasks.query.x[:, 8, 0])),
+    ]
+    steps = (torch.arange(20000) + 0.5) / 20000
+    for unit in units:
+        # Kolmogorov–Smirnov: beyond this once in a thousand samples that are uniform.
+        assert (unit.sort().values - steps).abs().max() < 1.95 / 20000**0.5
+    correlation = torch.corrcoef(torch.stack(units)) - torch.eye(len(units))
+    assert correlation.abs().max() < 4 / 20000**0.5
+
+
+def test_noise_is_on_every_y_and_leaves_the_tasks_alone():
+    clean, noisy = draw(5000), draw(5000, noise=0.3)
+    for a, b in zip(clean, noisy, strict=True):
+        assert torch.equal(a.x, b.x)
+        error = b.y - a.y
+        assert abs(float(error.mean())) < 4 * 0.3 / error.numel() ** 0.5
+        assert abs(float(error.std()) / 0.3 - 1) < 4 / (2 * error.numel()) ** 0.5
+
+
+def test_the_generator_decides_and_global_randomness_does_not():
+    torch.manual_seed(0)
+    a = draw(4, seed=7, noise=0.1)
+    torch.manual_seed(1)
+    b = draw(4, seed=7, noise=0.1)
+    assert all(torch.equal(p, q) for x, y in zip(a, b, strict=True) for p, q in zip(x, y, strict=True))
+    assert not torch.equal(a.query.y, draw(4, seed=8, noise=0.1).query.y)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"queries": -1}, "queries must be at least 1, got -1"),
+        ({"noise": -0.1}, "noise must be finite"),
+        ({"noise": math.nan}, "noise must be finite"),
+        ({"noise": math.inf}, "noise must be finite"),
+    ],
+)
+def test_impossible_samplers_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Sinusoids(**{"shots": 1, "queries": 1, **options})
