@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_solvers import T, dense_newton, logistic, quadratic
+from torch.nn import functional as F
 
 from metagrad import (
     CG,
@@ -13,9 +14,11 @@ from metagrad import (
     Nesterov,
     NotFiniteError,
     Proximal,
+    Woodbury,
     argmin,
     tree,
 )
+from metagrad.implicit import Problem
 
 
 @pytest.mark.parametrize("make", [quadratic, logistic])
@@ -98,6 +101,20 @@ def test_nan_is_found_where_it_is():
     with pytest.raises(NotFiniteError, match="objective is not finite at the start, first in task 0"):
         argmin(hole, tree.expand(theta, T), theta, data, solver=GradientDescent(lr=0.1, max_steps=2),
                adjoint=Implicit())  # fmt: skip
+
+
+def test_a_sure_softmax_is_not_taken_for_a_loss_that_curves_down():
+    """Its curvature is below rounding, whose sign says nothing: 400 tasks of it, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 40 * torch.randn(400, 5, 5, generator=generator)
+    direction = {"z": 40 * torch.randn(400, 5, 5, generator=generator)}
+    labels = torch.randint(5, (400, 5), generator=generator)
+    theta = {"z": torch.zeros(5, 5)}
+    g = Composed(lambda phi, theta, y: phi["z"], F.cross_entropy, Proximal(0.1))
+    operator = Problem(g, theta, labels).curvature({"z": scores}, "gauss_newton")
+    bent = operator(direction)["z"] - 0.1 * direction["z"]
+    assert ((bent * direction["z"]).sum((1, 2)) < 0).any()  # such rounding occurs
+    assert Woodbury()(operator, direction).residual.max() < 1e-5
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_refused():

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metagrad.fewshot import Conv4, Tasks
+from metagrad.fewshot import Tasks
 from workload import Gradient, Workload
 
 NAME, NEEDS, FORM = "loop over tasks", None, "imaml"
 
 
-def gradient(work: Workload, model: Conv4, theta: Gradient, tasks: Tasks) -> Gradient:
+def gradient(work: Workload, model: nn.Module, theta: Gradient, tasks: Tasks) -> Gradient:
     """Take one task after the other; conjugate gradients from zero, a fixed number of products."""
     start = [leaf.detach() for leaf in theta.values()]
     names = list(theta)

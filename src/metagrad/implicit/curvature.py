@@ -283,7 +283,10 @@ def _require_convex(forward: Tensor, bent: Tensor) -> None:
     if not host.may_look(forward):
         return
     forward, bent = forward.reshape(len(forward), -1), bent.reshape(len(bent), -1)
-    rounding = torch.finfo(forward.dtype).eps ** 0.5 * forward.norm(dim=1) * bent.norm(dim=1)
+    eps, size = torch.finfo(forward.dtype).eps, forward.norm(dim=1)
+    # A softmax that is sure of itself has next to no curvature: what is left of it then is rounding, of either sign,
+    # in proportion to the outputs and not to itself.
+    rounding = eps**0.5 * size * bent.norm(dim=1) + eps * size**2
     if ((forward * bent).sum(1) < -rounding).any():
         raise ValueError("the loss is not convex in the outputs, so Gauss-Newton says nothing: use curvature='hessian'")
 

@@ -102,15 +102,16 @@ def measure(
     for number, (name, lam) in enumerate(panels):
         if report is not None:
             report(number, len(panels))
-        rows += _panel(_double(model, ACTIVATIONS[name], tasks), theta, tasks, name, lam, protocol.steps)
+        network = with_activation(model, ACTIVATIONS[name], tasks.support.x[0], torch.float64)
+        rows += _panel(network, theta, tasks, name, lam, protocol.steps)
     if report is not None:
         report(len(panels), len(panels))
     return rows
 
 
-def _double(model: nn.Module, activation: nn.Module | None, tasks: Tasks) -> nn.Module:
-    """Return a float64 copy of the network, with another activation in place of ReLU."""
-    found = copy.deepcopy(model).double()
+def with_activation(model: nn.Module, activation: nn.Module | None, x: Tensor, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of the network in ``dtype``, with another activation in place of ReLU; ``x`` is some input."""
+    found = copy.deepcopy(model).to(dtype)
     if activation is None:
         return found
     for name, part in list(found.named_modules()):
@@ -119,7 +120,7 @@ def _double(model: nn.Module, activation: nn.Module | None, tasks: Tasks) -> nn.
             setattr(found.get_submodule(home), last, activation)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its norms are ours already
-        return admit(found, tasks.support.x[0].double())
+        return admit(found, x.to(dtype))
 
 
 def _panel(

@@ -125,9 +125,12 @@ class Run:
             )
         try:
             dataset, _ = record["dataset"], record["data_digest"]
-            config = TrainConfig(**record["config"])
-            if dataset not in DATASETS or config.resolved(dataset) != config:
-                raise ValueError("an option is missing or the data set unknown")
+            if dataset not in DATASETS:
+                raise ValueError("the data set is unknown")
+            # Options that are younger than the run have defaults that do what was done before there was a choice.
+            config = TrainConfig(**record["config"]).resolved(dataset)
+            if any(getattr(config, name) != value for name, value in record["config"].items()):
+                raise ValueError("an option has no value")
         except (KeyError, TypeError, ValueError, MetagradError) as error:
             raise MetagradError(f"{folder}/config.json is damaged ({error}): restore it or start anew") from error
         return cls(folder, dataset, config, record)
@@ -233,7 +236,7 @@ class Run:
             _ = facts["step"], facts["metrics_bytes"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
-        if trained_as != self._trained_as():
+        if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
             raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
         return state
 

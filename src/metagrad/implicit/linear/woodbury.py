@@ -105,7 +105,8 @@ def _root_of_output_hessian(parts: GaussNewton, like: Tensor) -> Tensor:
     finite = hessian.isfinite().flatten(1).all(1)[:, None]
     values, vectors = torch.linalg.eigh(torch.where(finite[..., None], (hessian + hessian.mT) / 2, 0.0))
     eps, largest = torch.finfo(like.dtype).eps, values.abs().amax(1, keepdim=True)
-    if host.may_look(values) and (values < -(eps**0.5) * largest).any():
+    # eps: what rounding leaves of a softmax that is sure of itself, as in Gauss-Newton's own check.
+    if host.may_look(values) and (values < -(eps**0.5) * largest - eps).any():
         raise ValueError("the loss is not convex in the outputs: use curvature='hessian'")
     values = torch.where(values > 8 * eps * largest, values, 0.0)  # less than that is B's own rounding
     values = torch.where(finite, values, torch.nan)
