@@ -305,6 +305,7 @@ def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, op
     with new_run(tmp_path / "run", meta_steps=10, **options) as run:
         asked = iter([False] * 4 + [True])
         assert loop.train(run, toy(), stop=lambda: next(asked)).result is None
+    with Run.open(tmp_path / "run") as run:  # as another process would
         outcome = loop.train(run, toy(), resume=True)
     assert outcome.result is not None
     written = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -314,6 +315,18 @@ def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, op
         assert (name in line) == (option in options)
     assert ("delta_prime" in line) == (options.get("method") != "maml" and options.get("linear_solver") != "none"
                                       and options.get("curvature") != "hessian")  # fmt: skip
+
+
+def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
+    with new_run(tmp_path / "run", meta_steps=4) as run:
+        loop.train(run, toy(), stop=lambda: True)
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["inner_solver"], record["config"]["learn_lam"]
+    path.write_text(json.dumps(record))
+    with Run.open(tmp_path / "run") as run:
+        assert (run.config.inner_solver, run.config.learn_lam) == ("gd", "fixed")
+        assert loop.train(run, toy(), resume=True).result is not None
 
 
 @pytest.mark.parametrize(

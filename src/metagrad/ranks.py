@@ -8,6 +8,7 @@ tasks from the same seed and computes its own share of them; what leaves a rank 
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -199,7 +200,8 @@ def _lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][-120:]
+        # "[file:line] What happened. Guesses."
+        reason = re.sub(r"^\[[^\]]*\] *", "", str(error).splitlines()[0]).split(". ")[0][:120]
         raise MetagradError(
             f"another rank is gone ({reason}): see its own message; continue with metagrad train --resume"
         ) from error

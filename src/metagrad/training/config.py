@@ -114,8 +114,9 @@ class TrainConfig:
             if name not in fill and getattr(self, name) is not None:
                 owner = next(method for method, has in _METHOD_DEFAULTS.items() if name in has)
                 raise MetagradError(f"--{name.replace('_', '-')} is for {owner}, not {self.method}: leave it out")
-        if self.inner_solver in ("lbfgs", "hessian-free"):
-            if self.inner_lr is not None and self.linear_solver != "neumann":
+        if self.inner_solver in ("lbfgs", "hessian-free") and self.linear_solver != "neumann":
+            del fill["inner_lr"]
+            if self.inner_lr is not None:
                 raise MetagradError(f"--inner-lr is not for --inner-solver {self.inner_solver}: leave it out")
         elif self.inner_solver in _STEP_SIZES:
             fill["inner_lr"] = _STEP_SIZES[self.inner_solver]

@@ -38,41 +38,44 @@ def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[
 
 def method_of(config: TrainConfig) -> Algorithm:
     """Return the method of a resolved configuration."""
-    assert config.inner_lr is not None
     assert config.inner_steps is not None
     match config.method:
         case "maml":
-            return MAML(
-                inner_lr=config.inner_lr, inner_steps=config.inner_steps, learn_lr=config.learn_inner_lr or "fixed"
-            )
+            lr = _step_size(config)
+            return MAML(inner_lr=lr, inner_steps=config.inner_steps, learn_lr=config.learn_inner_lr or "fixed")
         case "fomaml":
-            return FOMAML(inner_lr=config.inner_lr, inner_steps=config.inner_steps)
+            return FOMAML(inner_lr=_step_size(config), inner_steps=config.inner_steps)
         case "imaml":
             assert config.lam is not None
             return IMAML(
                 lam=config.lam,
                 learn_lam=config.learn_lam or "fixed",
-                solver=_inner_solver(config, config.inner_lr, config.inner_steps),
-                adjoint=_adjoint(config, config.inner_lr),
+                solver=_inner_solver(config, config.inner_steps),
+                adjoint=_adjoint(config),
             )
 
 
-def _inner_solver(config: TrainConfig, lr: float, max_steps: int) -> InnerSolver:
+def _step_size(config: TrainConfig) -> float:
+    assert config.inner_lr is not None
+    return config.inner_lr
+
+
+def _inner_solver(config: TrainConfig, max_steps: int) -> InnerSolver:
     tol = config.inner_tol or 0.0
     match config.inner_solver or "gd":
         case "gd":
-            return GradientDescent(lr=lr, max_steps=max_steps, tol=tol)
+            return GradientDescent(lr=_step_size(config), max_steps=max_steps, tol=tol)
         case "nesterov":
-            return Nesterov(lr=lr, max_steps=max_steps, tol=tol)
+            return Nesterov(lr=_step_size(config), max_steps=max_steps, tol=tol)
         case "adam":
-            return Adam(lr=lr, max_steps=max_steps, tol=tol)
+            return Adam(lr=_step_size(config), max_steps=max_steps, tol=tol)
         case "lbfgs":
             return LBFGS(max_steps=max_steps, tol=tol)
         case "hessian-free":
             return HessianFree(max_steps=max_steps, tol=tol)
 
 
-def _adjoint(config: TrainConfig, lr: float) -> Adjoint:
+def _adjoint(config: TrainConfig) -> Adjoint:
     assert config.cg_steps is not None
     assert config.curvature is not None
     solver: LinearSolver
@@ -85,7 +88,7 @@ def _adjoint(config: TrainConfig, lr: float) -> Adjoint:
             solver = MINRES(max_steps=config.cg_steps)
         case "neumann":
             # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
-            solver = Neumann(terms=config.cg_steps, lr=lr / 4)
+            solver = Neumann(terms=config.cg_steps, lr=_step_size(config) / 4)
         case "woodbury":
             solver = Woodbury()
     return Implicit(linear_solver=solver, curvature=config.curvature)
