@@ -154,4 +154,5 @@ def test_a_scene_is_drawn_as_the_options_say():
     found = inner.scene(parser.parse_args(["--tasks", "3", "--filters", "2", "--lam", "0.5"]), dataset)
     assert (len(found.tasks), found.filters, found.method.lam) == (3, 2, 0.5)
     assert found.tasks.query.y.shape == (3, 75)
-    assert found.cast("softplus", torch.float64).problem().value(found.inner().init).dtype == torch.float64
+    smooth = found.cast("softplus", torch.float64)
+    assert smooth.problem().value(smooth.inner().init).dtype == torch.float64
