@@ -23,8 +23,8 @@ def environment(**extra):
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
 
 
-def torchrun(ranks, *words, options=(), **popen):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *options]
+def torchrun(ranks, *words, options=("--standalone",), **popen):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *options]
     return subprocess.Popen(
         [*command, "-m", "metagrad", *words],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen,
@@ -193,7 +193,7 @@ def test_ranks_meet_again_in_a_store_that_has_been_used():
 
 def test_torchruns_restart_continues_the_run(tmp_path):
     words = ["train", "glyphs", *SMALL, "--meta-steps", "80", "--val-every", "40", "--checkpoint-seconds", "0.2"]
-    process = torchrun(2, *words, options=["--max-restarts", "3"], cwd=tmp_path)
+    process = torchrun(2, *words, options=["--standalone", "--max-restarts", "3"], cwd=tmp_path)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/config.json")):
         assert time.monotonic() < until
@@ -209,3 +209,21 @@ def test_torchruns_restart_continues_the_run(tmp_path):
     ]
     assert steps == list(range(10, 81, 10))
     assert len(list(tmp_path.glob("runs/*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_rank_lost_on_one_of_two_nodes_restarts_both(tmp_path):
+    """Two agents of torchrun on this machine stand for two machines."""
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "80", "--val-every", "40", "--checkpoint-seconds", "0.2",
+             "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    meet = ["--nnodes", "2", "--max-restarts", "3", "--rdzv-id", "pair", "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", f"localhost:{free_port()}", "--local-addr", "localhost"]  # fmt: skip
+    nodes = [torchrun(2, *words, options=meet, cwd=tmp_path) for _ in range(2)]
+    begun(tmp_path / "run", lines=2)
+    children = subprocess.run(["pgrep", "-P", str(nodes[1].pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[0]), signal.SIGKILL)
+    for node in nodes:
+        finished(node)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["meta_steps"] == 80
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(10, 81, 10))
