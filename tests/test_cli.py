@@ -10,6 +10,7 @@ import pytest
 from test_training import toy
 
 from metagrad import data
+from metagrad.cli.check import describe
 from metagrad.cli.main import main
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
@@ -118,6 +119,10 @@ def test_check_says_how_good_the_gradient_is_and_why(small, capsys, method):
     line = json.loads((small / "r" / "checks.jsonl").read_text())
     assert line["command"][:2] == ["metagrad", "check"]
     assert line["error"] > 0
+    if method == "imaml":
+        assert line["inner_lr"] == 0.4
+        assert "back and forth" not in describe({**line, "stable_inner_lr": 0.5})[-1]
+        assert any("about 0.3" in text for text in describe({**line, "stable_inner_lr": 0.3}))
     for bad, word in ((["check", "nowhere"], "nowhere"), (["check", "r", "--tasks", "0"], "--tasks")):
         assert main(bad) == 2
         assert word in capsys.readouterr().err

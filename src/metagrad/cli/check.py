@@ -69,6 +69,12 @@ def describe(found: dict[str, Any]) -> list[str]:
             f"  {found['linear']:.2g} from the linear system, left at residual {found['residual']:.2g}",
             f"  {found['curvature']:.2g} from taking {found['matrix']} as the curvature",
         ]
+    stable = found.get("stable_inner_lr")
+    if stable is not None and found["inner_lr"] > stable:
+        lines.append(
+            f"  the inner step size {found['inner_lr']:g} is beyond the largest stable one where the steps end, about "
+            f"{stable:.2g}: they go back and forth; lower --inner-lr, or --inner-solver hessian-free finds its own"
+        )
     if found.get("reference_grad_norm", 0.0) > 1e-6:
         lines.append(
             f"  the accurate one's own inner gradient norm is {found['reference_grad_norm']:.2g}: with ReLU it does "

@@ -11,7 +11,17 @@ from torch.nn import functional as F
 
 from metagrad.data import Dataset
 from metagrad.fewshot import IMAML, Algorithm, Tasks
-from metagrad.implicit import Implicit, Solution, Unroll, argmin, check_meta_gradient
+from metagrad.implicit import (
+    GradientDescent,
+    Implicit,
+    Nesterov,
+    Problem,
+    Solution,
+    Unroll,
+    argmin,
+    check_meta_gradient,
+)
+from metagrad.implicit.linear import largest_curvature
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import build, choose_device, samplers
 from metagrad.tree import Params
@@ -92,6 +102,14 @@ def _implicit(
         "reference_min_curvature": float(found.reference_min_curvature.min()),
         "matrix": inner.adjoint.curvature if isinstance(inner.adjoint, Implicit) else None,
     }
+    searched = isinstance(inner.solver, GradientDescent) and inner.solver.line_search
+    if isinstance(inner.solver, GradientDescent | Nesterov) and not callable(inner.solver.lr) and not searched:
+        problem = Problem(inner.objective, theta, inner.data).detached()
+        with torch.no_grad():
+            phi = inner.solver(problem, inner.init).value
+        steepest = float(largest_curvature(problem.curvature(phi, "hessian"), phi).max())
+        factor = 2 if isinstance(inner.solver, GradientDescent) else 1
+        numbers |= {"inner_lr": inner.solver.lr, "stable_inner_lr": factor / steepest if steepest > 0 else None}
     return numbers
 
 
