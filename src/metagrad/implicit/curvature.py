@@ -212,6 +212,9 @@ def hessian(problem: Problem, phi: Params) -> Linearisation:
 def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     """Linearise with ``JᵀBJ + Λ``.
 
+    For cross-entropy of a softmax and for squared errors, JᵀBJ is the Fisher matrix too, so that has no name of its own
+    here. (The "empirical" Fisher matrix, of gradients at the labels, vanishes where a task is fitted.)
+
     ``Jᵀ w`` is a graph at ``w = 0``: it gives ``Jᵀ w`` for any w, and its own transpose is J. Both graphs are kept, so
     a product evaluates nothing anew. Forward mode would repeat the forward pass each time.
     """
