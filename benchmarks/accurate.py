@@ -37,8 +37,8 @@ from workload import Gradient, Workload, gap, rounds, taken
 
 ERROR = 1e-2
 LOOP = "loop: descent + CG"
-STEPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-PRODUCTS = (2, 3, 4, 6, 8, 12, 16, 24)
+STEPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+PRODUCTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Found:
 
 def field() -> dict[str, dict[str, Any]]:
     """Return metagrad's inner solvers with the settings they enter with; descent's are the loop's too."""
-    rates = (0.03, 0.05, 0.07)
+    rates = (0.05, 0.07, 0.1)
     one: dict[str, Any] = {"max_steps": 1}  # set anew when it is used
     return {
         "descent + CG": {f"lr {lr}": GradientDescent(lr=lr, **one) for lr in rates},
@@ -116,21 +116,31 @@ def wanted(at: Scene) -> Gradient:
 
 
 def accurate(at: Scene, target: Gradient, setting: str, solver: Any) -> Iterator[Found]:
-    """Yield pairs of inner steps and products that are accurate enough, the products as few as may be."""
-    most = len(PRODUCTS) - 1
-    for steps in STEPS:
-        now = replace(solver, max_steps=steps)
+    """Yield pairs that are accurate enough: the fewest inner steps there can be, then more with fewer products."""
 
-        def error(products: int, now: Any = now) -> float:
-            # A CG that goes on over negative curvature, as the loop's does.
-            return gap(ours(at, now, CG(max_steps=products, on_negative="continue")), target)
+    def made(steps: int, products: int) -> Callable[[], Gradient]:
+        # A CG that goes on over negative curvature, as the loop's does.
+        linear = CG(max_steps=products, on_negative="continue")
+        return partial(ours, at, replace(solver, max_steps=steps), linear)
 
-        while most >= 0 and error(PRODUCTS[most]) <= ERROR:
-            most -= 1  # more inner steps never ask for more products
-        if most < len(PRODUCTS) - 1:
-            products = PRODUCTS[most + 1]
-            linear = CG(max_steps=products, on_negative="continue")
-            yield Found(setting, steps, products, error(products), partial(ours, at, now, linear))
+    def within(steps: int, products: int) -> bool:
+        return gap(made(steps, products)(), target) <= ERROR
+
+    first = _first(STEPS, lambda steps: within(steps, PRODUCTS[-1]))
+    for steps in STEPS[first : first + 3]:
+        place = _first(PRODUCTS, partial(within, steps))
+        if place < len(PRODUCTS):
+            call = made(steps, PRODUCTS[place])
+            yield Found(setting, steps, PRODUCTS[place], gap(call(), target), call)
+
+
+def _first(numbers: tuple[int, ...], reached: Callable[[int], bool]) -> int:
+    """Return the place of the first number that is enough, by bisection; their count if none is."""
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(numbers[middle]) else (middle + 1, high)
+    return low
 
 
 def quickest(found: list[Found]) -> Found:
