@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from metagrad.implicit import Unroll as Unroll
     from metagrad.implicit import Woodbury as Woodbury
     from metagrad.implicit import argmin as argmin
+    from metagrad.implicit import attach as attach
     from metagrad.implicit import check_meta_gradient as check_meta_gradient
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _HOMES = {
             "Unroll",
             "Woodbury",
             "argmin",
+            "attach",
             "check_meta_gradient",
         ),
         "metagrad.implicit",

@@ -4,8 +4,8 @@ from metagrad.implicit.adjoints import (
     Adjoint,
     FirstOrder,
     Implicit,
-    Unroll,
     argmin,
+    attach,
 )
 from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
 from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
@@ -34,6 +34,7 @@ from metagrad.implicit.solvers import (
     Solution,
     TorchOptimizer,
 )
+from metagrad.implicit.unroll import Unroll
 
 __all__ = [
     "CG",
@@ -66,6 +67,7 @@ __all__ = [
     "Unroll",
     "Woodbury",
     "argmin",
+    "attach",
     "check_meta_gradient",
     "curvature_range",
     "largest_curvature",

@@ -1,4 +1,4 @@
-"""How the solution is differentiated: implicitly, through the solver's steps, or to first order."""
+"""How the solution is differentiated: implicitly, or to first order; through the steps, see ``unroll``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metagrad.implicit.diagnose import require_finite
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
 from metagrad.implicit.objective import Objective, check_objective
 from metagrad.implicit.problem import Problem
+from metagrad.implicit.run import measured, solve_detached
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
 
@@ -90,24 +91,47 @@ def argmin(
     return solution
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unroll:
-    """Differentiate through every step of the solver (MAML). Memory grows with the number of steps.
+def attach(phi: Params, objective: Objective, theta: Params, data: Any, *, adjoint: Implicit) -> Solution:
+    """Make an inner solution that was found elsewhere differentiable: by a loop of one's own, or another library.
 
-    The gradient reaches ``init``, ``theta`` and ``data``.
+    Parameters
+    ----------
+    phi:
+        where ``g`` is (close to) smallest; every tensor has a leading task axis of length T. No gradient flows into it:
+        a solution does not depend on how it was found.
+    objective, theta, data:
+        what phi solves, as for :func:`argmin`. It must be the whole of it: phi found on minibatches solves the
+        objective on all of the data only as far as ``grad_norm`` says.
+    adjoint:
+        :class:`Implicit`; the other adjoints need to have seen the steps.
+
+    Returns
+    -------
+    Solution
+        as of :func:`argmin`: ``value`` is phi, differentiable in ``theta`` and ``data``; ``steps`` is zero.
+
+    Raises
+    ------
+    TypeError
+        for another adjoint.
+    ValueError, NotFiniteError
+        as :func:`argmin` does.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad import Implicit, attach
+    >>> def ridge(phi, theta, data):
+    ...     return ((phi["w"] - data) ** 2).sum() / 2 + theta["lam"] / 2 * (phi["w"] ** 2).sum()
+    >>> y, lam = torch.ones(3, 2), torch.tensor(1.0, requires_grad=True)
+    >>> found = attach({"w": y / 2}, ridge, {"lam": lam}, y, adjoint=Implicit())
+    >>> found.value["w"].sum().backward()
+    >>> round(lam.grad.item(), 4)  # w = y / (1 + lam)
+    -1.5
     """
-
-    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
-        """Solve with a graph; without one where autograd is switched off (evaluation)."""
-        if not torch.is_grad_enabled():
-            return _measured(problem, _solve_detached(problem, init, solver))
-        # A new node even where init asks for a gradient: init may be theta or data themselves, and the inner gradient
-        # must not flow into those.
-        start = {
-            k: leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()
-        }
-        found = solver(Problem(problem.objective, problem.theta, problem.data, create_graph=True), start)
-        return _measured(problem, _solved(found, init))
+    if not isinstance(adjoint, Implicit):
+        raise TypeError(f"attach goes with Implicit(), which needs the solution alone, not with {adjoint!r}")
+    return argmin(objective, tree.detach(phi), theta, data, solver=lambda problem, init: init, adjoint=adjoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +143,7 @@ class FirstOrder:
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach to ``init``."""
-        solution = _measured(problem, _solve_detached(problem, init, solver))
+        solution = measured(problem, solve_detached(problem, init, solver))
         solution.value = {k: init[k] + (leaf - init[k]).detach() for k, leaf in solution.value.items()}
         return solution
 
@@ -151,9 +175,9 @@ class Implicit:
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach the implicit derivative."""
-        solution = _solve_detached(problem, init, solver)
+        solution = solve_detached(problem, init, solver)
         if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
-            return _measured(problem, solution)
+            return measured(problem, solution)
         solution.value, slope, solution.convexity = self._attach(problem, solution.value, solution._linear)
         solution.grad_norm = tree.norm(slope)
         return solution
@@ -215,36 +239,3 @@ class _Attach(torch.autograd.Function):
             )
         saved = [leaf.detach() for leaf in ctx.saved_tensors]
         return None, None, *([None] * ctx.count), *ctx.pull(list(v), saved[: ctx.count], saved[ctx.count :])
-
-
-def _measured(problem: Problem, solution: Solution) -> Solution:
-    """Fill in how far from a solution the steps ended, if the solver did not say: it costs one more gradient."""
-    if not len(solution.grad_norm):
-        phi = tree.detach(solution.value)
-        solution.grad_norm = tree.norm(problem.detached().grad(phi))
-    return solution
-
-
-def _solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
-    with torch.no_grad():
-        return _solved(solver(problem.detached(), tree.detach(init)), init)
-
-
-def _solved(found: Solution | Params, init: Params) -> Solution:
-    """Take what a solver returned; a user's own may return phi alone.
-
-    Raises
-    ------
-    TypeError, ValueError
-        if it is not phi.
-    """
-    tasks = tree.num_tasks(init)
-    solution = found if isinstance(found, Solution) else Solution(found, torch.zeros(tasks, dtype=torch.int64))
-    if not isinstance(solution.value, dict):
-        raise TypeError(f"an inner solver returns a Solution or phi, got {type(found).__name__}")
-    shapes, expected = ({name: leaf.shape for name, leaf in part.items()} for part in (solution.value, init))
-    if shapes != expected:
-        raise ValueError(f"the inner solver returned phi of shapes {shapes}, begun from {expected}")
-    if list(shapes) != list(expected):
-        solution.value = {name: solution.value[name] for name in init}
-    return solution

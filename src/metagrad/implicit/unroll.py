@@ -1,0 +1,149 @@
+"""Differentiating through a solver's steps: all of them, the last ones, or all with few kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metagrad import tree
+from metagrad.implicit.problem import Problem
+from metagrad.implicit.run import measured, solve_detached, solved
+from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unroll:
+    """Differentiate through the solver's steps (MAML). Memory grows with the number of steps that are gone through.
+
+    The gradient reaches ``init``, ``theta`` and ``data``.
+
+    Parameters
+    ----------
+    truncate:
+        go through the last so many steps only (Shaban et al. 2019), through those before as if their gradients were
+        constants; 0 is first-order MAML. ``None``: all steps.
+    checkpoint:
+        keep the iterates of every so-manieth step only and take the steps between again when they are differentiated
+        (Chen et al. 2016): the root of the number of steps takes the least memory, for about one more pass over them.
+        With :class:`~metagrad.GradientDescent` without momentum, line search and ``tol``, whose steps need nothing but
+        phi. ``None``: keep all.
+
+    Raises
+    ------
+    ValueError
+        for a number below 0 (``truncate``) or 1 (``checkpoint``), both together, or a solver that they do not go with.
+    """
+
+    truncate: int | None = None
+    checkpoint: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("truncate", 0), ("checkpoint", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.truncate is not None and self.checkpoint is not None:
+            raise ValueError("truncate and checkpoint do not go together: what is cut needs no keeping")
+
+    def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+        """Solve with a graph; without one where autograd is switched off (evaluation)."""
+        if not torch.is_grad_enabled():
+            return measured(problem, solve_detached(problem, init, solver))
+        # A new node even where init asks for a gradient: init may be theta or data themselves, and the inner gradient
+        # must not flow into those.
+        start = {
+            k: leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for k, leaf in init.items()
+        }
+        recorded = Problem(problem.objective, problem.theta, problem.data, create_graph=True)
+        if self.truncate is not None:
+            found = _truncated(recorded, start, solver, self.truncate)
+        elif self.checkpoint is not None:
+            found = _checkpointed(recorded, start, solver, self.checkpoint)
+        else:
+            found = solved(solver(recorded, start), init)
+        return measured(problem, found)
+
+
+@dataclass(frozen=True)
+class _Cut(Problem):
+    """A problem whose first gradients are constants."""
+
+    left: list[int] = field(default_factory=list)
+
+    def grad(self, phi: Params) -> Params:
+        if self.left[0] == 0:
+            return super().grad(phi)
+        self.left[0] -= 1
+        return self.detached().grad(tree.detach(phi))
+
+
+def _truncated(problem: Problem, start: Params, solver: Any, last: int) -> Solution:
+    """Solve with the last steps recorded.
+
+    Descent adds steps up, so that a gradient that is a constant leaves ``init + (phi − init).detach()``.
+    """
+    steps = getattr(solver, "max_steps", None)
+    if steps is None or getattr(solver, "tol", None) or callable(getattr(solver, "lr", None)):
+        raise ValueError(
+            "truncate needs to know how many steps there will be, of which size: a solver with max_steps, "
+            f"tol=0 and a fixed lr, not {solver!r}"
+        )
+    cut = _Cut(problem.objective, problem.theta, problem.data, create_graph=True, left=[max(0, steps - last)])
+    return solved(solver(cut, start), start)
+
+
+def _checkpointed(problem: Problem, start: Params, solver: Any, every: int) -> Solution:
+    """Solve segment by segment; each is solved again when it is differentiated."""
+    if not isinstance(solver, GradientDescent) or solver.momentum or solver.line_search or solver.tol:
+        raise ValueError(
+            "checkpoint goes with GradientDescent without momentum, line search and tol, whose steps need nothing but "
+            f"phi, not {solver!r}"
+        )
+    leaves, spec = pytree.tree_flatten((problem.theta, problem.data))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    names, phi = list(start), list(start.values())
+
+    def segment(steps: int) -> Callable[..., tuple[Tensor, ...]]:
+        part = replace(solver, max_steps=steps)
+
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(given[len(names) :])
+            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            theta, data = pytree.tree_unflatten(filled, spec)
+            here = Problem(problem.objective, theta, data, create_graph=torch.is_grad_enabled())
+            return tuple(part(here, dict(zip(names, given, strict=False))).value.values())
+
+        return run
+
+    for first in range(0, solver.max_steps, every):
+        phi = list(_Segment.apply(segment(min(every, solver.max_steps - first)), *phi, *tensors))
+    taken = torch.full((tree.num_tasks(start),), solver.max_steps, device=phi[0].device)
+    return Solution(dict(zip(names, phi, strict=True)), taken)
+
+
+class _Segment(torch.autograd.Function):
+    """Some steps that keep where they began, and are taken again by the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], *given: Tensor) -> Any:
+        ctx.run = run
+        ctx.save_for_backward(*given)
+        return run(*given)  # nothing is recorded in here
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("checkpointed steps are differentiated once only: use Unroll() for second derivatives")
+        needed = ctx.needs_input_grad[1:]
+        given = [leaf.detach().requires_grad_(need) for leaf, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            ended = ctx.run(*given)
+        asked = [leaf for leaf, need in zip(given, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(ended, asked, v, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
