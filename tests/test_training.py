@@ -335,6 +335,8 @@ def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
         ({"method": "maml", "inner_solver": "adam"}, "--inner-solver is for imaml, not maml"),
         ({"learn_inner_lr": "scalar"}, "--learn-inner-lr is for maml, not imaml"),
         ({"inner_solver": "lbfgs", "inner_lr": 0.1}, "--inner-lr is not for --inner-solver lbfgs"),
+        ({"linear_solver": "woodbury", "ways": 20, "shots": 10}, "= 4000 here, beyond 1024: use cg"),
+        ({"test_tasks": 1}, "--test-tasks must be 0 or at least 2"),
         ({"inner_tol": -1.0}, "--inner-tol must not be negative"),
         ({"linear_solver": "woodbury", "curvature": "hessian"}, "woodbury needs --curvature gauss_newton"),
     ],

@@ -138,6 +138,14 @@ class TrainConfig:
             raise MetagradError(f"--inner-tol must not be negative, got {self.inner_tol}")
         if self.linear_solver == "woodbury" and self.curvature == "hessian":
             raise MetagradError("--linear-solver woodbury needs --curvature gauss_newton")
+        scores = self.ways**2 * self.shots
+        if self.linear_solver == "woodbury" and scores > _WOODBURY:
+            raise MetagradError(
+                f"--linear-solver woodbury solves systems of ways × shots × ways = {scores} here, beyond {_WOODBURY}: "
+                "use cg"
+            )
+        if self.test_tasks == 1:
+            raise MetagradError("--test-tasks must be 0 or at least 2, for an interval, got 1")
         for name in ("inner_lr", "lam", "outer_lr", "checkpoint_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -146,6 +154,7 @@ class TrainConfig:
             raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
 
 
+_WOODBURY = 1024  # its default max_size
 _STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}
 _LEAST = {
     "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "meta_steps": 1, "seed": 0, "filters": 1, "inner_steps": 1,
