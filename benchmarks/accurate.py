@@ -14,24 +14,22 @@ not count. Shown are the least time and the median, least and largest ratio of t
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from inner import Scene, add_options, scene
+from inner import Scene, add_options, scene, write
 from metagrad import CG, MINRES, Implicit
 from metagrad.cli.allocator import keep_memory
 from metagrad.fewshot import meta_gradient
 from metagrad.implicit import LBFGS, GradientDescent, HessianFree, Nesterov, solve_on
 from metagrad.training.check import query_loss
-from metagrad.training.run import versions
 from peers import one_by_one
 from workload import Gradient, Workload, gap, rounds, taken
 
@@ -212,11 +210,7 @@ def main() -> None:
         raise SystemExit(f"the loop does not come within {ERROR:g} of the gradient with these weights: take others")
     rows = compared(chosen, options.repeats)
     if options.csv:
-        machine = versions()
-        with options.csv.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow([*(part.name for part in fields(Row)), *protocol, *machine])
-            table.writerows([*asdict(row).values(), *protocol.values(), *machine.values()] for row in rows)
+        write(options.csv, rows, protocol)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +18,7 @@ from metagrad.fewshot import IMAML, Conv4, EpisodeSampler, Tasks
 from metagrad.fewshot.algorithms.base import Inner
 from metagrad.implicit import Problem
 from metagrad.recipes.network_error import ACTIVATIONS, with_activation
-from metagrad.training.run import Run
+from metagrad.training.run import Run, versions
 from metagrad.tree import Params
 
 
@@ -26,6 +29,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=16, help="tasks solved at once (16)")
     parser.add_argument("--filters", type=int, default=64, help="of fresh weights (64)")
     parser.add_argument("--lam", type=float, default=2.0, help="pull towards theta (2)")
+
+
+def write(path: Path, rows: Sequence[Any], protocol: Mapping[str, Any]) -> None:
+    """Write rows, dataclasses of one kind, as CSV, each with the protocol, versions and machine."""
+    machine = versions()
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*(part.name for part in fields(rows[0])), *protocol, *machine])
+        table.writerows([*asdict(row).values(), *protocol.values(), *machine.values()] for row in rows)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ descent is stable below 2 / L.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inner import Scene, add_options, scene
+from inner import Scene, add_options, scene, write
 from metagrad import tree
 from metagrad.cli.allocator import keep_memory
 from metagrad.implicit import LBFGS, Adam, GradientDescent, HessianFree, Nesterov, Problem, Solution, TorchOptimizer
 from metagrad.implicit.linear import curvature_range
-from metagrad.training.run import versions
 from metagrad.tree import Params
 from workload import rounds
 
@@ -249,11 +247,7 @@ def main() -> None:
     if "norm" in options.questions:
         rows += to_norm(smooth, options.most_norm, options.repeats)
     if options.csv:
-        machine = versions()
-        with options.csv.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow([*(part.name for part in fields(Row)), *protocol, *machine])
-            table.writerows([*asdict(row).values(), *protocol.values(), *machine.values()] for row in rows)
+        write(options.csv, rows, protocol)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
+from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
 from metagrad.implicit.diagnose import require_finite
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
 from metagrad.implicit.objective import Objective, check_objective
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.run import measured, solve_detached
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
+from metagrad.implicit.ask import measured, solve_detached, solved
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.run import measured, solve_detached, solved
 from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
 from metagrad.tree import Params
 
@@ -29,8 +29,8 @@ class Unroll:
         go through the last so many steps only (Shaban et al. 2019), through those before as if their gradients were
         constants; 0 is first-order MAML. ``None``: all steps.
     checkpoint:
-        keep the iterates of every so-manieth step only and take the steps between again when they are differentiated
-        (Chen et al. 2016): the root of the number of steps takes the least memory, for about one more pass over them.
+        keep one iterate out of so many and take the steps between again when they are differentiated (Chen et al.
+        2016): the root of the number of steps takes the least memory, for about one more pass over them.
         With :class:`~metagrad.GradientDescent` without momentum, line search and ``tol``, whose steps need nothing but
         phi. ``None``: keep all.
 
