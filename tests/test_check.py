@@ -5,6 +5,7 @@ import torch
 from test_solvers import T, conv4, logistic, mlp, quadratic
 
 from metagrad import CG, Composed, FirstOrder, GradientDescent, HessianFree, Implicit, check_meta_gradient, tree
+from metagrad.implicit import Problem, solve_on
 
 
 def outer(phi, theta):
@@ -74,3 +75,15 @@ def test_an_objective_that_mixes_tasks_is_refused():
     with pytest.raises(ValueError, match="mixes tasks"):
         check_meta_gradient(mixed, lambda theta: tree.expand(theta, T), theta, data, outer=outer,
                             solver=GradientDescent(lr=0.1, max_steps=1), adjoint=Implicit())  # fmt: skip
+
+
+def test_the_reference_is_the_best_point_found():
+    """Newton's method goes down in the value; where it goes up in the norm, the former point stays."""
+    g, theta, data = mlp()
+    problem = Problem(g, theta, data).detached()
+    start = tree.expand(theta, T)
+    norm = tree.norm(problem.grad(start))
+    for tol in (1e-3, 1e-8):
+        found = tree.norm(problem.grad(solve_on(problem, start, tol=tol)))
+        assert (found <= norm).all()
+        assert found.max() <= tol

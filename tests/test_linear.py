@@ -107,6 +107,8 @@ def check_report(found, made):
     true = (b - times(made.A, u)).norm(dim=1)
     assert ((found.residual * torch.where(size > 0, size, 1.0) - true).abs() <= rounding + 1e-9 * true).all()
     assert (found.min_curvature >= made.values.amin(1) - 1e-13 * made.values.abs().amax(1)).all()
+    if found.max_curvature is not None:
+        assert (found.max_curvature <= made.values.amax(1) + 1e-13 * made.values.abs().amax(1)).all()
     assert [leaf.shape for leaf in (found.residual, found.steps, found.min_curvature, found.stopped)] == [(tasks,)] * 4
     assert (found.steps.dtype, found.stopped.dtype) == (torch.int64, torch.bool)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from metagrad import CG, Composed, GradientDescent, Implicit, Proximal, Unroll, argmin
+from metagrad import CG, Composed, Dense, FirstOrder, GradientDescent, Implicit, Proximal, Unroll, argmin
 from metagrad.implicit import Problem
 
 SOLVER = GradientDescent(lr=0.1, max_steps=3)
@@ -182,3 +182,57 @@ def test_a_proximal_term_written_out_is_the_one_autograd_would_take(curvature):
         )  # fmt: skip
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_of_phi_that_the_objective_ignores_is_named():
+    """Its curvature is zero: no value of it is the solution, and conjugate gradients would return noise."""
+
+    def half(phi, theta, data):
+        return (phi["a"] - theta["w"]).square().sum() + 0 * data.sum()
+
+    init, theta = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 3)}, {"w": torch.ones(3, requires_grad=True)}
+    data, solver = torch.zeros(2, 1), GradientDescent(lr=0.1, max_steps=2)
+    with pytest.raises(ValueError, match=r"makes no use of phi\['b'\]"):
+        argmin(half, init, theta, data, solver=solver, adjoint=Implicit())
+    argmin(half, init, theta, data, solver=solver, adjoint=FirstOrder())
+
+
+@pytest.mark.parametrize("bad", [2.5, "a", 0, None, True * 0.5])
+def test_steps_are_whole_numbers(bad):
+    with pytest.raises(ValueError, match="max_steps must be a whole number"):
+        GradientDescent(lr=0.1, max_steps=bad)
+
+
+@pytest.mark.parametrize("bad", ["a", 0.0, float("inf"), float("nan"), torch.tensor(0.1)])
+def test_step_sizes_and_strengths_are_numbers_or_functions(bad):
+    with pytest.raises(ValueError, match="lr must be a positive, finite number"):
+        GradientDescent(lr=bad, max_steps=1)
+    with pytest.raises(ValueError, match="lam must be a positive, finite number"):
+        Proximal(bad)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("lam", [0.7, lambda theta: theta["l"].exp()])
+def test_decay_towards_zero_is_the_one_autograd_would_take(curvature, lam):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 5, 3, generator=g).double(), torch.randn(2, 5, generator=g).double()
+    found = []
+    for written in (Proximal(lam, towards="zero"), None):
+        theta = {"l": torch.tensor(0.3).double().requires_grad_()}
+        x_now = x.clone().requires_grad_()
+
+        def plain(phi, theta):
+            return (lam(theta) if callable(lam) else lam) / 2 * phi["w"].square().sum()
+
+        ridge = Composed(lambda phi, theta, data: data[0] @ phi["w"],
+                         lambda out, data: (out - data[1]).square().sum() / 2, written or plain)  # fmt: skip
+        solution = argmin(ridge, {"w": torch.zeros(2, 3).double()}, theta, (x_now, y),
+                          solver=GradientDescent(lr=0.05, max_steps=3000, tol=1e-12),
+                          adjoint=Implicit(linear_solver=Dense(), curvature=curvature))  # fmt: skip
+        inputs = [x_now, theta["l"]] if callable(lam) else [x_now]
+        found.append([*torch.autograd.grad(solution.value["w"].square().sum(), inputs), solution.value["w"].detach()])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10)
+    strength = torch.tensor(0.3).double().exp() if callable(lam) else 0.7
+    exact = torch.linalg.solve(x.mT @ x + strength * torch.eye(3).double(), (x.mT @ y[..., None]).squeeze(-1))
+    assert torch.allclose(found[0][-1], exact, rtol=1e-8)

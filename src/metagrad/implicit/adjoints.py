@@ -59,8 +59,8 @@ def argmin(
     Raises
     ------
     ValueError
-        if the task axes differ, the objective is not a scalar, does not depend on phi, or captured a tensor
-        that would silently get no gradient.
+        if the task axes differ, the objective is not a scalar, does not depend on phi (for ``Implicit``: on each
+        tensor of it), or captured a tensor that would silently get no gradient.
     NotFiniteError
         if theta, init, data or the objective at init are not finite.
     DivergedError
@@ -84,7 +84,12 @@ def argmin(
     data = () if data is None else data
     if tree.num_tasks((init, data)) == 0:
         raise ValueError("there are no tasks: the leading axis of init is empty")
-    check_objective(objective, init, theta, data)
+    ignored = check_objective(objective, init, theta, data)
+    if ignored and isinstance(adjoint, Implicit):
+        raise ValueError(
+            f"the objective makes no use of phi[{ignored[0]!r}], so no value of it is the solution: leave it out of "
+            "phi, or pull it to somewhere (Proximal)"
+        )
     problem = Problem(objective, theta, data)
     solution = adjoint(problem, init, solver)
     require_finite(problem, init, solver, solution)
@@ -164,10 +169,14 @@ class Implicit:
     curvature:
         ``"hessian"``, exact but often indefinite on networks; or ``"gauss_newton"``, positive semi-definite, for
         objectives that show their structure (:class:`~metagrad.Composed`).
+    x0:
+        where the linear solve starts, task-batched; ``None``: zero. Near u already, as from the step before on the same
+        tasks, fewer products do.
     """
 
     linear_solver: LinearSolver = field(default_factory=CG)
     curvature: Curvature = "hessian"
+    x0: Params | None = None
 
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):
@@ -208,7 +217,7 @@ class Implicit:
         def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
             """Solve and pull back, at the tensors that autograd has kept."""
             linearised, asked = ready.pop() if ready else linearise(dict(zip(phi, phi_now, strict=True)), tensors_now)
-            solved = self.linear_solver(linearised.operator, dict(zip(phi, v, strict=True)))
+            solved = self.linear_solver(linearised.operator, dict(zip(phi, v, strict=True)), x0=self.x0)
             linear.append(solved)
             found = iter(linearised.theta_vjp(solved.value))
             return [next(found) if leaf.requires_grad else None for leaf in asked]

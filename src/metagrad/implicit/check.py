@@ -19,6 +19,7 @@ from metagrad.implicit.solvers import HessianFree, InnerSolver, Solution
 from metagrad.tree import Params
 
 _ROUNDS, _STEPS = 25, 4  # Newton steps of the reference's inner solve: at most rounds times steps
+_IDLE = 4  # rounds in a row without a smaller gradient norm after which the search ends: it goes down in leaps
 _DENSE = 512  # parameters a task up to which the reference solves with the whole matrix
 
 
@@ -73,8 +74,8 @@ def check_meta_gradient(
     """Compare the meta-gradient that ``solver`` and ``adjoint`` give with one at high accuracy.
 
     The accurate one: float64, the inner problem solved on from where ``solver`` ended by Newton's method until the
-    gradient norm is ``tol`` or falls no more, the exact Hessian, the system solved by MINRES to 1e-10 (by the whole
-    matrix up to 512 parameters a task).
+    gradient norm is ``tol`` or falls no more (the least found is taken), the exact Hessian, the system solved by MINRES
+    to 1e-10 (by the whole matrix up to 512 parameters a task).
 
     Parameters
     ----------
@@ -150,21 +151,21 @@ def _gradient(
 
 
 def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str], None] = lambda text: None) -> Params:
-    """Go on from phi by Newton's method, until every gradient norm is ``tol`` or falls no more."""
+    """Go on from phi by Newton's method, until every gradient norm is ``tol`` or falls no more; return the least."""
     kind: Curvature = "gauss_newton" if isinstance(problem.objective, Composed) else "hessian"
-    best = tree.norm(problem.grad(phi))
+    newton = HessianFree(max_steps=_STEPS, cg_steps=30, tol=tol, curvature=kind)
+    best, least, idle = phi, tree.norm(problem.grad(phi)), 0
     with torch.no_grad():
         for number in range(1, _ROUNDS + 1):
-            report(f"the exact inner solution, round {number} of at most {_ROUNDS}: gradient norm {best.max():.2g}")
-            if (best <= tol).all():
+            report(f"the exact inner solution, round {number} of at most {_ROUNDS}: gradient norm {least.max():.2g}")
+            if (least <= tol).all() or idle == _IDLE:
                 break
-            newton = HessianFree(max_steps=_STEPS, cg_steps=30, tol=tol, curvature=kind)
             phi = newton(problem, phi).value
             now = tree.norm(problem.grad(phi))
-            if number > 2 and (now > 0.9 * best).all():
-                break
-            best = now
-    return phi
+            idle = 0 if (now < 0.9 * least).any() else idle + 1
+            # The value falls all the time, its gradient with ReLU does not.
+            best, least = tree.where(now < least, phi, best), torch.where(now < least, now, least)
+    return best
 
 
 def _require_separate(problem: Problem, phi: Params) -> None:

@@ -106,10 +106,13 @@ class Linearisation:
 def with_pull(gradient: Params, proximal: Proximal, phi: Params, theta: Params) -> Params:
     """Add the gradient of the proximal term."""
     lam = proximal.lam
-    if not callable(lam):
-        return {name: g.add(phi[name], alpha=lam).sub_(theta[name], alpha=lam) for name, g in gradient.items()}
-    strengths = proximal.at(theta, phi)
-    return {name: torch.addcmul(g, strengths[name], phi[name] - theta[name]) for name, g in gradient.items()}
+    if not callable(lam):  # in place: each is as large as all weights
+        pulled = {name: g.add(phi[name], alpha=lam) for name, g in gradient.items()}
+        if proximal.towards == "theta":
+            pulled = {name: g.sub_(theta[name], alpha=lam) for name, g in pulled.items()}
+        return pulled
+    strengths, off = proximal.at(theta, phi), proximal.offset(phi, theta)
+    return {name: torch.addcmul(g, strengths[name], off[name]) for name, g in gradient.items()}
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
     lam = proximal.at(theta, phi)
     flat_phi, flat_theta = tree.detach(phi), tree.detach(theta)
     known = {name: strength.detach() if isinstance(strength, Tensor) else strength for name, strength in lam.items()}
-    names = {id(theta[name]): name for name in phi}
+    names = {id(theta[name]): name for name in phi} if proximal.towards == "theta" else {}
 
     def add_product(a: Params, v: Params) -> Params:
         # Popped: never two of all weights.
@@ -169,10 +172,8 @@ def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
         ]
         if not callable(proximal.lam):
             return through_theta
-        weights = [
-            -((flat_phi[name] - flat_theta[name]) * u[name]).sum(0).sum_to_size(strength.shape)
-            for name, strength in lam.items()
-        ]
+        off = proximal.offset(flat_phi, flat_theta)
+        weights = [-(off[name] * u[name]).sum(0).sum_to_size(strength.shape) for name, strength in lam.items()]
         through_lam = pull(list(lam.values()), inputs, weights, keep=True)
         return [add_optional(a, b) for a, b in zip(through_theta, through_lam, strict=True)]
 

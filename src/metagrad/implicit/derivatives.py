@@ -19,6 +19,22 @@ def grads(value: Tensor, phi: Params, *, create_graph: bool) -> Params:
     return dict(zip(phi, found, strict=True))
 
 
+def ancestors(value: Tensor) -> set[int]:
+    """Return the ``id`` of every leaf that asks for a gradient and that ``value`` was computed from."""
+    found: set[int] = set()
+    nodes, seen = [value.grad_fn], {value.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        new = {before for before, _ in node.next_functions} - seen
+        seen |= new
+        nodes += new
+    return found
+
+
 def pull(outputs: list[Tensor], inputs: list[Tensor], weights: list[Tensor], *, keep: bool) -> list[Tensor | None]:
     """Vector-Jacobian product through whichever outputs have a graph; ``None`` where nothing depends."""
     live = [(out, weight) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]

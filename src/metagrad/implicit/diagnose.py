@@ -11,7 +11,7 @@ from metagrad.errors import DivergedError, NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.linear import curvature_range
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers import InnerSolver, Solution
+from metagrad.implicit.solvers import InnerSolver, Nesterov, Solution
 from metagrad.tree import Params
 
 
@@ -40,11 +40,12 @@ def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution
     lr = getattr(solver, "lr", None)
     name = f"{type(solver).__name__}(lr={lr:g})" if isinstance(lr, int | float) else type(solver).__name__
     _, largest = curvature_range(problem.curvature(init, "hessian"), init)
-    largest_here = float(largest[task])
+    steepest = float(largest.max())  # of all tasks: they share the step size
     hint = ""
-    if largest_here > 0:
+    if steepest > 0:
+        what, factor = ("its steps are", 1) if isinstance(solver, Nesterov) else ("descent is", 2)
         hint = (
-            f": the curvature at the start reaches {largest_here:.3g} there, and descent is stable for step sizes "
-            f"below {2 / largest_here:.2g}"
+            f": the curvature at the start reaches {steepest:.3g}, and {what} stable for step sizes "
+            f"below {factor / steepest:.2g}"
         )
     raise DivergedError(f"{name} diverged, first in task {task}{hint}")

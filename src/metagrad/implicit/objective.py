@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
-from metagrad.implicit.derivatives import leaves_of
+from metagrad.implicit.derivatives import ancestors, leaves_of
 from metagrad.tree import Hyper, Params
 
 Objective = Callable[[Params, Params, Any], Tensor]
@@ -19,7 +20,7 @@ Objective = Callable[[Params, Params, Any], Tensor]
 
 @dataclass(frozen=True)
 class Proximal:
-    """The regulariser ``½ (phi − theta)ᵀ Λ (phi − theta)``: phi stays near the theta of the same name and shape.
+    """The regulariser ``½ (phi − c)ᵀ Λ (phi − c)``: phi stays near c, the theta of the same name and shape, or zero.
 
     A function of one task like any other, but known: its derivatives are written out, where autograd would pass over
     all weights ten times a step.
@@ -30,18 +31,27 @@ class Proximal:
         Λ: a positive number, or a function of theta that gives a tensor (scalar λ) or one for each name of phi, of
         any shape that broadcasts to it (one λ a tensor, one λ a parameter). A function makes λ learnable: keep it
         positive by construction, as ``lambda theta: theta[".log_lam"].exp()`` does.
+    towards:
+        ``"theta"``; or ``"zero"``, which is weight decay.
     """
 
     lam: Hyper
+    towards: Literal["theta", "zero"] = "theta"
 
     def __post_init__(self) -> None:
-        if not callable(self.lam) and not self.lam > 0:
-            raise ValueError(f"lam must be positive, got {self.lam}")
+        if self.towards not in ("theta", "zero"):
+            raise ValueError(f"towards is 'theta' or 'zero', got {self.towards!r}")
+        if not callable(self.lam) and not (isinstance(self.lam, int | float) and 0 < self.lam < math.inf):
+            raise ValueError(f"lam must be a positive, finite number or a function of theta, got {self.lam!r}")
 
     def __call__(self, phi: Params, theta: Params) -> Tensor:
         """Return the value for one task."""
-        lam = self.at(theta, phi)
-        return torch.stack([(lam[name] * (phi[name] - theta[name]).square()).sum() for name in phi]).sum() / 2
+        lam, off = self.at(theta, phi), self.offset(phi, theta)
+        return torch.stack([(lam[name] * off[name].square()).sum() for name in phi]).sum() / 2
+
+    def offset(self, phi: Params, theta: Params) -> Params:
+        """Return ``phi − c``."""
+        return phi if self.towards == "zero" else {name: leaf - theta[name] for name, leaf in phi.items()}
 
     def at(self, theta: Params, names: Iterable[str]) -> dict[str, Any]:
         """Return lam at ``theta``: for each name a number or a tensor that broadcasts to phi's."""
@@ -112,8 +122,10 @@ class Composed:
         return (self.loss_of_tasks or torch.vmap(self.loss))(outputs, data)
 
 
-def check_objective(objective: Objective, init: Params, theta: Params, data: Any) -> None:
+def check_objective(objective: Objective, init: Params, theta: Params, data: Any) -> list[str]:
     """Evaluate the objective on the first task and refuse what would silently go wrong.
+
+    Return the names of phi that it makes no use of.
 
     Raises
     ------
@@ -137,5 +149,8 @@ def check_objective(objective: Objective, init: Params, theta: Params, data: Any
                 "the objective captured a tensor that requires a gradient and would silently get none: "
                 "pass it in theta (shared by the tasks) or in data (one per task)"
             )
-        if not objective(leaves_of(phi), theta, data).requires_grad:
-            raise ValueError("the objective does not depend on phi: there is nothing to minimise")
+        leaves = leaves_of(phi)
+        used = ancestors(objective(leaves, theta, data))
+    if not used:
+        raise ValueError("the objective does not depend on phi: there is nothing to minimise")
+    return [name for name, leaf in leaves.items() if id(leaf) not in used]

@@ -41,6 +41,9 @@ class LinearSolution:
     history:
         ``(max_steps + 1, T)``, the relative residuals before the first step and after each, as the recursion carries
         them; ``None`` unless a solver was asked for it. A task that has ended repeats its last.
+    max_curvature:
+        ``(T,)``, a lower bound of A's largest eigenvalue: the largest curvature met, near it after a few steps.
+        Descent is stable below 2 over it. ``None`` from solvers that meet none (all but CG and MINRES).
     """
 
     value: Params
@@ -50,6 +53,7 @@ class LinearSolution:
     size: Tensor
     stopped: Tensor
     history: Tensor | None = None
+    max_curvature: Tensor | None = None
 
 
 class LinearSolver(Protocol):

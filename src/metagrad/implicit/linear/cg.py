@@ -78,7 +78,7 @@ class CG:
         u = torch.zeros_like(r) if x0 is None else tree.ravel(x0, b) / unit
         if x0 is not None:
             r -= product(u)
-        rr, steps, min_curvature, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
+        rr, steps, met, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
         del r
         still = steps == 0
         if (shift := operator.shift) is not None and x0 is None and (not host.may_look(still) or still.any()):
@@ -90,16 +90,20 @@ class CG:
             tree.unravel(u.mul_(unit), b),
             relative(rr.sqrt(), size),
             steps,
-            min_curvature,
+            met[0],
             size * unit[:, 0],
             stopped,
             None if history is None else relative(history.sqrt(), size),
+            met[1],
         )
 
     def _descend(
         self, product: Product, inverse: Product | None, u: Tensor, r: Tensor, size: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Improve u and its residual r in place; return r's squared norm, steps, curvature, who stopped, history."""
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor, Tensor | None]:
+        """Improve u and its residual r in place.
+
+        Return r's squared norm, steps, smallest and largest curvature met, who stopped, history.
+        """
         stop_at = (self.tol * size) ** 2
         rr = dot(r, r)
         # z = M⁻¹ r; without a preconditioner it is r itself.
@@ -107,7 +111,7 @@ class CG:
         d, dMd = z.clone(), rz
         active = rr > stop_at
         steps = torch.zeros_like(rr, dtype=torch.int64)
-        min_curvature = torch.full_like(rr, torch.inf)
+        least, most = torch.full_like(rr, torch.inf), torch.full_like(rr, -torch.inf)
         largest = torch.zeros_like(rr)
         rounding = r.shape[1] * torch.finfo(r.dtype).eps
         history = [rr] if self.history else []
@@ -117,7 +121,8 @@ class CG:
             Ad = product(d)
             dAd, dd = dot(d, Ad), dot(d, d)
             met = dAd / dd
-            min_curvature = torch.where(active, torch.minimum(min_curvature, met), min_curvature)
+            least = torch.where(active, torch.minimum(least, met), least)
+            most = torch.where(active, torch.maximum(most, met), most)
             if inverse is not None:
                 met = dAd / dMd  # what is small is told in M, which evens A out
             largest = torch.where(active, torch.maximum(largest, met.abs()), largest)
@@ -143,7 +148,7 @@ class CG:
         history += history[-1:] * (self.max_steps + 1 - len(history))
         # Who neither goes on nor has arrived was stopped.
         stopped = ~active & (rr > stop_at)
-        return rr, steps, min_curvature, stopped, torch.stack(history) if history else None
+        return rr, steps, (least, most), stopped, torch.stack(history) if history else None
 
     def _inverse(self, operator: Operator, b: Params) -> Product | None:
         """Return ``r -> M⁻¹ r`` on ``(T, P)``; ``None`` without a preconditioner."""

@@ -63,7 +63,7 @@ class MINRES:
             r -= product(start)
         lanczos = Lanczos(product, r)
         u, steps, at_best = self._descend(lanczos, size)
-        min_curvature = lanczos.ritz()[0]
+        min_curvature, max_curvature = lanczos.ritz()
         del r, lanczos
         if start is not None:
             u += start
@@ -78,6 +78,7 @@ class MINRES:
             min_curvature,
             size * unit[:, 0],
             torch.zeros_like(at_best),
+            max_curvature=max_curvature,
         )
 
     def _descend(self, lanczos: Lanczos, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:

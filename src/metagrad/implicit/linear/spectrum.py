@@ -125,8 +125,10 @@ def diverged(operator: Operator, like: Params, lr: float, growth: Tensor) -> Div
         ``(T,)``, by what factor each task's residual or gradient grew.
     """
     worst = int(growth.nan_to_num(torch.inf).argmax())
-    low, high = (float(end[worst]) for end in curvature_range(operator, like))
-    grew = f"lr={lr:g} diverges (the residual of a task grew {float(growth[worst]):.2g} times)"
+    lows, highs = curvature_range(operator, like)
+    low, high = float(lows[worst]), float(highs.max())  # one lr for all tasks: the steepest decides
+    times = f"{float(growth[worst]):.2g} times" if math.isfinite(float(growth[worst])) else "beyond all numbers"
+    grew = f"lr={lr:g} diverges (the residual of a task grew {times})"
     if not (math.isfinite(low) and math.isfinite(high)):
         return DivergedError(f"{grew}: the products with the curvature matrix are not finite")
     if low < -(torch.finfo(growth.dtype).eps ** 0.5) * max(high, -low):

@@ -6,6 +6,7 @@ detached (implicit differentiation) and with a graph (unrolling).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,10 +152,10 @@ def require_options(solver: Any, positive: tuple[str, ...] = (), *, tol: float =
     """
     for name in positive:
         value = getattr(solver, name)
-        if not callable(value) and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        if not callable(value) and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol}")
 
