@@ -142,8 +142,10 @@ class Wrong(Scaled):
         (Counts(), "changes buffer calls"),
         (nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Dropout(0.5)), "several tasks at once"),
         (Wrong(), "wrong under vmap"),
+        (nn.LSTM(6, 3), "must return one tensor .* got tuple"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(24, 3)), r"a row for each of its 4 inputs, got shape \(3,\)"),
     ],
-    ids=["buffer", "dropout", "wrong"],
+    ids=["buffer", "dropout", "wrong", "several", "one row"],
 )
 def test_what_cannot_be_right_is_refused(model, says):
     with pytest.raises(MetagradError, match=says):
@@ -175,3 +177,9 @@ def test_frozen_layers_stay_frozen():
     meta_gradient(IMAML(solver=GradientDescent(lr=0.1, max_steps=2)), model, theta, drawn())
     assert theta["3.weight"].grad.norm() > 0
     assert model[1].weight.grad is None
+
+
+def test_a_network_of_indices_is_admitted():
+    """Whole numbers bear no arithmetic: doubled, an index is beyond the table."""
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
+    assert not is_transductive(admit(model, torch.randint(0, 10, (4, 3))))

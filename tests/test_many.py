@@ -30,6 +30,10 @@ def networks():
             nn.Conv2d(1, 3, 3, padding=1), BatchNorm(3), nn.GELU(), nn.AvgPool2d(2), nn.Conv2d(3, 2, 1, bias=False),
             nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3, bias=False),
         ),
+        "groups": nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(196, 4), nn.GroupNorm(1, 4),
+            nn.Tanh(), nn.Linear(4, 3),
+        ),
         "norm-of-rows": nn.Sequential(nn.Flatten(), nn.Linear(81, 5), BatchNorm(5), nn.ELU(), nn.Linear(5, 3)),
     }  # fmt: skip
 
@@ -77,6 +81,21 @@ def test_a_second_derivative_without_a_graph_is_the_same(case):
         return torch.cat([part.flatten() for part in second])
 
     found, expected = product(many.outputs), product(by_vmap)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_weights_that_tasks_share_give_the_same_without_a_task_axis(case, order):
+    """Also with channels last, as theta has its kernels, and with a weight that only the model has."""
+    model, phi, x = case
+    shared = {name: leaf[0].contiguous() for name, leaf in list(phi.items())[1:]}
+    shared = {name: leaf.contiguous(memory_format=torch.channels_last) if leaf.dim() == 4 else leaf
+              for name, leaf in shared.items()}  # fmt: skip
+
+    def one_for_all(model, weights, x):
+        return by_vmap(model, {name: leaf.expand(TASKS, *leaf.shape) for name, leaf in weights.items()}, x)
+
+    found, expected = (derivatives(way, model, shared, x, order) for way in (many.shared_outputs, one_for_all))
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 

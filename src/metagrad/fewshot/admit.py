@@ -20,9 +20,10 @@ from metagrad.implicit import Composed, Problem
 
 _KNOWN = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten,
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
     norms.BatchNorm, norms.InstanceNorm, norms.LayerNorm, models.Conv4, models.MLP,
+    models.ResNet12, models.Residual,
 )  # fmt: skip
 _MARK = "_metagrad_admitted"
 
@@ -101,7 +102,13 @@ def _replacement(module: nn.Module) -> nn.Module | None:
 def _refuse_changing_buffers(model: nn.Module, x: Tensor) -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad():
-        model(x)
+        outputs = model(x)
+    if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
+        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise MetagradError(
+            f"the model must return one tensor with a row for each of its {len(x)} inputs, got {got}: wrap it in a "
+            "module that does"
+        )
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise MetagradError(
@@ -114,8 +121,10 @@ def _mixes_examples(model: nn.Module, x: Tensor) -> bool:
     """Whether the first example's outputs change when the others do."""
     if len(x) < 2:
         return False
+    # Whole numbers may be indices, which bear no arithmetic.
+    others = x[1:].flip(-1) * 2 if x.is_floating_point() else x[:1].expand_as(x[1:])
     with torch.no_grad():
-        return not torch.allclose(model(x)[0], model(torch.cat([x[:1], x[1:].flip(-1) * 2]))[0], rtol=1e-4, atol=1e-5)
+        return not torch.allclose(model(x)[0], model(torch.cat([x[:1], others]))[0], rtol=1e-4, atol=1e-5)
 
 
 def _compare_products(model: nn.Module, x: Tensor) -> None:

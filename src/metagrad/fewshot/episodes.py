@@ -99,7 +99,7 @@ class EpisodeSampler:
         each = self.shots + self.queries
         chosen = _distinct(len(counts), (num_tasks,), self.ways, generator, device)
         spots = _distinct(self._most, (num_tasks, self.ways), each, generator, device, counts[chosen])
-        first = (counts.cumsum(0) - counts)[chosen]
+        first = self.classes.first[chosen]
         picked = images[first[..., None] + spots]  # (T, ways, each, C, H, W)
         if self.rotations:
             turns = torch.randint(4, (num_tasks, self.ways), generator=generator, device=device)

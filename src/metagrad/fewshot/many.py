@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
+from metagrad import tree
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
 from metagrad.fewshot.norms import BatchNorm
@@ -73,6 +75,30 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     return y
 
 
+def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
+    """Return what :func:`outputs` does for weights that all tasks share, without a task axis; once differentiable.
+
+    ``model`` is a sequence of layers that take the task axis (:func:`layered`). All images go through torch's own
+    convolutions together; only what looks at a whole task, such as batch norm, is told tasks apart.
+    """
+    layers = _layers(model)
+    assert layers is not None
+    tasks = len(x)
+    for layer in layers:
+        module = layer.module
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight, bias = (weights.get(layer.name + key, getattr(module, key)) for key in ("weight", "bias"))
+            if isinstance(module, nn.Linear):
+                x = F.linear(x, weight, bias)
+                continue
+            images = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            x = F.conv2d(images, weight, bias, module.stride, module.padding).unflatten(0, (tasks, -1))
+        else:
+            own = {name: leaf for name, leaf in weights.items() if name.startswith(layer.name)}
+            x = _apply(layer, tree.expand(own, tasks), x)
+    return x
+
+
 def layered(model: nn.Module) -> bool:
     """Whether the model is a sequence of layers that take the task axis themselves."""
     return _layers(model) is not None
@@ -101,6 +127,8 @@ def _known(module: nn.Module) -> bool:
         return module.start_dim == 1 and module.end_dim == -1
     if type(module) is BatchNorm:
         return module.weight is not None
+    if type(module) is nn.GroupNorm:
+        return module.affine
     return type(module) in (nn.Linear, *_ELEMENTWISE, *_PER_IMAGE)
 
 
@@ -147,6 +175,10 @@ def _apply(layer: _Layer, params: Params, x: Tensor) -> Tensor:
         weight = own("weight").mT
         y = torch.bmm(rows, weight) if module.bias is None else torch.baddbmm(own("bias").unsqueeze(1), rows, weight)
         return y.view(*x.shape[:-1], -1)
+    if isinstance(module, nn.GroupNorm):
+        y = F.group_norm(x.flatten(0, 1), module.num_groups, eps=module.eps).unflatten(0, x.shape[:2])
+        weight, bias = (own(key).view(len(x), 1, -1, *[1] * (x.dim() - 3)) for key in ("weight", "bias"))
+        return torch.addcmul(bias, y, weight)
     if isinstance(module, nn.Flatten):
         return x.flatten(2)
     if isinstance(module, _PER_IMAGE):

@@ -47,9 +47,9 @@ class Metrics:
         scalar, mean query loss.
     accuracy, grad_norm, steps:
         ``(T,)``: query accuracy (fraction); norm of the inner gradient where adaptation stopped; steps it took.
-    residual, min_curvature, stopped:
-        ``(T,)``: relative residual of the linear solve; smallest curvature it met; whether it was ended by one that
-        is not positive.
+    residual, min_curvature, max_curvature, stopped:
+        ``(T,)``: relative residual of the linear solve; smallest and largest curvature it met (the latter ``None`` from
+        solvers that meet none); whether it was ended by one that is not positive.
     delta, delta_prime:
         how far the inner solutions, and the products with each task's own query gradient, may be from exact ones
         (:attr:`~metagrad.Solution.delta`).
@@ -63,6 +63,7 @@ class Metrics:
     steps: Tensor
     residual: Tensor | None
     min_curvature: Tensor | None
+    max_curvature: Tensor | None
     stopped: Tensor | None
     delta: Bound | None
     delta_prime: Bound | None
@@ -103,7 +104,7 @@ def meta_gradient(
         part = tasks.part(first, min(first + sizes.tasks, total))
         before = {name: leaf.grad for name, leaf in theta.items()}
         try:
-            parts.append(_part(algorithm, model, theta, part, total, sizes.query))
+            parts.append(part_of_gradient(algorithm, model, theta, part, total, sizes.query))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -118,6 +119,11 @@ def meta_gradient(
             leaf.grad = before[name]
         too_many = too_many or len(part)
         sizes = _halved(sizes, len(part))
+    return joined(parts, sizes)
+
+
+def joined(parts: list[Metrics], sizes: Chunks) -> Metrics:
+    """Put the chunks' metrics together."""
     return Metrics(
         torch.stack([part.loss for part in parts]).sum(),
         torch.cat([part.accuracy for part in parts]),
@@ -125,6 +131,7 @@ def meta_gradient(
         torch.cat([part.steps for part in parts]),
         _joined([part.residual for part in parts]),
         _joined([part.min_curvature for part in parts]),
+        _joined([part.max_curvature for part in parts]),
         _joined([part.stopped for part in parts]),
         _joined_bounds([part.delta for part in parts]),
         _joined_bounds([part.delta_prime for part in parts]),
@@ -132,7 +139,9 @@ def meta_gradient(
     )
 
 
-def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, total: int, query: int) -> Metrics:
+def part_of_gradient(
+    algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, total: int, query: int
+) -> Metrics:
     """Add one chunk's share of the gradient of the mean over ``total`` tasks."""
     meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
     weight = len(part) / total
@@ -150,6 +159,7 @@ def _part(algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, to
         solution.steps,
         None if linear is None else linear.residual,
         None if linear is None else linear.min_curvature,
+        None if linear is None else linear.max_curvature,
         None if linear is None else linear.stopped,
         solution.delta,
         # Of a task's own query gradient; what was solved for is its share of the mean.

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from metagrad.fewshot.norms import BatchNorm
 
 
 class Conv4(nn.Sequential):
-    """Four blocks of [3×3 convolution with stride 2, batch norm, ReLU], then a linear layer.
+    """Four blocks of [3×3 convolution, norm, ReLU], then a linear layer.
 
-    The Omniglot network of the MAML and iMAML papers: 28×28 images, 64 filters. Convolutions have no bias: batch
-    norm would cancel it. Maps images ``(N, C, H, W)`` to scores ``(N, ways)``.
+    With stride 2 the Omniglot network of the MAML and iMAML papers (28×28 images, 64 filters); with 2×2 max-pooling
+    that of the papers on photographs (64 filters for 32×32 images, 32 for 84×84). Convolutions have no bias: batch norm
+    would cancel it. Maps images ``(N, C, H, W)`` to scores ``(N, ways)``.
 
     Parameters
     ----------
@@ -27,6 +30,11 @@ class Conv4(nn.Sequential):
         height and width of the images, in pixels.
     filters:
         width of every block.
+    pooling:
+        convolve with stride 1 and pool, in place of stride 2.
+    norm:
+        ``"batch"``: with the statistics of the batch at hand; ``"group"``: of groups of 8 channels of each image;
+        ``"layer"``: of the whole of each image.
     generator:
         source of the random initial weights.
     """
@@ -38,21 +46,72 @@ class Conv4(nn.Sequential):
         channels: int = 1,
         image_size: int = 28,
         filters: int = 64,
+        pooling: bool = False,
+        norm: Literal["batch", "group", "layer"] = "batch",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         side = image_size
         for inputs in (channels, filters, filters, filters):
+            stride = 1 if pooling else 2
             blocks += [
-                nn.Conv2d(inputs, filters, 3, stride=2, padding=1, bias=False),
-                BatchNorm(filters),
+                nn.Conv2d(inputs, filters, 3, stride=stride, padding=1, bias=False),
+                _norm(norm, filters),
                 nn.ReLU(),
             ]
-            side = math.ceil(side / 2)
+            blocks += [nn.MaxPool2d(2)] if pooling else []
+            side = side // 2 if pooling else math.ceil(side / 2)
+        if side == 0:
+            raise ValueError(f"images of {image_size} pixels are too small to be pooled four times: 16 are needed")
         self.body = nn.Sequential(*blocks, nn.Flatten())
         self.head = nn.Linear(filters * side * side, ways)
         initialise(self, generator)
+
+
+def _norm(kind: Literal["batch", "group", "layer"], channels: int) -> nn.Module:
+    if kind == "batch":
+        return BatchNorm(channels)
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)) if kind == "group" else 1, channels)
+
+
+class ResNet12(nn.Sequential):
+    """Four residual blocks of three 3×3 convolutions with pooling, the mean over positions, then a linear layer.
+
+    Widths are 1, 2, 4 and 8 times ``filters``, activations leaky ReLU of slope 0.1, norms of the batch at hand
+    (Oreshkin et al. 2018; without dropout, which differs from call to call). Maps images ``(N, C, H, W)`` to scores
+    ``(N, ways)``.
+
+    Parameters
+    ----------
+    ways, channels, filters, generator:
+        as in :class:`Conv4`; the published network has 64 filters. Images need 16 pixels a side.
+    """
+
+    def __init__(
+        self, ways: int, *, channels: int = 3, filters: int = 64, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        widths = [channels, *(filters * factor for factor in (1, 2, 4, 8))]
+        self.body = nn.Sequential(*(Residual(a, b) for a, b in pairwise(widths)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(widths[-1], ways)
+        initialise(self, generator)
+
+
+class Residual(nn.Module):
+    """Three 3×3 convolutions beside a 1×1 one, then 2×2 max-pooling."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs, outputs):
+            layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), BatchNorm(outputs), nn.LeakyReLU(0.1)]
+        self.path = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return half the height and width."""
+        return F.max_pool2d(F.leaky_relu(self.path(x) + self.shortcut(x), 0.1), 2)
 
 
 class MLP(nn.Sequential):

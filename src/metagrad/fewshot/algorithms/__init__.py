@@ -1,8 +1,27 @@
 """Meta-learning methods, one file a family."""
 
 from metagrad.fewshot.algorithms.base import AdaptsWeights, Algorithm, MetaLoss, classification
+from metagrad.fewshot.algorithms.heads import ANIL, BOIL, ITDBiO, MemoryReduced
 from metagrad.fewshot.algorithms.imaml import IMAML
 from metagrad.fewshot.algorithms.learned import summary
-from metagrad.fewshot.algorithms.maml import FOMAML, MAML
+from metagrad.fewshot.algorithms.maml import FOMAML, MAML, MetaSGD, Reptile
+from metagrad.fewshot.algorithms.references import R2D2, ProtoNet
 
-__all__ = ["FOMAML", "IMAML", "MAML", "AdaptsWeights", "Algorithm", "MetaLoss", "classification", "summary"]
+__all__ = [
+    "ANIL",
+    "BOIL",
+    "FOMAML",
+    "IMAML",
+    "MAML",
+    "R2D2",
+    "AdaptsWeights",
+    "Algorithm",
+    "ITDBiO",
+    "MemoryReduced",
+    "MetaLoss",
+    "MetaSGD",
+    "ProtoNet",
+    "Reptile",
+    "classification",
+    "summary",
+]

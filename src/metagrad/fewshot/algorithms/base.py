@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import many
 from metagrad.fewshot.admit import require_admitted
+from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
 from metagrad.tree import Hyper, Params
@@ -76,7 +78,10 @@ class Inner(NamedTuple):
 
 
 class AdaptsWeights(ABC):
-    """A method that adapts weights of the network: all but its inner problem is common to them."""
+    """A method that adapts weights of the network: all but its inner problem is common to them.
+
+    What it does not adapt, tasks share: it comes from theta, or, frozen, from the model.
+    """
 
     def init(self, model: nn.Module) -> Params:
         """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model.
@@ -86,16 +91,7 @@ class AdaptsWeights(ABC):
         MetagradError
             if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
         """
-        require_admitted(model)
-        # Kernels with channels last where the network's own convolutions read them so: no copy each time.
-        last = many.layered(model)
-        return {
-            name: leaf.detach()
-            .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
-            .requires_grad_()
-            for name, leaf in model.named_parameters()
-            if leaf.requires_grad
-        }
+        return weights_of_model(model)
 
     @abstractmethod
     def inner(self, model: nn.Module, theta: Params, support: Batch) -> Inner:
@@ -107,36 +103,57 @@ class AdaptsWeights(ABC):
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
-        return many.outputs(model, solution.value, x)
+        return many.outputs(model, whole(solution.value, theta), x)
 
     def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
         """Query loss at the adapted weights; what its backward does is the method."""
-        solution = self.adapt(model, theta, tasks.support)
-        size, total = query_chunk or len(tasks), len(tasks)
-        shared = [leaf for leaf in theta.values() if leaf.requires_grad]
-        losses, hits = [], []
-        slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
-        direct: list[Tensor | None] = [None] * len(shared)  # where predict itself looks at theta
-        for first in range(0, total, size):
-            here = slice(first, first + size)
-            phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
-            with torch.enable_grad():
-                outputs = self.predict(model, theta, replace(solution, value=phi), tasks.query.x[here])
-                loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
-            found = torch.autograd.grad(loss, [*phi.values(), *shared], allow_unused=True)
-            for leaf, part in zip(slope.values(), found, strict=False):
-                leaf[here] = 0.0 if part is None else part
-            direct = [
-                old if new is None else new if old is None else old + new
-                for old, new in zip(direct, found[len(phi) :], strict=True)
-            ]
-            losses.append(loss.detach())
-            hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
-        known = [*zip(solution.value.values(), slope.values(), strict=True)]
-        known += [(leaf, part) for leaf, part in zip(shared, direct, strict=True) if part is not None]
-        inputs, slopes = zip(*known, strict=True)
-        loss = _Scored.apply(torch.stack(losses).sum(), len(known), *slopes, *inputs)
-        return MetaLoss(loss, torch.cat(hits), solution)
+        return query_loss(self, model, theta, tasks, query_chunk)
+
+
+def weights_of_model(model: nn.Module) -> Params:
+    """Return a copy of the weights of an admitted model as theta."""
+    require_admitted(model)
+    # Kernels with channels last where the network's own convolutions read them so: no copy each time.
+    last = many.layered(model)
+    return {
+        name: leaf.detach()
+        .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
+        .requires_grad_()
+        for name, leaf in model.named_parameters()
+        if leaf.requires_grad
+    }
+
+
+def query_loss(
+    algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, query_chunk: int | None
+) -> MetaLoss:
+    """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is had at once."""
+    solution = algorithm.adapt(model, theta, tasks.support)
+    size, total = query_chunk or len(tasks), len(tasks)
+    shared = [leaf for leaf in theta.values() if leaf.requires_grad]
+    losses, hits = [], []
+    slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
+    direct: list[Tensor | None] = [None] * len(shared)  # where predict itself looks at theta
+    for first in range(0, total, size):
+        here = slice(first, first + size)
+        phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
+        with torch.enable_grad():
+            outputs = algorithm.predict(model, theta, replace(solution, value=phi), tasks.query.x[here])
+            loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
+        found = torch.autograd.grad(loss, [*phi.values(), *shared], allow_unused=True)
+        for leaf, part in zip(slope.values(), found, strict=False):
+            leaf[here] = 0.0 if part is None else part
+        direct = [
+            old if new is None else new if old is None else old + new
+            for old, new in zip(direct, found[len(phi) :], strict=True)
+        ]
+        losses.append(loss.detach())
+        hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
+    known = [*zip(solution.value.values(), slope.values(), strict=True)]
+    known += [(leaf, part) for leaf, part in zip(shared, direct, strict=True) if part is not None]
+    inputs, slopes = zip(*known, strict=True)
+    loss = _Scored.apply(torch.stack(losses).sum(), len(known), *slopes, *inputs)
+    return MetaLoss(loss, torch.cat(hits), solution)
 
 
 class _Scored(torch.autograd.Function):
@@ -165,13 +182,29 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     """
     return Composed(
         outputs=lambda phi, theta, batch: functional_call(
-            model, phi, (batch.x.x if isinstance(batch.x, many.Prepared) else batch.x,)
+            model, {**weights_of(theta), **phi}, (batch.x.x if isinstance(batch.x, many.Prepared) else batch.x,)
         ),
-        loss=lambda outputs, batch: F.cross_entropy(outputs, batch.y),
+        loss=cross_entropy,
         regulariser=None if lam is None else Proximal(lam),
-        outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, phi, batch.x),
-        loss_of_tasks=lambda outputs, batch: F.cross_entropy(outputs.mT, batch.y, reduction="none").mean(1),
+        outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, whole(phi, theta), batch.x),
+        loss_of_tasks=cross_entropy_of_tasks,
     )
+
+
+def whole(phi: Params, theta: Params) -> Params:
+    """Return all weights of T tasks: each task's own, and those that only theta has, which the tasks share."""
+    tasks = tree.num_tasks(phi)
+    return phi | tree.expand({name: leaf for name, leaf in weights_of(theta).items() if name not in phi}, tasks)
+
+
+def cross_entropy(outputs: Tensor, batch: Any) -> Tensor:
+    """Return one task's mean cross-entropy, nats."""
+    return F.cross_entropy(outputs, batch.y)
+
+
+def cross_entropy_of_tasks(outputs: Tensor, batch: Any) -> Tensor:
+    """Return each task's mean cross-entropy, ``(T,)``."""
+    return F.cross_entropy(outputs.mT, batch.y, reduction="none").mean(1)
 
 
 class PreparedBatch(NamedTuple):
@@ -187,7 +220,7 @@ def prepared(model: nn.Module, support: Batch) -> PreparedBatch:
 
 
 def require_positive(algorithm: Any, *names: str) -> None:
-    """Refuse hyper-parameters that are not positive and finite.
+    """Refuse hyper-parameters that are not positive and finite, counts that are not whole.
 
     Raises
     ------
@@ -196,5 +229,7 @@ def require_positive(algorithm: Any, *names: str) -> None:
     """
     for name in names:
         value = getattr(algorithm, name)
-        if not 0 < value < math.inf:
-            raise MetagradError(f"{name} must be positive and finite, got {value}")
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise MetagradError(f"{name} must be a number, positive and finite, got {value!r}")
+        if name.endswith("_steps") and not isinstance(value, int):
+            raise MetagradError(f"{name} must be a whole number, got {value!r}")

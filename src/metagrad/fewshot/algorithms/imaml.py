@@ -8,8 +8,9 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import Form, entries, hyper, weights_of
+from metagrad.fewshot.algorithms.learned import Form, entries, hyper
 from metagrad.fewshot.episodes import Batch
+from metagrad.fewshot.split import Adapts, adapted
 from metagrad.implicit import Adjoint, GradientDescent, Implicit, InnerSolver
 from metagrad.tree import Params
 
@@ -19,7 +20,7 @@ _IMPLICIT = Implicit(curvature="gauss_newton")
 
 @dataclass(frozen=True, kw_only=True)
 class IMAML(base.AdaptsWeights):
-    """Adapt all weights near theta; take the meta-gradient from the solution alone.
+    """Adapt weights near theta; take the meta-gradient from the solution alone.
 
     Inner problem of a task (equation 3 of the paper): ``L(phi; S) + (lam / 2) ‖phi − theta‖²``. Meta-gradient:
     solve ``(H + lam I) u = ∇L(phi; Q)``, then ``dF/dtheta = lam u``.
@@ -36,6 +37,9 @@ class IMAML(base.AdaptsWeights):
     adjoint:
         how the solution is differentiated. The default is ``Implicit(curvature="gauss_newton")``: the exact Hessian is
         indefinite on ReLU networks at usual ``lam``.
+    adapts:
+        the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
+        and shared by the tasks.
 
     Raises
     ------
@@ -47,6 +51,7 @@ class IMAML(base.AdaptsWeights):
     learn_lam: Form = "fixed"
     solver: InnerSolver = _DESCENT
     adjoint: Adjoint = _IMPLICIT
+    adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
         base.require_positive(self, "lam")
@@ -54,13 +59,14 @@ class IMAML(base.AdaptsWeights):
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights, and the logarithm of ``lam`` where it is learned."""
         weights = super().init(model)
-        return weights | entries("lam", self.lam, self.learn_lam, weights)
+        mine = {name: weights[name] for name in adapted(model, self.adapts)}
+        return weights | entries("lam", self.lam, self.learn_lam, mine)
 
     def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
         """Return every task's proximal problem, begun at theta."""
         return base.Inner(
             base.classification(model, hyper("lam", self.lam, self.learn_lam)),
-            tree.expand(weights_of(theta), len(support.x)),
+            tree.expand({name: theta[name] for name in adapted(model, self.adapts)}, len(support.x)),
             theta,
             base.prepared(model, support),
             self.solver,

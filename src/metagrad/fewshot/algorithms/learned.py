@@ -6,10 +6,11 @@ Their names in theta begin with a dot, which no parameter of a network can.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
+from metagrad.errors import MetagradError
 from metagrad.tree import Hyper, Params
 
 # fixed: not learned. Else one number for all weights, one for each tensor, one for each parameter.
@@ -17,7 +18,15 @@ Form = Literal["fixed", "scalar", "tensor", "parameter"]
 
 
 def entries(name: str, value: float, form: Form, weights: Params) -> Params:
-    """Return what theta holds for the hyper-parameter ``name`` that begins at ``value`` everywhere."""
+    """Return what theta holds for the hyper-parameter ``name`` that begins at ``value`` everywhere.
+
+    Raises
+    ------
+    MetagradError
+        for an unknown form.
+    """
+    if form not in get_args(Form):
+        raise MetagradError(f"learn_{name} is one of {', '.join(get_args(Form))}, got {form!r}")
     log = math.log(value)
     like = next(iter(weights.values()))
     if form == "fixed":

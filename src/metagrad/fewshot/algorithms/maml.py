@@ -1,22 +1,24 @@
-"""MAML and its first-order form: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017."""
+"""MAML and its kin: Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning", ICML 2017."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import Form, entries, hyper, weights_of
-from metagrad.fewshot.episodes import Batch
+from metagrad.fewshot.algorithms.learned import Form, entries, hyper
+from metagrad.fewshot.episodes import Batch, Tasks
+from metagrad.fewshot.split import Adapts, adapted
 from metagrad.implicit import FirstOrder, GradientDescent, Unroll
 from metagrad.tree import Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAML(base.AdaptsWeights):
-    """A few gradient steps from theta, differentiated through; memory grows with ``inner_steps``.
+    """A few gradient steps from theta, differentiated through; memory grows with the steps that are kept.
 
     Parameters
     ----------
@@ -26,37 +28,61 @@ class MAML(base.AdaptsWeights):
         ``"fixed"``, or a step size that is learned with the weights and begins at ``inner_lr``: one number
         (``"scalar"``), one for each tensor (``"tensor"``), one for each parameter (``"parameter"``). theta then holds
         its logarithm under names that begin with ``.log_lr``.
+    truncate:
+        differentiate the last so many steps only (truncated MAML); 0 is first-order MAML. ``None``: all.
+    checkpoint:
+        keep one iterate out of so many and take the steps between again in the backward pass: the same gradient, the
+        least memory at the root of ``inner_steps``. ``None``: keep all.
+    adapts:
+        the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
+        and shared by the tasks.
 
     Raises
     ------
     MetagradError
         for a value outside its range.
+    ValueError
+        for ``truncate`` with ``checkpoint``, or with a learned step size.
     """
 
     inner_lr: float = 0.4
     inner_steps: int = 1
     learn_lr: Form = "fixed"
+    truncate: int | None = None
+    checkpoint: int | None = None
+    adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
+        Unroll(truncate=self.truncate, checkpoint=self.checkpoint)  # looks at both
+        if self.truncate is not None and self.learn_lr != "fixed":
+            raise ValueError("a learned step size needs all steps: leave out truncate")
 
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights, and the logarithm of the step size where it is learned."""
         weights = super().init(model)
-        return weights | entries("lr", self.inner_lr, self.learn_lr, weights)
+        mine = {name: weights[name] for name in adapted(model, self.adapts)}
+        return weights | entries("lr", self.inner_lr, self.learn_lr, mine)
 
     def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
         """Return every task's support loss, begun at theta, and steps that are differentiated."""
-        weights = weights_of(theta)
-        # The objective is the plain support loss: the weights enter as the start only, theta holds the step size.
+        mine, shared = parted(model, theta, self.adapts)
         return base.Inner(
             base.classification(model),
-            tree.expand(weights, len(support.x)),
-            {name: leaf for name, leaf in theta.items() if name not in weights},
+            tree.expand(mine, len(support.x)),
+            shared,
             base.prepared(model, support),
             GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps),
-            Unroll(),
+            Unroll(truncate=self.truncate, checkpoint=self.checkpoint),
         )
+
+
+def MetaSGD(*, inner_lr: float = 0.1, inner_steps: int = 1) -> MAML:  # noqa: N802: a method's name
+    """MAML with a learned step size for each parameter: Li, Zhou, Chen and Li, "Meta-SGD", 2017.
+
+    Theirs may turn negative; ours is learned as its logarithm.
+    """
+    return MAML(inner_lr=inner_lr, inner_steps=inner_steps, learn_lr="parameter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +94,61 @@ class FOMAML(base.AdaptsWeights):
 
     inner_lr: float = 0.4
     inner_steps: int = 1
+    adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
+        mine, shared = parted(model, theta, self.adapts)
         return base.Inner(
             base.classification(model),
-            tree.expand(theta, len(support.x)),
-            {},
+            tree.expand(mine, len(support.x)),
+            shared,
             base.prepared(model, support),
             GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
             FirstOrder(),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reptile(base.AdaptsWeights):
+    """Move theta towards the adapted weights: Nichol, Achiam and Schulman, "On First-Order Meta-Learning", 2018.
+
+    The meta-gradient is ``theta − phi``, mean over tasks; query images are scored and not learned from, so
+    train with as many shots as there are images for. Parameters and errors as in :class:`MAML`.
+    """
+
+    inner_lr: float = 0.1
+    inner_steps: int = 5
+
+    def __post_init__(self) -> None:
+        base.require_positive(self, "inner_lr", "inner_steps")
+
+    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+        """Return every task's support loss, begun at theta."""
+        mine, shared = parted(model, theta, "*")
+        solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
+        start, data = tree.expand(mine, len(support.x)), base.prepared(model, support)
+        return base.Inner(base.classification(model), start, shared, data, solver, FirstOrder())
+
+    def meta_loss(
+        self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
+    ) -> base.MetaLoss:
+        """Return the query loss as the value, with ``theta − phi`` as the gradient."""
+        with torch.no_grad():
+            scored = super().meta_loss(model, theta, tasks, query_chunk=query_chunk)
+        phi = tree.detach(scored.solution.value)
+        apart = sum((theta[name] - leaf.mean(0)).square().sum() for name, leaf in phi.items()) / 2
+        assert isinstance(apart, torch.Tensor)
+        return base.MetaLoss(scored.loss + apart - apart.detach(), scored.accuracy, scored.solution)
+
+
+def parted(model: nn.Module, theta: Params, adapts: Adapts) -> tuple[Params, Params]:
+    """Return the weights that tasks begin at, and the rest of theta, which the inner problem may depend on.
+
+    The first enter as the start only.
+    """
+    mine = {name: theta[name] for name in adapted(model, adapts)}
+    return mine, {name: leaf for name, leaf in theta.items() if name not in mine}

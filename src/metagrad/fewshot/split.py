@@ -1,0 +1,166 @@
+"""Which of a network's weights a task adapts, and a network cut in two where those are its last module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metagrad import tree
+from metagrad.errors import MetagradError
+from metagrad.fewshot import many
+from metagrad.tree import Params
+
+# A pattern of parameter names, as a shell reads it ("head.*", "*.bias"), or a module of the network.
+Adapts = str | nn.Module
+_MARK = "_metagrad_head"
+
+
+def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
+    """Return the names of the parameters that ``adapts`` chooses; frozen ones are no choice.
+
+    Raises
+    ------
+    MetagradError
+        if it chooses none.
+    """
+    named = {name: leaf for name, leaf in model.named_parameters() if leaf.requires_grad}
+    if isinstance(adapts, nn.Module):
+        mine = {id(leaf) for leaf in adapts.parameters()}
+        chosen = [name for name, leaf in named.items() if id(leaf) in mine]
+        what = "the module to adapt has no parameter that the model has"
+    else:
+        chosen = [name for name in named if fnmatchcase(name, adapts)]
+        what = f"no parameter of the model is called {adapts!r}"
+    if not chosen:
+        groups = dict.fromkeys(f"{name.rpartition('.')[0]}.*".lstrip(".") for name in named)
+        raise MetagradError(f"{what}; there are {', '.join(groups)}")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Head:
+    """A network's last module; what comes before it is the body, whose outputs are the features.
+
+    Attributes
+    ----------
+    model:
+        the network.
+    path:
+        the module's name in it.
+    """
+
+    model: nn.Module
+    path: str
+
+    @classmethod
+    def of(cls, model: nn.Module, adapts: Adapts) -> Head:
+        """Return the module whose parameters are just those that ``adapts`` chooses.
+
+        Raises
+        ------
+        MetagradError
+            if there is none, or nothing is before it.
+        """
+        chosen = set(adapted(model, adapts))
+        for path, module in model.named_modules():
+            if {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()} == chosen:
+                if not path:
+                    break
+                return cls(model, path)
+        raise MetagradError(
+            "features are computed once for a head that is a module of the model, with something before it; "
+            f"{', '.join(sorted(chosen)[:4])} are not: take features='recomputed'"
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self.model.get_submodule(self.path)
+
+    def outputs(self, phi: Params, features: Tensor) -> Tensor:
+        """Return ``(T, N, ...)`` for features ``(T, N, ...)`` and each task's head, named as in the network."""
+        return many.outputs(self.module, self._own(phi), features)
+
+    def output(self, phi: Params, features: Tensor) -> Tensor:
+        """Return ``(N, ...)`` for the features and the head of one task."""
+        return functional_call(self.module, self._own(phi), (features,))
+
+    def _own(self, phi: Params) -> Params:
+        return {name.removeprefix(f"{self.path}."): leaf for name, leaf in phi.items()}
+
+    def features(self, shared: Params, x: Tensor) -> Tensor:
+        """Return what the body makes of ``(T, N, ...)`` with weights that the tasks share; once differentiable.
+
+        Raises
+        ------
+        MetagradError
+            if the head's outputs are not the network's.
+        """
+        body = _body(self.model, self.path.split("."))
+        if body is not None:
+            return many.shared_outputs(body, shared, x)
+        params = tree.expand(shared, len(x))
+        module = self.module
+        if getattr(module, _MARK, None) != self.path:
+            self._require_last(shared, x[0])
+            setattr(module, _MARK, self.path)
+        return torch.vmap(lambda weights, inputs: self._before(module, weights, inputs))(params, x)
+
+    def _before(self, module: nn.Module, weights: Params, inputs: Tensor) -> Tensor:
+        """Run the network up to the head."""
+
+        def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _ReachedError(args)
+
+        hook = module.register_forward_pre_hook(stop)
+        try:
+            functional_call(self.model, weights, (inputs,))
+        except _ReachedError as reached:
+            if len(reached.inputs) == 1:
+                return reached.inputs[0]
+        finally:
+            hook.remove()
+        raise MetagradError(f"{self.path} is not called with one tensor by the model: take features='recomputed'")
+
+    def _require_last(self, shared: Params, inputs: Tensor) -> None:
+        with torch.no_grad():
+            whole = functional_call(self.model, shared, (inputs,))
+            parts = self.module(self._before(self.module, shared, inputs))
+        if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5):
+            raise MetagradError(
+                f"the outputs of {self.path} are not those of the model, which does something with them: "
+                "take features='recomputed'"
+            )
+
+
+class _ReachedError(Exception):
+    """The head was reached; carries what it was called with."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def _body(module: nn.Module, path: list[str]) -> nn.Sequential | None:
+    """Return the layers before the one at ``path`` as a sequence of the same names, where it is the last of one."""
+    if not path:
+        return nn.Sequential()
+    if type(module).forward is not nn.Sequential.forward or list(module._modules)[-1] != path[0]:
+        return None
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        (name, child) for name, child in list(module._modules.items())[:-1] if child is not None
+    )
+    last = module._modules[path[0]]
+    assert last is not None
+    if path[1:]:
+        rest = _body(last, path[1:])
+        if rest is None:
+            return None
+        layers[path[0]] = rest
+    body = nn.Sequential(layers)
+    return body if many.layered(body) else None
