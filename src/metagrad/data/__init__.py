@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from metagrad.data.classes import Dataset, ImageClasses
 
@@ -12,15 +13,31 @@ Progress = Callable[[int, int, str], None]
 __all__ = ["Dataset", "ImageClasses", "load"]
 
 
-def load(name: str, *, data_dir: Path | None = None, progress: Progress | None = None) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    split: dict[str, Any] | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
     """Load a data set by the name the command line gives it.
 
     Parameters
     ----------
     name:
-        ``"glyphs"`` or ``"omniglot"``.
+        ``"glyphs"``, ``"omniglot"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``, ``"tiered-imagenet"`` or
+        ``"folder"``.
     data_dir:
-        folder with the original files; ``None`` means METAGRAD_DATA, else a download. Glyphs needs none.
+        folder with the original files; ``None`` means METAGRAD_DATA, else a download. Glyphs needs none. For
+        ``"folder"``, the folder or zip of class folders itself.
+    image_size:
+        side of the pictures in pixels, where the data set has none of its own; ``None`` means 84.
+    split:
+        for ``"folder"``: which classes are for what (:func:`metagrad.data.folder.load`).
+    strict:
+        refuse a picture that cannot be read, rather than skip it.
     progress:
         called with (done, total, what) while files are checked, fetched or decoded.
 
@@ -29,6 +46,7 @@ def load(name: str, *, data_dir: Path | None = None, progress: Progress | None =
     MetagradError
         for files that are missing, altered or unreadable.
     """
+    size = image_size or 84
     if name == "glyphs":
         from metagrad.data import glyphs
 
@@ -37,4 +55,18 @@ def load(name: str, *, data_dir: Path | None = None, progress: Progress | None =
         from metagrad.data import omniglot
 
         return omniglot.load(data_dir=data_dir, progress=progress)
+    if name in ("cifar-fs", "fc100"):
+        from metagrad.data import cifar
+
+        return cifar.load(name, data_dir=data_dir, progress=progress)
+    if name in ("mini-imagenet", "tiered-imagenet"):
+        from metagrad.data import imagenet
+
+        return imagenet.load(name, size=size, data_dir=data_dir, strict=strict, progress=progress)
+    if name == "folder":
+        from metagrad.data import folder
+
+        if data_dir is None:
+            raise ValueError("folder needs data_dir")
+        return folder.load(data_dir, size=size, split=split, strict=strict, progress=progress)
     raise ValueError(f"no data set is called {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ class ImageClasses:
         int64, ``(classes,)``; images per class, in the order of ``names``. They sum to ``N``.
     names:
         one name per class, unique.
+    first:
+        int64, ``(classes,)``; where in ``images`` each class begins. Default: one after the other from 0, and nothing
+        else in ``images``; several splits may share one array.
 
     Raises
     ------
@@ -30,18 +33,26 @@ class ImageClasses:
     images: Tensor
     counts: Tensor
     names: tuple[str, ...]
+    first: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
             raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if len(self.names) != len(self.counts) or len(set(self.names)) != len(self.names):
             raise ValueError("names must be unique, one per class")
-        if int(self.counts.sum()) != len(self.images):
-            raise ValueError(f"counts sum to {int(self.counts.sum())}, but there are {len(self.images)} images")
+        if not len(self.first) and len(self.counts):
+            if int(self.counts.sum()) != len(self.images):
+                raise ValueError(f"counts sum to {int(self.counts.sum())}, but there are {len(self.images)} images")
+            object.__setattr__(self, "first", self.counts.cumsum(0) - self.counts)
+        elif len(self.counts) and int((self.first + self.counts).max()) > len(self.images):
+            raise ValueError(f"classes end at image {int((self.first + self.counts).max())} of {len(self.images)}")
 
     def to(self, device: torch.device | str) -> ImageClasses:
-        """Return the same classes with images and counts on ``device``."""
-        return ImageClasses(self.images.to(device), self.counts.to(device), self.names)
+        """Return the same classes on ``device``; elsewhere than here, without images of other classes."""
+        if torch.empty(0, device=device).device == self.images.device:
+            return self
+        spots = [torch.arange(a, a + n) for a, n in zip(self.first.tolist(), self.counts.tolist(), strict=True)]
+        return ImageClasses(self.images[torch.cat(spots)].to(device), self.counts.to(device), self.names)
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Dataset:
         one line saying how a picture became these pixels; recorded with every result.
     digest:
         sha256 (hex) of what the splits were made from; a resumed run must see the same.
+    notes:
+        what a person should know of how it was read: files that were left out.
     """
 
     name: str
@@ -69,6 +82,7 @@ class Dataset:
     rotations: bool
     preprocessing: str
     digest: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         splits = (set(self.train.names), set(self.val.names), set(self.test.names))

@@ -147,7 +147,9 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
     digest.update(found["images"].tobytes())
     return Dataset(
         name="glyphs",
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         rotations=False,  # a Canadian Aboriginal syllabic turned by 90 degrees is another letter
         preprocessing=(
             "DejaVu letters cropped to their ink, scaled to fit, then rotated, sheared, scaled, bent and cut "

@@ -1,0 +1,272 @@
+"""Class folders of pictures, or a zip of them, decoded once into a file that is mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from metagrad.data.archive import Members, fingerprint, open_members
+from metagrad.data.cache import atomic_save, cache_root
+from metagrad.data.mapped import open_rows, read_facts, write_facts, write_rows
+from metagrad.errors import MetagradError
+
+Progress = Callable[[int, int, str], None]
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_RECIPE = 1  # raise it whenever decoding changes
+_MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Decoded pictures, class after class.
+
+    Attributes
+    ----------
+    images:
+        uint8, ``(N, 3, size, size)``, in a file.
+    counts:
+        pictures of each class, named by its folders (``"animals/cat"``), in the order of ``images``.
+    digest:
+        sha256 (hex) of names and contents.
+    skipped:
+        files that are no pictures that can be read, with the reason.
+    twice:
+        files that show the very picture of another one of their class; left out.
+    archives:
+        archives within the folder, which are not opened.
+    """
+
+    images: Tensor
+    counts: dict[str, int]
+    digest: str
+    skipped: dict[str, str] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say in a few lines what was left out."""
+        said = []
+        if self.skipped:
+            name, why = next(iter(self.skipped.items()))
+            said.append(f"skipped {_files(len(self.skipped))} that cannot be read ({name}: {why})")
+        if self.twice:
+            said.append(f"left out {_files(len(self.twice))} that repeat another of their class ({self.twice[0]})")
+        if self.archives:
+            said.append(f"did not open {_files(len(self.archives))} inside ({self.archives[0]}): unpack them first")
+        return tuple(said)
+
+
+def load(
+    source: Path,
+    *,
+    size: int,
+    strict: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    labels: Callable[[str], str | None] | None = None,
+) -> Pictures:
+    """Decode every picture below ``source``, or find it decoded already.
+
+    Parameters
+    ----------
+    source:
+        a folder or a zip file with one folder a class.
+    size:
+        pictures become ``size`` × ``size``: turned upright, transparent parts white, RGB, the largest square in the
+        middle, resized.
+    strict:
+        refuse a file that cannot be read, rather than skip it.
+    cache_dir:
+        where decoded pictures are kept; the system's cache folder by default.
+    labels:
+        the class of a file by its bare name, ``None`` to leave it out; by default the folders it lies in.
+
+    Raises
+    ------
+    MetagradError
+        if there is nothing to decode, an entry would lead out of the folder, or (``strict``) a file cannot be read.
+    """
+    cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
+    seen = fingerprint(source)
+    how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}"
+    which = hashlib.sha256(how.encode()).hexdigest()[:24]
+    facts = read_facts(cache / f"seen-{which}.json")
+    if facts is not None:
+        images = open_rows(cache / f"{facts.get('rows')}.npy")
+        if images is not None and len(images) == sum(facts["counts"].values()):
+            return _refuse(Pictures(images, *(facts[name] for name in _FACTS)), strict, source)
+    with open_members(source) as members:
+        names, archives = _candidates(members, labels)
+        found = _decode_all(members, names, size, strict, cache, progress)
+    found["archives"] = archives
+    write_facts(cache / f"seen-{which}.json", found)
+    images = open_rows(cache / f"{found['rows']}.npy")
+    assert images is not None
+    return _refuse(Pictures(images, *(found[name] for name in _FACTS)), strict, source)
+
+
+_FACTS = ("counts", "digest", "skipped", "twice", "archives")
+
+
+def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+    if strict and pictures.skipped:
+        name, why = next(iter(pictures.skipped.items()))
+        raise MetagradError(
+            f"{source}: {name} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove them, or "
+            "leave out --strict to skip them"
+        )
+    if not pictures.counts:
+        raise MetagradError(
+            f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
+            "files into it"
+        )
+    return pictures
+
+
+def _candidates(members: Members, labels: Callable[[str], str | None] | None) -> tuple[dict[str, str], list[str]]:
+    """Return ``name -> class/file`` of what may be pictures, and the archives among the members."""
+    visible = [
+        name for name in members.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    ]
+    chosen = [name for name in visible if name.lower().endswith(ENDINGS)]
+    if members.source.is_dir():  # names begin with the folder's own
+        own = len(members.source.absolute().name) + 1
+        short = {name: name[own:] for name in chosen}
+    else:
+        top = _common_folder(chosen)
+        short = {name: name[top:] for name in chosen}
+    if labels is not None:
+        given = {name: labels(name.rpartition("/")[2]) for name in chosen}
+        short = {name: f"{label}/{name.rpartition('/')[2]}" for name, label in given.items() if label is not None}
+    archives = [name for name in visible if name.lower().endswith(ARCHIVES)]
+    return {name: rest for name, rest in short.items() if "/" in rest}, archives
+
+
+def _common_folder(names: list[str]) -> int:
+    """Return the length of the folders that all names begin with, so long as class folders are left."""
+    if not names:
+        return 0
+    parts = [name.split("/")[:-1] for name in names]
+    depth = 0
+    while all(len(folders) > depth + 1 for folders in parts) and len({folders[depth] for folders in parts}) == 1:
+        depth += 1
+    return len("/".join(parts[0][:depth])) + (depth > 0)
+
+
+def _decode_all(
+    members: Members, names: dict[str, str], size: int, strict: bool, cache: Path, progress: Progress | None
+) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    skipped: dict[str, str] = {}
+    twice: list[str] = []
+    hashes: set[tuple[str, bytes]] = set()
+    content = hashlib.sha256()
+
+    def rows() -> Iterator[np.ndarray]:
+        done = 0
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+            ordered = sorted(names, key=lambda name: _place(names[name]))
+            for some in (ordered[first : first + 256] for first in range(0, len(ordered), 256)):
+                for name, result in zip(some, pool.map(lambda name: _decode(members, name, size), some), strict=True):
+                    done += 1
+                    if progress is not None and done % 64 == 0:
+                        progress(done, len(names), "decoding pictures")
+                    if isinstance(result, str):
+                        skipped[names[name]] = result
+                        continue
+                    label, print_ = names[name].rpartition("/")[0], hashlib.sha256(result.tobytes()).digest()
+                    if (label, print_) in hashes:
+                        twice.append(names[name])
+                        continue
+                    hashes.add((label, print_))
+                    counts[label] += 1
+                    content.update(label.encode() + b"\0" + print_)
+                    yield result
+        if progress is not None:
+            progress(len(names), len(names), "decoding pictures")
+
+    # Named when its contents are known; until then under a name of its own.
+    made = cache / f"rows-{os.getpid()}-{hashlib.sha256(str(members.source).encode()).hexdigest()[:8]}.npy"
+    try:
+        atomic_save(made, lambda path: _ignore(write_rows(path, rows(), (3, size, size))))
+        stem = f"rows-v{_RECIPE}-{size}-{content.hexdigest()[:24]}"
+        made.replace(cache / f"{stem}.npy")
+    finally:
+        made.unlink(missing_ok=True)
+    digest = content.hexdigest()
+    return {"rows": stem, "counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice}
+
+
+def _place(name: str) -> tuple[str, str]:
+    folder, _, file = name.rpartition("/")
+    return folder, file
+
+
+def _ignore(count: int) -> None:
+    del count
+
+
+def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
+    """Return uint8 ``(3, size, size)``, or why there is none."""
+    try:
+        data = members.read(name)
+    except MetagradError as error:
+        return str(error)
+    if not data:
+        return "it is empty"
+    try:
+        return decode(data, size)
+    except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
+        return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Turn one picture into uint8 ``(3, size, size)``.
+
+    Raises
+    ------
+    ValueError
+        for one of too many pixels; Pillow raises what it likes for one that is damaged.
+    """
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # Only the header has been read so far.
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
+        image.draft("RGB", (2 * size, 2 * size))  # a JPEG may be decoded at a half, a quarter, an eighth
+        return np.ascontiguousarray(np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size)).transpose(2, 0, 1))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        grey = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" or grey.max() > 1 else 1.0
+        return Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'s' * (count != 1)}"
