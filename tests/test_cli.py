@@ -1,5 +1,6 @@
 """The command: one line and exit code 2 for what a person can put right."""
 
+import csv
 import json
 import os
 import signal
@@ -7,11 +8,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from test_pictures import fill
 from test_training import toy
 
 from metagrad import data
 from metagrad.cli.check import describe
 from metagrad.cli.main import main
+from metagrad.fewshot import Batch, Conv4, Tasks
+from metagrad.recipes import memory_compute
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
 
@@ -36,6 +41,16 @@ def complaint(capsys, *words):
         ("train --resume nowhere", "nowhere is not a metagrad run"),
         ("train glyphs --resume nowhere", "leave out glyphs"),
         ("train --resume nowhere --ways 3", "leave out --ways"),
+        ("train --resume nowhere --outer-lr 0.01", "leave out --outer-lr"),
+        ("train folder", "--data-dir PICTURES"),
+        ("train glyphs --split s.json", "--split is for folder"),
+        ("train mini-imagenet", "may not be handed on"),
+        ("data info foo", "no data set is called 'foo'"),
+        ("data verify", "needs a folder"),
+        ("data verify nowhere", "nowhere does not exist"),
+        ("reproduce figure", "there are meta-gradient-error, memory-compute"),
+        ("reproduce meta-gradient-error --run r --kappa 5", "--kappa has no effect with --run"),
+        ("reproduce memory-compute --steps 1 2", "three different numbers"),
         ("train omniglot --data-dir nowhere", "nowhere"),
         ("train glyphs --device warp", "no device 'warp'"),
         ("evaluate nowhere", "nowhere is not a metagrad run"),
@@ -53,7 +68,13 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "evaluate --help", "reproduce --help"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "train --help", "evaluate --help", "data --help", "reproduce --help",
+        "reproduce meta-gradient-error --help", "reproduce memory-compute --help",
+    ],
+)  # fmt: skip
 def test_help_explains_every_option(capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
@@ -160,6 +181,80 @@ def test_an_existing_run_is_not_overwritten(small, capsys):
     assert "30 ways" in complaint(capsys, "train", "omniglot", *SMALL, "--ways", "30", "--run", "other")
     assert not (small / "other").exists()
     assert {path: path.read_bytes() for path in (small / "run").iterdir()} == before
+
+
+def test_own_pictures_from_start_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path / "cache"))
+    fill(tmp_path / "zoo", classes=10, each=4)
+    (tmp_path / "zoo" / "class 0" / "broken.jpg").write_text("")
+    assert main(["data", "verify", "zoo", "--image-size", "16"]) == 1
+    assert "skipped 1 file" in capsys.readouterr().out
+    words = ["train", "folder", "--data-dir", "zoo", "--image-size", "16", "--ways", "2", *SMALL[2:], "--run", "r"]
+    assert main([*words, "--strict"]) == 2
+    assert "broken.jpg cannot be read" in capsys.readouterr().err
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "(zoo test" in said.out, "called by its own name"
+    assert "skipped 1 file" in said.err
+    split = json.loads((tmp_path / "r" / "config.json").read_text())["split"]
+    assert [len(split[which]) for which in ("train", "val", "test")] == [6, 2, 2]
+    assert main(["evaluate", "r", "--tasks", "4"]) == 0, "where the pictures are is remembered"
+    assert main(["check", "r", "--tasks", "2"]) == 0
+    (tmp_path / "zoo").rename(tmp_path / "moved")
+    assert main(["evaluate", "r", "--tasks", "4"]) == 2
+    assert main(["evaluate", "r", "--tasks", "4", "--data-dir", "moved"]) == 0
+    (tmp_path / "moved" / "class 1" / "0.png").unlink()
+    assert main(["train", "--resume", "r", "--data-dir", "moved"]) == 2
+    assert "differ from those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["memory-reduced", "anil", "protonet"])
+def test_check_of_other_methods(small, capsys, method):
+    less = SMALL[:8] + SMALL[10:]  # without --inner-steps
+    options = less if method == "protonet" else SMALL
+    assert main(["train", "omniglot", *options, "--method", method, "--run", "r"]) == 0
+    capsys.readouterr()
+    code = main(["check", "r", "--tasks", "2"])
+    said = capsys.readouterr()
+    assert code == (2 if method == "protonet" else 0)
+    assert {"memory-reduced": "the exact solution", "anil": "same steps unrolled", "protonet": ""}[method] in said.out
+    assert ("nothing to check" in said.err) == (method == "protonet")
+
+
+def test_a_run_is_resumed_on_another_device_if_asked(small, capsys):
+    assert main(["train", "omniglot", *SMALL, "--run", "r"]) == 0
+    record = json.loads((small / "r" / "config.json").read_text())
+    record["config"]["device"] = "cuda:7"
+    (small / "r" / "config.json").write_text(json.dumps(record))
+    assert main(["train", "--resume", "r", "--meta-steps", "40"]) == 2
+    assert main(["train", "--resume", "r", "--meta-steps", "40", "--device", "cpu"]) == 0
+
+
+def test_memory_is_measured_and_drawn(tmp_path, capsys, monkeypatch):
+    def tiny(protocol):
+        def batch(each):
+            return Batch(torch.rand(1, 3 * each, 1, 16, 16), torch.arange(3).repeat(1, each))
+
+        return {"tiny": (Conv4(3, image_size=16, filters=8), Tasks(batch(5), batch(protocol.queries)))}
+
+    monkeypatch.setattr(memory_compute, "networks", tiny)
+    words = ["reproduce", "memory-compute", "--steps", "1", "2", "9", "--queries", "1", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "memory-reduced" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "memory-compute.csv").open()))
+    megabytes = {(row["method"], row["inner_steps"]): float(row["megabytes"]) for row in rows}
+    assert len(megabytes) == 3 * len(memory_compute.methods())
+
+    def growth(method):
+        return megabytes[method, "9"] / megabytes[method, "1"]
+
+    for flat in ("iMAML, descent", "iMAML, Hessian-free", "memory-reduced"):
+        assert growth(flat) <= 1.05, flat
+    assert growth("MAML") > 4
+    assert 1.5 < growth("MAML, checkpoints") < 0.6 * growth("MAML")
+    assert growth("ANIL") < 1.3 < growth("ANIL, recomputed")
+    assert (tmp_path / "memory-compute.png").stat().st_size > 10_000
 
 
 def test_tensorboard(small):

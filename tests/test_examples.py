@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import noisy_labels
 import ridge_strengths
+import sequences
 import sinusoid
 
 
@@ -44,3 +45,10 @@ def test_adaptation_fits_new_sinusoids(tmp_path, capsys):
     assert result.after < result.untrained / 4
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert f"{result.after:.2f} adapted to ten points" in capsys.readouterr().out
+
+
+def test_sources_are_told_apart_by_their_texts(capsys):
+    result = run(sequences.main, "--meta-steps", "60", "--tasks", "4")
+    assert result.after > result.before + 0.2
+    assert result.after > 2 * result.chance
+    assert "new sources, 3 texts each" in capsys.readouterr().out

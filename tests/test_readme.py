@@ -1,18 +1,35 @@
-"""The README's programs run as they stand."""
+"""The programs of the README and of the docs run as they stand."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+
+
+def programs(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return text, re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+README, PROGRAMS = programs("README.md")
 
 
 @pytest.mark.filterwarnings("ignore:replaced 1 \\(BatchNorm2d\\)")
 @pytest.mark.parametrize("program", PROGRAMS, ids=["core", "own-network"])
 def test_program_runs(program, capsys):
     exec(compile(program, "README.md", "exec"), {})
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_page_for_those_who_come_from_elsewhere_runs_in_order(capsys):
+    _, parts = programs("docs/coming-from.md")
+    assert len(parts) == 4
+    names = {}
+    for number, part in enumerate(parts):
+        exec(compile(part, f"docs/coming-from.md, block {number}", "exec"), names)
+    assert names["found"].grad_norm < 0.1
     assert "nan" not in capsys.readouterr().out
 
 

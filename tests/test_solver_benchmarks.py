@@ -60,7 +60,7 @@ def test_least_steps():
 def test_steps_to_the_gap_are_the_first_that_reach_it(scene, monkeypatch):
     monkeypatch.setattr(solvers, "field", few)
     at = scene.cast("softplus", torch.float64)  # where all find one minimum
-    rows = {row.solver: row for row in solvers.to_gap(at, 40, 1)}
+    rows = {row.solver: row for row in solvers.to_gap(at, solvers.field(), 40, 1)}
     assert rows.keys() == few().keys()
     problem, init = at.problem(), at.inner().init
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_steps_to_the_gap_are_the_first_that_reach_it(scene, monkeypatch):
 def test_every_task_comes_to_the_norm(scene, monkeypatch):
     monkeypatch.setattr(solvers, "field", few)
     at = scene.cast("softplus", torch.float64)
-    rows = solvers.to_norm(at, 500, 1)
+    rows = solvers.to_norm(at, solvers.field(), 500, 1)
     assert {row.solver for row in rows} == few().keys()
     assert {row.solver: row.steps for row in rows}["Hessian-free"] < 10
 
@@ -86,7 +86,7 @@ def test_every_task_comes_to_the_norm(scene, monkeypatch):
 def test_relu_with_too_few_steps_says_so(scene, monkeypatch, capsys):
     monkeypatch.setattr(solvers, "field", few)
     with pytest.raises(SystemExit, match="raise --most"):
-        solvers.to_norm(scene.cast("ReLU", torch.float64), 2, 1)
+        solvers.to_norm(scene.cast("ReLU", torch.float64), solvers.field(), 2, 1)
     assert "after 2 steps" in capsys.readouterr().out
     solvers.show_path(scene.cast("ReLU", torch.float32), 0.1)
     assert "stable below" in capsys.readouterr().out

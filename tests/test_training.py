@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.training import loop
-from metagrad.training.config import TrainConfig
+from metagrad.training.config import Method, TrainConfig
 from metagrad.training.measure import measure
 from metagrad.training.run import Run
 
@@ -39,6 +40,11 @@ def config(**options):
     return TrainConfig(**{**small, **options}).resolved("omniglot")
 
 
+def own(method):
+    """Return what of the small options a method has no use for."""
+    return {"inner_steps": None} if method in ("protonet", "r2d2") else {}
+
+
 def new_run(folder, **options):
     return Run.create(folder, "omniglot", config(**options), command=["test"], digest="digest0")
 
@@ -47,9 +53,9 @@ def tensors(folder, name="last"):
     return Run.open(folder).load(name).tensors
 
 
-@pytest.mark.parametrize("method", ["imaml", "maml", "fomaml"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_run_leaves_everything_it_should(tmp_path, method):
-    with new_run(tmp_path / "run", method=method) as run:
+    with new_run(tmp_path / "run", method=method, **own(method)) as run:
         outcome = loop.train(run, toy())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result == outcome.result
@@ -63,14 +69,15 @@ def test_a_run_leaves_everything_it_should(tmp_path, method):
     lines = run.metrics()
     assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
     assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20, 30, 40]
-    assert ("residual" in lines[0]) == (method == "imaml")
+    assert ("residual" in lines[0]) == (method in ("imaml", "memory-reduced", "r2d2"))
 
 
-def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
-    with new_run(tmp_path / "whole") as run:
+@pytest.mark.parametrize("options", [{}, {"method": "memory-reduced", "task_set": 5, "chunk": 2}])
+def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path, options):
+    with new_run(tmp_path / "whole", **options) as run:
         loop.train(run, toy())
     asked = iter(range(1, 100))
-    with new_run(tmp_path / "parts") as run:
+    with new_run(tmp_path / "parts", **options) as run:
         assert loop.train(run, toy(), stop=lambda: next(asked) == 17).result is None
         run.append("metrics.jsonl", {"step": 20, "loss": 0.0})  # as if killed after logging, before saving
     with Run.open(tmp_path / "parts") as run:
@@ -207,7 +214,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         ({"lam": float("nan")}, "--lam must be positive"),
         ({"inner_steps": 0}, "--inner-steps must be at least 1"),
         ({"meta_steps": 0}, "--meta-steps must be at least 1"),
-        ({"method": "maml", "cg_steps": 3}, "--cg-steps is for imaml, not maml"),
+        ({"method": "maml", "cg_steps": 3}, "--cg-steps is for imaml, memory-reduced, not maml"),
+        ({"inner_steps": 1.5}, "--inner-steps must be a whole number"),
+        ({"inner_lr": "a"}, "--inner-lr must be a number"),
+        ({"learn_lam": "foo"}, "--learn-lam is one of fixed, scalar, tensor, parameter, got 'foo'"),
+        ({"method": "itd-bio", "l2": -1.0}, "--l2 must not be negative"),
         ({"outer_lr": float("inf")}, "--outer-lr must be positive"),
     ],
 )
@@ -229,7 +240,18 @@ def test_evaluation_both_ways(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"ways": "five"}, {"method": "foo"}, {"inner_lr": None}, {"val_every": 0}, {"unheard_of": 1}],
+    [
+        {"ways": "five"},
+        {"method": "foo"},
+        {"inner_lr": None},
+        {"val_every": 0},
+        {"unheard_of": 1},
+        {"inner_solver": "foo"},
+        {"linear_solver": "foo"},
+        {"curvature": "foo"},
+        {"network": "foo"},
+        {"outer_lr": "x"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_damaged_configuration_is_named(tmp_path, change):
@@ -286,9 +308,44 @@ def test_a_run_whose_gradient_is_noise_says_so_once(tmp_path, monkeypatch):
     assert "mostly noise" in said[0]
 
 
+def test_inner_steps_that_are_too_long_are_named_once(tmp_path):
+    with new_run(tmp_path / "run", meta_steps=30, inner_lr=50.0) as run, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.train(run, toy())
+    said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
+    assert len(said) == 1
+    assert "inner steps of 50 go back and forth" in said[0]
+    assert run.metrics()[0]["max_curvature"] > 2 / 50
+
+
+def test_checkpoints_can_be_read_by_those_who_may_read_the_run(tmp_path):
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy(), stop=lambda: True)
+    modes = [(tmp_path / "run" / name).stat().st_mode & 0o777 for name in ("last.safetensors", "config.json")]
+    assert modes[0] == modes[1]
+
+
+def test_a_run_goes_on_where_random_numbers_are_others(tmp_path):
+    """As when it began on a GPU, whose generator has another state."""
+    with new_run(tmp_path / "run") as run:
+        loop.train(run, toy(), stop=lambda: True)
+        state = run.load("last")
+        state.tensors["generator"] = torch.zeros(16, dtype=torch.uint8)
+        run.save("last", state)
+        assert loop.train(run, toy(), resume=True).result is not None
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"method": "anil", "features": "recomputed"},
+        {"method": "maml", "keep_every": 2},
+        {"method": "maml", "truncate": 1},
+        {"method": "imaml", "adapts": "head.*"},
+        {"method": "memory-reduced", "inner_solver": "hessian-free", "l2": 0.1},
+        {"network": "mlp", "method": "anil"},
+        {"norm": "group"},
+        {"norm": "layer", "method": "boil"},
         {"inner_solver": "hessian-free"},
         {"inner_solver": "lbfgs"},
         {"inner_solver": "adam"},
@@ -313,8 +370,8 @@ def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, op
     learned = {"learn_lam": "lam_max", "learn_inner_lr": "lr_max"}
     for option, name in learned.items():
         assert (name in line) == (option in options)
-    assert ("delta_prime" in line) == (options.get("method") != "maml" and options.get("linear_solver") != "none"
-                                      and options.get("curvature") != "hessian")  # fmt: skip
+    implicit = options.get("method", "imaml") in ("imaml", "memory-reduced") and options.get("linear_solver") != "none"
+    assert ("delta_prime" in line) == (implicit and options.get("curvature") != "hessian")
 
 
 def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
@@ -332,7 +389,15 @@ def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "maml", "inner_solver": "adam"}, "--inner-solver is for imaml, not maml"),
+        ({"method": "maml", "inner_solver": "adam"}, "--inner-solver is for imaml, memory-reduced, not maml"),
+        ({"method": "protonet", "inner_lr": 0.1}, "--inner-lr is for imaml, maml, .* not protonet"),
+        ({"method": "maml", "truncate": 1, "keep_every": 2}, "--truncate and --keep-every do not go together"),
+        ({"method": "maml", "truncate": 1, "learn_inner_lr": "scalar"}, "leave out --truncate"),
+        ({"linear_solver": "none", "learn_lam": "scalar"}, "--learn-lam has no effect with --linear-solver none"),
+        ({"linear_solver": "woodbury", "cg_steps": 7}, "--cg-steps has no effect with --linear-solver woodbury"),
+        ({"image_size": 84}, "--image-size is for data sets of pictures, not glyphs"),
+        ({"task_set": 10}, "--task-set is for memory-reduced, not imaml"),
+        ({"method": "memory-reduced", "task_set": 9, "linear_solver": "none"}, "leave out --linear-solver none"),
         ({"learn_inner_lr": "scalar"}, "--learn-inner-lr is for maml, not imaml"),
         ({"inner_solver": "lbfgs", "inner_lr": 0.1}, "--inner-lr is not for --inner-solver lbfgs"),
         ({"linear_solver": "woodbury", "ways": 20, "shots": 10}, "= 4000 here, beyond 1024: use cg"),

@@ -33,7 +33,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         # Not tempfile: its files are for their owner alone, and a cache or a run may be shared.
         temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # a library may have put a file of its own there, for its owner alone
         with temporary.open("rb+") as written:  # else a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)

@@ -45,17 +45,17 @@ class Evaluate:
         allocator.keep_memory()
         from rich.progress import Progress
 
-        from metagrad import data
         from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
         from metagrad.ranks import joined
         from metagrad.training.measure import measure
         from metagrad.training.run import Run
+        from metagrad.training.setup import load_data
 
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
             run = Run.open(self.run)
-            dataset = data.load(run.dataset, data_dir=self.data_dir, progress=data_progress(screen))
+            dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
             ranks.require_same({"data": dataset.digest, "--tasks": self.tasks, "--seed": self.seed})
             with Progress(console=screen, disable=not screen.is_terminal or screen.quiet, transient=True) as bar:
                 task = bar.add_task("evaluating", total=self.tasks)

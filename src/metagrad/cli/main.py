@@ -9,14 +9,19 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
 import metagrad
 from metagrad.cli.check import Check
+from metagrad.cli.data import Data
 from metagrad.cli.evaluate import Evaluate
-from metagrad.cli.reproduce import Reproduce
+from metagrad.cli.reproduce import MetaGradientError
+from metagrad.cli.reproduce_convergence import Convergence
+from metagrad.cli.reproduce_heads import MemoryReducedTable
+from metagrad.cli.reproduce_memory import MemoryCompute
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
@@ -24,11 +29,24 @@ DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__ve
 
 Start with:  metagrad train glyphs"""
 
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Compute a published figure anew: the picture (PNG and SVG) and its numbers (CSV)."""
+
+
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "check": Check,
+    "data": Data,
     "reproduce": Reproduce,
+}
+_FIGURES: dict[str, Callable[..., Any]] = {
+    "meta-gradient-error": MetaGradientError,
+    "memory-compute": MemoryCompute,
+    "memory-reduced": MemoryReducedTable,
+    "convergence": Convergence,
 }
 
 
@@ -74,12 +92,18 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Train | Evaluate | Check | Reproduce:
+def _parse(words: list[str]) -> Any:
     """Parse with tyro; its boxed complaint becomes one line."""
     said = io.StringIO()
+    commands = _COMMANDS
+    prog, about, rest = "metagrad", DESCRIPTION, words
+    if words[0] == "reproduce":
+        commands, prog, about, rest = _FIGURES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
+    if not rest[0].startswith("-") and rest[0] not in commands:
+        raise MetagradError(f"{prog} has no {rest[0]!r}: there are {', '.join(commands)}")
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(_COMMANDS, args=words, prog="metagrad", description=DESCRIPTION)
+            return tyro.extras.subcommand_cli_from_dict(commands, args=rest, prog=prog, description=about)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -95,6 +119,7 @@ def _one_line(box: str, words: list[str]) -> str:
             kept.append(text)
         elif kept:  # the rule below the complaint
             break
-    command = f"metagrad {words[0]}" if words and words[0] in _COMMANDS else "metagrad"
+    named = [word for word, known in zip(words, (_COMMANDS, _FIGURES), strict=False) if word in known]
+    command = " ".join(["metagrad", *named])
     said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
     return f"{said}; see {command} --help"

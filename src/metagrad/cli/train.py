@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import signal
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from metagrad.cli import allocator
+from metagrad.cli.interrupt import Interrupt
 from metagrad.errors import MetagradError
-from metagrad.training.config import TrainConfig
+from metagrad.training.config import DATASETS, TrainConfig
 
 # Where the default is None, the help text says what that means.
 _DATASET = tyro.conf.arg(metavar="DATASET", help_behavior_hint="")
@@ -35,15 +36,24 @@ if TYPE_CHECKING:
 class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
-    dataset: Annotated[tyro.conf.Positional[Literal["glyphs", "omniglot"] | None], _DATASET] = None
-    """glyphs (letters of many scripts, nothing to download) or omniglot (handwriting)."""
+    dataset: Annotated[tyro.conf.Positional[Literal[DATASETS] | None], _DATASET] = None  # type: ignore[valid-type]
+    """glyphs (letters of many scripts, nothing to download), omniglot (handwriting), cifar-fs and fc100 (small
+    photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), or folder: pictures of your own, with
+    --data-dir. More: metagrad data list."""
     run: Annotated[Path | None, _RUN] = None
     """New directory for the run. Default: a new one under runs/, named by data set, method and time.
     Under torchrun write --run-dir: torchrun takes --run for its own."""
     resume: Annotated[Path | None, _DIR] = None
-    """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it."""
+    """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it, and --device
+    changed (then the tasks drawn from there on are others)."""
     data_dir: Annotated[Path | None, _DIR] = None
-    """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    """Folder with the data set's original files; for folder, the folder or zip of class folders itself. Default:
+    METAGRAD_DATA, else they are downloaded."""
+    split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """folder: a JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
+    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, drawn once and for all."""
+    strict: bool = False
+    """mini-imagenet, tiered-imagenet, folder: refuse a picture that cannot be read, rather than skip it."""
     tensorboard: bool = False
     """Also write TensorBoard scalars into DIR/tensorboard (needs metagrad[tensorboard])."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
@@ -51,9 +61,13 @@ class Train:
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         if self.resume is not None:
-            self._check_resume()
+            self._check_resume(words)
         elif self.dataset is None:
-            raise MetagradError("name a data set: metagrad train glyphs, or metagrad train omniglot")
+            raise MetagradError(f"name a data set: metagrad train {DATASETS[0]}, or one of {', '.join(DATASETS[1:])}")
+        elif self.dataset == "folder" and self.data_dir is None:
+            raise MetagradError("name the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
+        elif self.dataset != "folder" and self.split is not None:
+            raise MetagradError(f"--split is for folder, not {self.dataset}: leave it out")
         else:  # impossible values are named before torch and the data are loaded
             self.config.resolved(self.dataset)
         allocator.keep_memory()
@@ -68,12 +82,14 @@ class Train:
             with run:
                 if resume:
                     self._raise_meta_steps(run)
+                    if "--device" in _options(words):
+                        run.config = dataclasses.replace(run.config, device=self.config.device)
                 first = run.load("last", ranks).facts["step"] if ranks.from_first(run.has("last")) else 0
                 screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
                 steps = run.config.meta_steps
                 assert steps is not None
                 with (
-                    _Interrupt(quiet=not ranks.first) as stop,
+                    Interrupt(quiet=not ranks.first) as stop,
                     TrainProgress(screen, first_step=first, meta_steps=steps) as progress,
                 ):
                     report: Callable[[Event], None] = progress
@@ -129,33 +145,35 @@ class Train:
             run = Run.open(resume)
             return self._follow(run, True, progress)
         name = str(self.dataset)
-        dataset = data.load(name, data_dir=self.data_dir, progress=progress)
         config = self.config.resolved(name)
+        split = None if self.split is None else _read_split(self.split)
+        dataset = data.load(
+            name,
+            data_dir=self.data_dir,
+            image_size=config.image_size,
+            split=split,
+            strict=self.strict,
+            progress=progress,
+        )
+        for note in dataset.notes:
+            print(f"metagrad: {note}", file=sys.stderr)
+        own = _own_data(self.data_dir, dataset) if name == "folder" else None
         samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
         folder = self.run or _default_folder(name, config)
-        run = Run.create(folder, name, config, command=["metagrad", *words], digest=dataset.digest, launch=launch_id())
+        made_by = ["metagrad", *words]
+        run = Run.create(folder, name, config, command=made_by, digest=dataset.digest, launch=launch_id(), data=own)
         return run, dataset, False
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Dataset, bool]:
         """Load the data of a run that is there already."""
-        from metagrad import data
+        from metagrad.training.setup import load_data
 
-        dataset = data.load(run.dataset, data_dir=self.data_dir, progress=progress)
-        if dataset.digest != run.record["data_digest"]:
-            raise MetagradError(
-                f"the {run.dataset} data differ from those {run.folder} began with: pass the same --data-dir"
-            )
-        return run, dataset, resume
+        return run, load_data(run, data_dir=self.data_dir, progress=progress), resume
 
-    def _check_resume(self) -> None:
-        changed = [
-            f.name
-            for f in dataclasses.fields(TrainConfig)
-            if f.name != "meta_steps" and getattr(self.config, f.name) != f.default
-        ]
-        if self.dataset is not None or self.run is not None or changed:
-            given = self.dataset or ("--run" if self.run else f"--{changed[0].replace('_', '-')}")
-            raise MetagradError(f"--resume takes everything from the run: leave out {given}")
+    def _check_resume(self, words: list[str]) -> None:
+        extra = [option for option in _options(words) if option not in _WITH_RESUME]
+        if self.dataset is not None or extra:
+            raise MetagradError(f"--resume takes everything from the run: leave out {self.dataset or extra[0]}")
 
     def _raise_meta_steps(self, run: Run) -> None:
         wanted, had = self.config.meta_steps, run.config.meta_steps
@@ -168,27 +186,25 @@ class Train:
         run.write_json("config.json", run.record)
 
 
-class _Interrupt:
-    """Ctrl-C asks the loop to save and stop; a second one stops at once."""
+_WITH_RESUME = ("--resume", "--meta-steps", "--device", "--data-dir", "--tensorboard", "--no-tensorboard")
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
 
-    def __enter__(self) -> Callable[[], bool]:
-        self._asked = False
-        self._former = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return lambda: self._asked
+def _options(words: list[str]) -> list[str]:
+    """Return the names of the options that were given, even those with their default."""
+    return [word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")]
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        if not self._quiet:
-            print("saving after this meta-step; once more stops at once", file=sys.stderr)
+def _read_split(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MetagradError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def _own_data(source: Path | None, dataset: Dataset) -> dict[str, Any]:
+    """Return what a run keeps of a data set of one's own: where it is, and which classes are for what."""
+    split = {which: list(getattr(dataset, which).names) for which in ("train", "val", "test")}
+    return {"data_dir": str(source.absolute()) if source else None, "split": split}
 
 
 def _default_folder(dataset: str, config: TrainConfig) -> Path:

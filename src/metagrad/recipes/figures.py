@@ -10,6 +10,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metagrad.recipes.convergence import COLD, SHRINKING, WARM, ConvergenceRow
+from metagrad.recipes.heads import CurveRow
+from metagrad.recipes.memory_compute import MemoryRow
 from metagrad.recipes.meta_gradient_error import ErrorRow
 from metagrad.recipes.network_error import NetworkRow
 from metagrad.recipes.rates import RateRow, fits
@@ -31,6 +34,29 @@ _NETWORK: dict[str, dict[str, Any]] = {
     "first order": {"color": _RED, "marker": "v", "linestyle": (0, (1, 1))},
 }
 _SPECTRA = {"few": "five distinct eigenvalues", "spread": "eigenvalues spread log-uniformly"}
+_MEMORY: dict[str, dict[str, Any]] = {
+    "MAML": {"color": _RED, "marker": "v"},
+    "MAML, checkpoints": {"color": _RED, "marker": "^", "linestyle": "--"},
+    "MAML, last 5 steps": {"color": _RED, "marker": "", "linestyle": (0, (1, 1))},
+    "iMAML, Hessian-free": {"color": _MIDDLE, "marker": "s", "linestyle": "--"},
+    "iMAML, descent": {"color": _MIDDLE, "marker": "s"},
+    "ANIL, recomputed": {"color": _GREY, "marker": "D", "linestyle": "--"},
+    "ANIL": {"color": _GREY, "marker": "D"},
+    "ITD-BiO, recomputed": {"color": _LIGHT, "marker": "P", "linestyle": "--"},
+    "ITD-BiO": {"color": _LIGHT, "marker": "P"},
+    "memory-reduced": {"color": _DARK, "marker": "o"},
+}
+_CONVERGENCE: dict[str, dict[str, Any]] = {
+    WARM: {"color": _DARK, "linewidth": 1.6},
+    COLD: {"color": _RED, "linestyle": (0, (1, 1)), "linewidth": 2.2},
+    SHRINKING: {"color": _LIGHT, "linestyle": "--", "linewidth": 1.6},
+}
+_HEADS: dict[str, dict[str, Any]] = {
+    "maml": {"color": _RED, "linestyle": (0, (1, 1)), "linewidth": 2.2},
+    "anil": {"color": _GREY, "linestyle": "--", "linewidth": 1.6},
+    "itd-bio": {"color": _LIGHT, "linewidth": 1.6},
+    "memory-reduced": {"color": _DARK, "linewidth": 1.6},
+}
 _RATES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("MAML", "gradient descent"): ("MAML, gradient descent", {"color": _RED, "marker": "v"}),
     ("iMAML", "gradient descent"): ("iMAML, gradient descent + CG", {"color": _LIGHT, "marker": "s"}),
@@ -115,6 +141,62 @@ def draw_network(rows: Sequence[NetworkRow], caption: str) -> Figure:
     axes[0, 0].set_ylabel("cosine with the\naccurate meta-gradient", fontsize=9)
     axes[1, 0].set_ylabel("inner gradient norm\n(dashed: the accurate one's)", fontsize=9)
     _around(figure, axes[0, 0], caption, columns=4)
+    return figure
+
+
+def draw_memory(rows: Sequence[MemoryRow], caption: str) -> Figure:
+    """Draw peak memory and time against inner steps: a column a network."""
+    networks = list(dict.fromkeys(row.network for row in rows))
+    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
+    panels = figure.subplots(2, len(networks), sharex=True, squeeze=False)
+    for (memory, seconds), network in zip(panels.T, networks, strict=True):
+        for method, style in _MEMORY.items():
+            mine = [row for row in rows if (row.network, row.method) == (network, method)]
+            look = {"linewidth": 1.6, "markersize": 4.5, **style}
+            steps = [row.inner_steps for row in mine]
+            memory.plot(steps, [row.megabytes for row in mine], label=method, **look)
+            seconds.plot(steps, [row.seconds for row in mine], **look)
+        memory.set_title(network, fontsize=10)
+        seconds.set_xlabel("inner steps", fontsize=9)
+        for axes in (memory, seconds):
+            axes.set(xscale="log", yscale="log")
+            _plain(axes)
+    panels[0, 0].set_ylabel("peak tensor memory of\none meta-gradient, MB", fontsize=9)
+    panels[1, 0].set_ylabel("seconds", fontsize=9)
+    _around(figure, panels[0, 0], caption, columns=4)
+    return figure
+
+
+def draw_convergence(rows: Sequence[ConvergenceRow], caption: str) -> Figure:
+    """Draw the squared error against meta-steps, and where it stays against the batch."""
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+    steps, batches = figure.subplots(1, 2)
+    for form, style in _CONVERGENCE.items():
+        mine = [row for row in rows if row.form == form]
+        steps.plot([row.iteration for row in mine], [row.error for row in mine], label=form, **style)
+    fixed = [row for row in rows if row.form not in _CONVERGENCE]
+    batches.plot([row.batch for row in fixed], [row.error for row in fixed], color=_DARK, marker="o", linewidth=1.6)
+    steps.set_xlabel("meta-steps", fontsize=9)
+    steps.set_ylabel("relative squared error of theta", fontsize=9)
+    batches.set_xlabel("tasks a meta-step (sampled, steps of fixed length)", fontsize=9)
+    for axes in (steps, batches):
+        axes.set(xscale="log", yscale="log")
+        _plain(axes)
+    _around(figure, steps, caption, columns=3)
+    return figure
+
+
+def draw_heads(rows: Sequence[CurveRow], caption: str) -> Figure:
+    """Draw validation accuracy against training time."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for method, style in _HEADS.items():
+        mine = [row for row in rows if row.method == method]
+        axes.plot([row.seconds / 60 for row in mine], [100 * row.accuracy for row in mine], label=method, **style)
+    axes.set_xlabel("minutes of training", fontsize=9)
+    axes.set_ylabel("validation accuracy, %", fontsize=9)
+    _plain(axes)
+    _around(figure, axes, caption, columns=4)
     return figure
 
 

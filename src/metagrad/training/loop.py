@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 from metagrad.data import Dataset
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
-from metagrad.fewshot import Algorithm, EpisodeSampler, Evaluation, evaluate, meta_gradient
-from metagrad.fewshot.algorithms import summary
+from metagrad.fewshot import (
+    Algorithm,
+    EpisodeSampler,
+    Evaluation,
+    Tasks,
+    Warm,
+    evaluate,
+    meta_gradient,
+    warm_meta_gradient,
+)
+from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import TrainConfig
@@ -78,6 +87,8 @@ def train(
     config = run.config
     assert config.meta_steps is not None
     assert config.val_every is not None
+    if ranks.world > 1 and config.task_set is not None:
+        raise MetagradError("--task-set is for one process: its tasks' solutions are not shared among ranks")
     if ranks.world > config.tasks:
         raise MetagradError(f"{ranks.world} ranks cannot share --tasks {config.tasks}: start fewer, or raise --tasks")
     device = choose_device(config.device)
@@ -93,23 +104,32 @@ def train(
         progress = _restore(run, theta, optimizer, generator, ranks) or progress
         window = progress["window"]
 
+    fixed = _task_set(config, train_tasks, generator)
+    warm: Warm | None = _restore_warm(run, device) if resume and fixed is not None else None
+
     def save(name: str, draws: Tensor) -> None:
-        run.save(name, State(_pack(theta, optimizer) | {"generator": draws}, progress))
+        ends = {} if warm is None else {f"warm/{part}/{key}": leaf for part in ("phi", "u")
+                                        for key, leaf in getattr(warm, part).items()}  # fmt: skip
+        run.save(name, State(_pack(theta, optimizer) | {"generator": draws} | ends, progress))
 
     chunk: Chunks | int | Literal["auto"] = config.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
-        tasks = train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
+        tasks = fixed or train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
+        ended = warm  # a checkpoint of this step begins where this step did
         try:
-            metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+            if fixed is None:
+                metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+            else:
+                assert isinstance(algorithm, AdaptsWeights)
+                metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
         except (DivergedError, NotFiniteError) as error:
-            raise MetagradError(
-                f"meta-step {progress['step'] + 1}: {error}: lower --inner-lr, or --outer-lr where it comes late"
-                f"{_kept(run)}"
-            ) from error
+            advice = _against_divergence(config, error)
+            raise MetagradError(f"meta-step {progress['step'] + 1}: {error}: {advice}{_kept(run)}") from error
         chunk = metrics.chunks  # what fits into memory, should the first choice not have
-        numbers, asked = _over_ranks(ranks, theta, len(tasks) / config.tasks, _numbers(metrics), stop())
+        share = 1.0 if fixed is not None else len(tasks) / config.tasks
+        numbers, asked = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
         _require_finite(progress["step"] + 1, numbers, theta, run)
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
         if asked or time.monotonic() - saved > config.checkpoint_seconds:
@@ -118,7 +138,7 @@ def train(
         if asked:
             return Outcome(progress["step"], None)
 
-        step = progress["step"] + 1
+        step, warm = progress["step"] + 1, ended
         for group in optimizer.param_groups:
             group["lr"] = _outer_lr(config, step)
         optimizer.step()
@@ -128,7 +148,7 @@ def train(
 
         if step % LOG_EVERY == 0 or step == config.meta_steps:
             line = {"step": step, **_mean(window), **summary(theta), "seconds": round(progress["seconds"], 2)}
-            _warn_of_noise(progress, line, ranks)
+            _warn(config, progress, line, ranks)
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
             window.clear()
@@ -148,6 +168,25 @@ class _StoppedError(Exception):
     """The final test was asked to stop; the training is complete and saved."""
 
 
+def _task_set(config: TrainConfig, sampler: EpisodeSampler, generator: torch.Generator) -> Tasks | None:
+    """Return the finite set of tasks, the same whenever a run is opened, if there is one."""
+    if config.task_set is None:
+        return None
+    return sampler(config.task_set, generator=torch.Generator(generator.device).manual_seed(config.seed))
+
+
+def _restore_warm(run: Run, device: torch.device) -> Warm | None:
+    """Return where the tasks of a set ended, if the checkpoint knows."""
+    if not run.has("last"):
+        return None
+    parts: dict[str, Params] = {"phi": {}, "u": {}}
+    for name, leaf in run.load("last").tensors.items():
+        if name.startswith("warm/"):
+            _, part, key = name.split("/", 2)
+            parts[part][key] = leaf.to(device)
+    return Warm(parts["phi"], parts["u"]) if parts["phi"] else None
+
+
 def _outer_lr(config: TrainConfig, step: int) -> float:
     if config.schedule == "constant":
         return config.outer_lr
@@ -161,6 +200,8 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
     numbers["inner_steps"] = metrics.steps.float().mean().to(metrics.loss.device)
     if metrics.residual is not None and metrics.min_curvature is not None:
         numbers |= {"residual": metrics.residual.mean(), "min_curvature": metrics.min_curvature.min()}
+    if metrics.max_curvature is not None:
+        numbers["max_curvature"] = metrics.max_curvature.mean()
     if metrics.stopped is not None:
         numbers["stopped"] = metrics.stopped.float().mean()
     for name, bound in (("delta", metrics.delta), ("delta_prime", metrics.delta_prime)):
@@ -187,19 +228,38 @@ def _over_ranks(
     return found, summed[len(means)] > 0
 
 
-def _warn_of_noise(progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
-    """Say once in a run that the linear solve left more than there was."""
-    if line.get("residual", 0.0) <= 1.0 or progress.get("warned"):
+def _warn(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
+    """Say once in a run that the linear solve left more than there was, or that the inner steps are too long."""
+    said = None
+    if line.get("residual", 0.0) > 1.0:
+        matrix = "" if config.curvature == "gauss_newton" else "--curvature gauss_newton, "
+        said = (
+            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
+            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
+            f"use {matrix}a larger --lam or more --cg-steps"
+        )
+    stable = config.stable_at(line.get("max_curvature", 0.0))
+    if said is None and stable is not None and config.inner_lr is not None and config.inner_lr > stable:
+        said = (
+            f"by meta-step {line['step']} the inner steps of {config.inner_lr:g} go back and forth: the curvature "
+            f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
+            "--inner-solver hessian-free finds its own"
+        )
+    if said is None or progress.get("warned"):
         return
     progress["warned"] = True
     if ranks.first:
-        warnings.warn(
-            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
-            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
-            "use --curvature gauss_newton, a larger --lam or more --cg-steps",
-            MetagradWarning,
-            stacklevel=3,
-        )
+        warnings.warn(said, MetagradWarning, stacklevel=3)
+
+
+def _against_divergence(config: TrainConfig, error: Exception) -> str:
+    """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
+    lr = config.inner_lr or 0.0
+    if config.lam is not None and config.lam * lr > 2:
+        return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
+    if config.linear_solver == "neumann" and isinstance(error, DivergedError):
+        return "lower --inner-lr (the Neumann series takes a quarter of it), or --outer-lr where it comes late"
+    return "lower --inner-lr, or --outer-lr where it comes late"
 
 
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
@@ -271,7 +331,11 @@ def _restore(
             key.removeprefix(prefix): value for key, value in state.tensors.items() if key.startswith(prefix)
         }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    generator.set_state(state.tensors["generator"])
+    draws = state.tensors["generator"]
+    if draws.shape == generator.get_state().shape:
+        generator.set_state(draws)
+    else:  # the run began on another kind of device
+        generator.manual_seed(run.config.seed + 2**32 + state.facts["step"])
     run.rewind(state.facts["metrics_bytes"])
     return state.facts
 

@@ -79,6 +79,7 @@ def measure(
             "transductive": found.transductive,
         },
         "method": config.method,
+        "network": f"{config.network or 'conv4'}, {config.filters} filters, {config.norm} norm",
         "weights_of_step": state.facts["best_step"],
         "val_accuracy": state.facts["best_accuracy"],
         "seed": config.seed,

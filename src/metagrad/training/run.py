@@ -72,8 +72,16 @@ class Run:
         command: list[str],
         digest: str,
         launch: str | None = None,
+        data: dict[str, Any] | None = None,
     ) -> Run:
-        """Make a new run directory; ``launch`` names the ``torchrun`` launch that makes it (:meth:`made_by`).
+        """Make a new run directory.
+
+        Parameters
+        ----------
+        launch:
+            names the ``torchrun`` launch that makes it (:meth:`made_by`).
+        data:
+            what it takes to load a data set of one's own again: ``split`` and ``data_dir``.
 
         Raises
         ------
@@ -87,6 +95,7 @@ class Run:
             "config": dataclasses.asdict(config),
             "command": command,
             "versions": versions(),
+            **(data or {}),
         }
         if launch is not None:
             record["launch"] = launch
@@ -98,7 +107,8 @@ class Run:
             with run:  # two processes may have chosen the same folder: the second must find it taken
                 if any(path.name != ".lock" for path in folder.iterdir()):
                     raise MetagradError(
-                        f"{folder} exists already: continue it with --resume {folder}, or choose another --run"
+                        f"{folder} exists already: continue it with --resume {folder}, delete it, or choose another "
+                        "--run"
                     )
                 run.write_json("config.json", record)
         except OSError as error:
@@ -233,7 +243,9 @@ class Run:
                 facts = json.loads(file.metadata()["facts"])
                 state = State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
             trained_as = facts["trained_as"]
-            _ = facts["step"], facts["metrics_bytes"]
+            _ = facts["step"], facts["metrics_bytes"], state.tensors["generator"]
+        except PermissionError as error:
+            raise MetagradError(f"cannot read {path} (permission denied): ask its owner for permission") from error
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
         if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from metagrad.data import Dataset, ImageClasses
+from metagrad import data
+from metagrad.data import Dataset, ImageClasses, Progress
 from metagrad.errors import MetagradError
-from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, Conv4, EpisodeSampler
+from metagrad.fewshot import (
+    ANIL,
+    BOIL,
+    FOMAML,
+    IMAML,
+    MAML,
+    MLP,
+    R2D2,
+    Algorithm,
+    Conv4,
+    EpisodeSampler,
+    ITDBiO,
+    MemoryReduced,
+    MetaSGD,
+    ProtoNet,
+    Reptile,
+    ResNet12,
+)
+from metagrad.fewshot.algorithms.heads import FromFixedHead
+from metagrad.fewshot.split import adapted
 from metagrad.implicit import (
     CG,
     LBFGS,
@@ -26,32 +48,99 @@ from metagrad.implicit import (
 )
 from metagrad.ranks import local_device
 from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run
 
 
 def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
     """Return the method and the freshly initialised network of a run."""
     channels, size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
     generator = torch.Generator().manual_seed(config.seed)
-    model = Conv4(config.ways, channels=channels, image_size=size, filters=config.filters, generator=generator)
-    return method_of(config), model.to(device)
+    ways, filters = config.ways, config.filters
+    model: nn.Module
+    match config.network or "conv4":
+        case "mlp":
+            model = MLP((channels * size * size, 8 * filters, 8 * filters, ways), generator=generator)
+        case "resnet12":
+            model = ResNet12(ways, channels=channels, filters=filters, generator=generator)
+        case conv:
+            pooling = conv == "conv4-pool"
+            model = Conv4(
+                ways, channels=channels, image_size=size, filters=filters, pooling=pooling, norm=config.norm,
+                generator=generator,
+            )  # fmt: skip
+    method = method_of(config, _head_of(model))
+    if isinstance(method, FromFixedHead):  # what every task begins at: where the pull is to
+        for name, leaf in model.named_parameters():
+            if name in adapted(model, method.head):
+                nn.init.zeros_(leaf)
+    return method, model.to(device)
 
 
-def method_of(config: TrainConfig) -> Algorithm:
-    """Return the method of a resolved configuration."""
-    assert config.inner_steps is not None
+def _head_of(model: nn.Module) -> str:
+    """Return the pattern of the last layer's parameters."""
+    return f"{list(model.named_parameters())[-1][0].rpartition('.')[0]}.*"
+
+
+def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> Dataset:
+    """Load the data that a run was made with.
+
+    Raises
+    ------
+    MetagradError
+        if they are not there, or are others.
+    """
+    remembered = run.record.get("data_dir")
+    dataset = data.load(
+        run.dataset,
+        data_dir=data_dir or (Path(remembered) if remembered else None),
+        image_size=run.config.image_size,
+        split=run.record.get("split"),
+        progress=progress,
+    )
+    if dataset.digest != run.record["data_digest"]:
+        raise MetagradError(
+            f"the {run.dataset} data differ from those {run.folder} began with: pass the same --data-dir"
+        )
+    return dataset
+
+
+def method_of(config: TrainConfig, head: str = "head.*") -> Algorithm:
+    """Return the method of a resolved configuration; ``head`` is the pattern of the last layer's parameters."""
+    lr, steps, adapts = config.inner_lr or 0.0, config.inner_steps or 0, config.adapts or "*"
+    features, l2 = config.features or "cached", 0.0 if config.l2 is None else config.l2
     match config.method:
         case "maml":
-            lr = _step_size(config)
-            return MAML(inner_lr=lr, inner_steps=config.inner_steps, learn_lr=config.learn_inner_lr or "fixed")
+            return MAML(
+                inner_lr=lr, inner_steps=steps, learn_lr=config.learn_inner_lr or "fixed", truncate=config.truncate,
+                checkpoint=config.keep_every, adapts=adapts,
+            )  # fmt: skip
         case "fomaml":
-            return FOMAML(inner_lr=_step_size(config), inner_steps=config.inner_steps)
+            return FOMAML(inner_lr=lr, inner_steps=steps, adapts=adapts)
+        case "meta-sgd":
+            return MetaSGD(inner_lr=lr, inner_steps=steps)
+        case "reptile":
+            return Reptile(inner_lr=lr, inner_steps=steps)
+        case "anil":
+            return ANIL(inner_lr=lr, inner_steps=steps, head=head, features=features)
+        case "boil":
+            return BOIL(inner_lr=lr, inner_steps=steps, head=head)
+        case "itd-bio":
+            return ITDBiO(inner_lr=lr, inner_steps=steps, l2=l2, head=head, features=features)
+        case "protonet":
+            return ProtoNet(head=head)
+        case "r2d2":
+            return R2D2(l2=l2, head=head)
+        case "memory-reduced":
+            solver, adjoint = _inner_solver(config, steps), _adjoint(config)
+            return MemoryReduced(l2=l2, solver=solver, adjoint=adjoint, head=head, features=features)
         case "imaml":
             assert config.lam is not None
             return IMAML(
                 lam=config.lam,
                 learn_lam=config.learn_lam or "fixed",
-                solver=_inner_solver(config, config.inner_steps),
+                solver=_inner_solver(config, steps),
                 adjoint=_adjoint(config),
+                adapts=adapts,
             )
 
 

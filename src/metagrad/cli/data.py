@@ -1,0 +1,87 @@
+"""``metagrad data``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from metagrad.errors import MetagradError
+from metagrad.training.config import DATASETS
+
+if TYPE_CHECKING:
+    from metagrad.data import Dataset
+
+_ABOUT = {
+    "glyphs": "801 letters of many scripts in the fonts that matplotlib ships, 28x28 grey; drawn here, no download",
+    "omniglot": "1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)",
+    "cifar-fs": "CIFAR-100's classes at random: 64 / 16 / 20, 600 photographs each, 32x32; 161 MB download",
+    "fc100": "CIFAR-100's classes by groups: 60 / 20 / 20, harder; the same download",
+    "mini-imagenet": "ImageNet's 64 / 16 / 20 classes of Ravi and Larochelle, 600 each; your own copy (--data-dir)",
+    "tiered-imagenet": "ImageNet's 351 / 97 / 160 classes by groups; your own copy (--data-dir)",
+    "folder": "your own pictures: a folder or zip with one folder a class (--data-dir)",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Say which data sets there are, what is in one, or whether a folder can be used."""
+
+    what: tyro.conf.Positional[Literal["list", "info", "verify"]]
+    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR: read every picture of a
+    folder or zip, and say what is wrong with it."""
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = None
+    """The data set (info), or the folder or zip (verify)."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """info: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
+    image_size: int = 84
+    """info, verify: side that pictures without a size of their own are resized to, in pixels."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code (1: verify found something to mend)."""
+        from metagrad.cli.progress import console
+
+        screen = console()
+        if self.what == "list":
+            for name, about in _ABOUT.items():
+                screen.print(f"{name:16} {about}", highlight=False, soft_wrap=True)
+            return 0
+        if self.name is None:
+            raise MetagradError(f"metagrad data {self.what} needs a {'name' if self.what == 'info' else 'folder'}")
+        if self.image_size < 8:
+            raise MetagradError(f"--image-size must be at least 8, got {self.image_size}")
+        from metagrad import data
+        from metagrad.cli.progress import data_progress
+
+        if self.what == "verify":
+            dataset = data.load(
+                "folder", data_dir=Path(self.name), image_size=self.image_size, progress=data_progress(screen)
+            )
+        elif self.name not in DATASETS:
+            raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(DATASETS)}")
+        elif self.name == "folder" and self.data_dir is None:
+            raise MetagradError("name the folder or zip of pictures with --data-dir")
+        else:
+            dataset = data.load(
+                self.name, data_dir=self.data_dir, image_size=self.image_size, progress=data_progress(screen)
+            )
+        for line in describe(dataset):
+            screen.print(line, highlight=False, soft_wrap=True)
+        return 1 if self.what == "verify" and dataset.notes else 0
+
+
+def describe(dataset: Dataset) -> list[str]:
+    """Say in a few lines what a data set holds."""
+    lines = [f"{dataset.name}: {dataset.preprocessing}"]
+    for which in ("train", "val", "test"):
+        classes = getattr(dataset, which)
+        fewest, most = int(classes.counts.min()), int(classes.counts.max())
+        each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        names = ", ".join(classes.names[:3]) + (", ..." if len(classes.names) > 3 else "")
+        lines.append(f"  {which:5} {len(classes.names)} classes of {each} images ({names})")
+    if dataset.rotations:
+        lines.append("  in training, a class turned by 90, 180 or 270 degrees is a class of its own")
+    lines.append(f"  digest {dataset.digest}")
+    return lines + [f"  {note}" for note in dataset.notes]

@@ -1,0 +1,79 @@
+"""What the commands that compute figures share: folder, files, tables."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metagrad.errors import MetagradError
+from metagrad.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+
+def write_figure(screen: Console, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
+    """Write a figure as PNG and SVG, and its rows as CSV; say where they are."""
+    from metagrad.recipes.figures import save
+
+    for ending in ("png", "svg", "csv"):
+        path = out / f"{name}.{ending}"
+        write_atomically(
+            path,
+            lambda part: _save_rows(rows, protocol, part) if part.suffix == ".csv" else save(figure, part),
+            refused=lambda error, path=path: _refused(path, error),  # type: ignore[misc]
+        )
+        say(screen, str(path))
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder, and find out before the work whether files can be made there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MetagradError(f"cannot write into {folder}: choose another folder with --out")
+
+
+def _refused(path: Path, error: OSError) -> MetagradError:
+    return MetagradError(f"cannot write {path} ({error.strerror or error}): choose another folder with --out")
+
+
+def _save_rows(rows: Sequence[Any], protocol: Any, path: Path) -> None:
+    """Write rows as CSV; what they all share is repeated in each, so that a row stands for itself."""
+    own = dataclasses.asdict(rows[0])
+    shared = {
+        name: value
+        for name, value in dataclasses.asdict(protocol).items()
+        if name not in own and not isinstance(value, tuple)
+    }
+    lines: list[dict[str, Any]] = [{**dataclasses.asdict(row), **shared} for row in rows]
+    for line in lines:
+        line.update({name: f"{value:.6g}" for name, value in line.items() if isinstance(value, float)})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def table(first: str, *rest: str) -> Table:
+    """Return an empty table with these columns, numbers to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column(first)
+    for name in rest:
+        table.add_column(name, justify="right")
+    return table
+
+
+def say(screen: Console, text: str) -> None:
+    """Print a line as it is."""
+    screen.print(text, highlight=False, soft_wrap=True)

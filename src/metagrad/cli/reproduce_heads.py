@@ -1,0 +1,114 @@
+"""``metagrad reproduce memory-reduced``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from metagrad.cli import allocator
+from metagrad.cli.figures import make_folder, say, table, write_figure
+from metagrad.errors import MetagradError
+from metagrad.recipes.protocols import HeadsProtocol
+
+if TYPE_CHECKING:
+    from metagrad.training.loop import Event
+
+_DEFAULT = HeadsProtocol()
+
+
+@dataclass(frozen=True)
+class MemoryReducedTable:
+    """Train MAML, ANIL, ITD-BiO and memory-reduced for the same time, and compare accuracy, time and memory.
+
+    Stopped, it goes on where it was: every method has a run directory below --out.
+    """
+
+    dataset: Literal["cifar-fs", "fc100"] = "cifar-fs"
+    """CIFAR-100's classes split at random, or by groups."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("memory-reduced")
+    """Folder for the runs, the table and the figure."""
+    minutes: float = _DEFAULT.minutes
+    """Training time of each method; raise it to go on."""
+    shots: int = _DEFAULT.shots
+    """Support images a class."""
+    queries: int = _DEFAULT.queries
+    """Query images a class."""
+    tasks: int = _DEFAULT.tasks
+    """Tasks a meta-step."""
+    filters: int = _DEFAULT.filters
+    """Width of the network of four convolutions with pooling."""
+    outer_lr: float = _DEFAULT.outer_lr
+    """Step size of Adam, constant."""
+    features: Literal["cached", "recomputed"] = _DEFAULT.features
+    """Whether head-only methods see the images once, or at every inner step as published."""
+    test_tasks: int = _DEFAULT.test_tasks
+    """Test tasks."""
+    seed: int = _DEFAULT.seed
+    """Seed of weights and tasks."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if not 0 < self.minutes < 10**5:
+            raise MetagradError(f"--minutes must be positive, got {self.minutes}")
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(HeadsProtocol)}
+        protocol = HeadsProtocol(**fields)
+        make_folder(self.out)
+        allocator.keep_memory()
+        from metagrad import data
+        from metagrad.cli.interrupt import Interrupt
+        from metagrad.cli.progress import WorkProgress, console, data_progress
+        from metagrad.recipes.figures import draw_heads
+        from metagrad.recipes.heads import METHODS, config, run_method
+
+        screen = console()
+        for method in METHODS:  # impossible values are named before the data are loaded
+            config(method, self.dataset, protocol)
+        dataset = data.load(self.dataset, data_dir=self.data_dir, progress=data_progress(screen))
+        says = (
+            f"{self.dataset}, 5-way {self.shots}-shot, {self.queries} queries a class, {self.tasks} tasks a meta-step, "
+            f"{self.filters} filters\nAdam {self.outer_lr:g}, {self.minutes:g} minutes each, features {self.features}, "
+            f"seed {self.seed}"
+        )
+        say(screen, f"Memory-reduced meta-learning and others: {says}.")
+        rows, curves = [], []
+        with Interrupt() as stop:
+            for method in METHODS:
+                with WorkProgress(screen, f"{method}, of {self.minutes:g} minutes") as progress:
+
+                    def report(event: Event, method: str = method, progress: WorkProgress = progress) -> None:
+                        if "seconds" in event.line:
+                            progress(min(event.line["seconds"] / 60, self.minutes), self.minutes)
+                        if "val_accuracy" in event.line:
+                            say(
+                                screen, f"{method}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
+                            )
+
+                    done = run_method(
+                        method,
+                        self.out / f"{self.dataset}-{method}",
+                        dataset,
+                        protocol,
+                        command=["metagrad", *words],
+                        report=report,
+                        stop=stop,
+                    )
+                if done is None:
+                    say(screen, "stopped and saved; the same command goes on")
+                    return 130
+                rows.append(done[0])
+                curves += done[1]
+        shown = table("", "test accuracy", "meta-steps", "s a step", "peak MB")
+        for row in rows:
+            accuracy = f"{row.accuracy:.1%} ± {row.ci95:.1%}"
+            shown.add_row(
+                row.method, accuracy, f"{row.meta_steps}", f"{row.seconds / row.meta_steps:.2f}", f"{row.megabytes:.0f}"
+            )
+        screen.print(shown)
+        write_figure(screen, self.out, f"{self.dataset}", draw_heads(curves, says), rows, protocol)
+        return 0

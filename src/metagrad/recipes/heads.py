@@ -1,0 +1,156 @@
+"""Memory-reduced meta-learning beside MAML, ANIL and ITD-BiO on photographs (Yang, Ma and Yu 2025), at equal time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from metagrad.data import Dataset
+from metagrad.errors import MetagradError
+from metagrad.recipes.memory_compute import peak
+from metagrad.recipes.protocols import HeadsProtocol
+from metagrad.training.config import TrainConfig
+from metagrad.training.loop import Event, train
+from metagrad.training.measure import measure
+from metagrad.training.run import Run
+from metagrad.training.setup import build, samplers
+
+Name = Literal["maml", "anil", "itd-bio", "memory-reduced"]
+METHODS: tuple[Name, ...] = ("maml", "anil", "itd-bio", "memory-reduced")
+_VALIDATE = 100  # meta-steps between validations
+
+
+@dataclass(frozen=True)
+class HeadsRow:
+    """What a method came to in its time.
+
+    Attributes
+    ----------
+    method:
+        which.
+    accuracy, ci95:
+        on test classes, fraction, with the half width of its 95 % interval.
+    val_accuracy:
+        of the same weights, on validation classes.
+    meta_steps, seconds:
+        taken, in training time.
+    megabytes:
+        peak of tensor memory over one meta-gradient, in units of 2²⁰ bytes.
+    """
+
+    method: str
+    accuracy: float
+    ci95: float
+    val_accuracy: float
+    meta_steps: int
+    seconds: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """A validation: accuracy after so many seconds of training."""
+
+    method: str
+    seconds: float
+    accuracy: float
+
+
+def config(method: Name, dataset: str, protocol: HeadsProtocol) -> TrainConfig:
+    """Return the paper's settings of a method: MAML 3 inner steps, ANIL 10 (FC100: 5), the other two 20."""
+    fc100 = dataset == "fc100"
+    head_lr = 0.05 if fc100 else 0.1
+    settings: dict[Name, dict[str, Any]] = {
+        "maml": {"inner_steps": 3, "inner_lr": head_lr},
+        "anil": {"inner_steps": 5 if fc100 else 10, "inner_lr": head_lr, "features": protocol.features},
+        "itd-bio": {"inner_steps": 20, "inner_lr": head_lr, "features": protocol.features},
+        "memory-reduced": {"inner_steps": 20, "inner_lr": head_lr, "cg_steps": 20, "features": protocol.features},
+    }
+    return TrainConfig(
+        method=method,
+        ways=5,
+        shots=protocol.shots,
+        queries=protocol.queries,
+        tasks=protocol.tasks,
+        filters=protocol.filters,
+        network="conv4-pool",
+        outer_lr=protocol.outer_lr,
+        schedule="constant",
+        meta_steps=10**7,
+        val_every=_VALIDATE,
+        test_tasks=protocol.test_tasks,
+        seed=protocol.seed,
+        **settings[method],
+    ).resolved(dataset)
+
+
+def run_method(
+    method: Name,
+    folder: Path,
+    dataset: Dataset,
+    protocol: HeadsProtocol,
+    *,
+    command: list[str],
+    report: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> tuple[HeadsRow, list[CurveRow]] | None:
+    """Train a method until its time is over, or go on with its run, then test it; ``None`` if it was asked to stop.
+
+    Raises
+    ------
+    MetagradError
+        if ``folder`` holds a run of other settings.
+    """
+    wanted = config(method, dataset.name, protocol)
+    there = (folder / "config.json").exists()
+    run = (
+        Run.open(folder) if there else Run.create(folder, dataset.name, wanted, command=command, digest=dataset.digest)
+    )
+    if run.config != wanted or run.record["data_digest"] != dataset.digest:
+        raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
+    spent = [0.0]
+    if there and run.has("last"):
+        spent[0] = float(run.load("last").facts["seconds"])
+
+    def watch(event: Event) -> None:
+        spent[0] = max(spent[0], event.line.get("seconds", 0.0))
+        report(event)
+
+    def over() -> bool:
+        return stop() or (spent[0] >= 60 * protocol.minutes and run.has("best"))
+
+    with run:
+        if spent[0] < 60 * protocol.minutes or not run.has("best"):
+            train(run, dataset, resume=there, report=watch, stop=over)
+        if stop():
+            return None
+        facts = run.load("last").facts
+        result = measure(run, dataset, tasks=protocol.test_tasks, seed=protocol.seed + 2)
+        run.write_json("result.json", result | {"train_seconds": facts["seconds"]})
+        algorithm, model = build(wanted, dataset, torch.device(wanted.device))
+        drawn = samplers(wanted, dataset, torch.device(wanted.device))[0]
+        tasks = drawn(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
+        row = HeadsRow(
+            method,
+            result["value"],
+            result["ci95"],
+            result["val_accuracy"],
+            facts["step"],
+            facts["seconds"],
+            peak(algorithm, model, tasks),
+        )
+        return row, curve(method, run.metrics())
+
+
+def curve(method: str, lines: list[dict[str, Any]]) -> list[CurveRow]:
+    """Return the validations with the time at which they were made."""
+    rows, seconds = [], 0.0
+    for line in lines:
+        seconds = line.get("seconds", seconds)
+        if "val_accuracy" in line:
+            rows.append(CurveRow(method, seconds, line["val_accuracy"]))
+    return rows
