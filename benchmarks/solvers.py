@@ -74,6 +74,9 @@ class Chosen:
     arrived: float = 1.0
 
 
+Field = Mapping[str, Mapping[str, Any]]
+
+
 def field() -> dict[str, dict[str, Any]]:
     """Return every solver with the settings it enters with."""
     rates = (0.07, 0.1, 0.05, 0.03, 0.14, 0.2, 0.015)
@@ -119,11 +122,11 @@ def least_steps(reached: Callable[[int], bool], most: int) -> int:
     return above
 
 
-def to_gap(at: Scene, most: int, repeats: int) -> list[Row]:
+def to_gap(at: Scene, contestants: Field, most: int, repeats: int) -> list[Row]:
     """Time the solvers to a gap of the objective."""
     problem, init = at.problem(), at.inner().init
     ends: dict[str, dict[str, tuple[Tensor, float]]] = {}
-    for name, entered in field().items():
+    for name, entered in contestants.items():
         ends[name] = {setting: _end(problem, init, solver, most) for setting, solver in entered.items()}
         print(f"  {name}: looked at", flush=True)
     start = problem.value(init)
@@ -138,7 +141,7 @@ def to_gap(at: Scene, most: int, repeats: int) -> list[Row]:
         return arrived(problem.value(solve(problem, init, solver, steps).value)) >= 0.5
 
     quickest: dict[str, Chosen] = {}
-    for name, entered in field().items():
+    for name, entered in contestants.items():
         shares = {setting: arrived(value) for setting, (value, _) in ends[name].items()}
         floor, share = min(norm for _, norm in ends[name].values()), max(shares.values())
         within: list[Chosen] = []
@@ -159,18 +162,19 @@ def _end(problem: Problem, init: Params, solver: Any, most: int) -> tuple[Tensor
     return value.nan_to_num(torch.inf), float(tree.norm(slope).mean().nan_to_num(torch.inf))
 
 
-def to_norm(at: Scene, most: int, repeats: int) -> list[Row]:
+def to_norm(at: Scene, contestants: Field, most: int, repeats: int) -> list[Row]:
     """Time the solvers to a gradient norm."""
     few = replace(at, tasks=at.tasks.part(0, SIFTED))
     problem, init = at.problem(), at.inner().init
     quickest: dict[str, Chosen] = {}
-    for name, entered in field().items():
+    for name, entered in contestants.items():
         setting = _quickest_to_norm(few, entered, most)
         call = partial(solve, problem, init, entered[setting], most, NORM)
         solution = call()
         norm = tree.norm(problem.grad(solution.value))
         if (norm <= NORM).all():
             quickest[name] = Chosen(setting, int(solution.steps.max()), call)
+            print(f"  {name}: there after {int(solution.steps.max())} steps ({setting})", flush=True)
         else:
             print(f"  {name}: norm {float(norm.max()):.1e} after {most} steps ({setting})", flush=True)
     return compared("norm", quickest, repeats)
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--questions", nargs="*", choices=["gap", "norm"], default=["gap", "norm"], help="(both)")
     parser.add_argument("--most", type=int, default=40, help="steps a solver has to the gap (40)")
     parser.add_argument("--most-norm", type=int, default=1000, help="steps a solver has to the norm (1000)")
+    parser.add_argument("--only", nargs="+", choices=list(field()), help="contestants beside gradient descent (all)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--csv", type=Path, help="where rows go, with versions and machine")
     options = parser.parse_args()
@@ -239,13 +244,14 @@ def main() -> None:
     protocol = {"weights": weights, "tasks": options.tasks, "filters": found.filters, "lam": options.lam}
     print(f"{torch.get_num_threads()} threads, {protocol}", flush=True)
     relu, smooth = found.cast("ReLU", torch.float32), found.cast("softplus", torch.float64)
+    entered = {name: of for name, of in field().items() if options.only is None or name in (PLAIN, *options.only)}
     rows: list[Row] = []
     if "gap" in options.questions:
         for lr in (0.1, 0.03):
             show_path(relu, lr)
-        rows += to_gap(relu, options.most, options.repeats)
+        rows += to_gap(relu, entered, options.most, options.repeats)
     if "norm" in options.questions:
-        rows += to_norm(smooth, options.most_norm, options.repeats)
+        rows += to_norm(smooth, entered, options.most_norm, options.repeats)
     if options.csv:
         write(options.csv, rows, protocol)
 
