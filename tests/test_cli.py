@@ -73,6 +73,7 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
     [
         "--help", "train --help", "evaluate --help", "data --help", "reproduce --help",
         "reproduce meta-gradient-error --help", "reproduce memory-compute --help",
+        "reproduce memory-reduced --help", "reproduce convergence --help",
     ],
 )  # fmt: skip
 def test_help_explains_every_option(capsys, words):
