@@ -66,6 +66,21 @@ def test_first_order_and_float32():
     rounded = check(logistic, HessianFree(max_steps=20, cg_steps=30), EXACT, dtype=torch.float32)
     assert 1e-9 < rounded.error < 1e-4
     assert rounded.reference.dtype == torch.float64
+    assert rounded.error / 10 < rounded.arithmetic < 2 * rounded.error, "solved as well as float32 can"
+    short = check(logistic, GradientDescent(lr=0.5, max_steps=2), EXACT, dtype=torch.float32)
+    assert short.arithmetic < 1e-4 < short.inner
+
+
+def test_fewer_digits_are_said():
+    def bf16(make, dtype):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return check(make, TIGHT, EXACT, dtype=dtype)
+
+    fine = bf16(mlp, torch.float64)
+    assert fine.arithmetic == 0, "float64 is left alone"
+    rough = bf16(mlp, torch.float32)
+    assert 1e-3 < rough.arithmetic < 0.5
+    assert rough.reference == pytest.approx(fine.reference, rel=1e-5, abs=1e-5)
 
 
 def test_an_objective_that_mixes_tasks_is_refused():

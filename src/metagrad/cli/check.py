@@ -68,6 +68,7 @@ def describe(found: dict[str, Any]) -> list[str]:
             f"  {found['inner']:.2g} from the inner problem, left at gradient norm {found['grad_norm']:.2g}",
             f"  {found['linear']:.2g} from the linear system, left at residual {found['residual']:.2g}",
             f"  {found['curvature']:.2g} from taking {found['matrix']} as the curvature",
+            f"  {found['arithmetic']:.2g} from computing in {found['precision']}",
         ]
     stable = found.get("stable_inner_lr")
     if stable is not None and found["inner_lr"] > stable:

@@ -31,10 +31,10 @@ class GradientCheck:
     ----------
     cosine, error:
         of the angle between the two; norm of their difference.
-    inner, linear, curvature:
-        what the error is made of: norm of the change when the inner problem is solved, the linear system is solved,
-        the exact Hessian is taken for another matrix. As vectors they add up to the error; ``linear`` and ``curvature``
-        are ``None`` where the adjoint solves no system, and then ``inner`` is too.
+    arithmetic, inner, linear, curvature:
+        what the error is made of: norm of the change when the same steps are taken in float64, the inner problem is
+        solved, the linear system is solved, the exact Hessian is taken for another matrix. As vectors they add up to
+        the error; the last three are ``None`` where the adjoint solves no system.
     used, reference:
         the gradients themselves, all of theta end to end, float64.
     grad_norm, residual:
@@ -47,6 +47,7 @@ class GradientCheck:
 
     cosine: float
     error: float
+    arithmetic: float
     inner: float | None
     linear: float | None
     curvature: float | None
@@ -97,7 +98,10 @@ def check_meta_gradient(
     """
     report("the gradient that is used")
     used, solution = _gradient(objective, start, theta, data, outer, solver, adjoint)
-    sharp_theta, sharp_data, phi = (_double(part) for part in (theta, data, tree.detach(solution.value)))
+    report("the same in float64")
+    sharp_theta, sharp_data = _double(theta), _double(data)
+    sharp, ended = _gradient(objective, start, sharp_theta, sharp_data, outer, solver, adjoint)
+    phi = tree.detach(ended.value)
     problem = Problem(objective, sharp_theta, sharp_data).detached()
     _require_separate(problem, phi)
     exact = solve_on(problem, phi, tol=tol, report=report)
@@ -116,11 +120,12 @@ def check_meta_gradient(
         report("the linear system where the inner solver ended")
         same, _ = at(phi, Implicit(linear_solver=linear, curvature=adjoint.curvature))
         hessian = same if adjoint.curvature == "hessian" else at(phi, Implicit(linear_solver=linear))[0]
-        parts = (hessian - reference, used - same, same - hessian)
+        parts = (hessian - reference, sharp - same, same - hessian)
         shares = [float(part.norm() / whole) for part in parts]
     return GradientCheck(
         cosine=float(used @ reference / (used.norm() * whole)),
         error=float((used - reference).norm() / whole),
+        arithmetic=float((used - sharp).norm() / whole),
         inner=shares[0],
         linear=shares[1],
         curvature=shares[2],

@@ -113,9 +113,13 @@ class Composed:
         return self.losses(self.outputs_batched(phi, theta, data), data)
 
     def outputs_batched(self, phi: Params, theta: Params, data: Any) -> Tensor:
-        """Return the outputs of T tasks."""
+        """Return the outputs of T tasks, with phi's digits at least.
+
+        Under autocast a network gives fewer; the loss and its curvature are cheap, and lose nothing more.
+        """
         batched = self.outputs_of_tasks or torch.vmap(self.outputs, in_dims=(0, None, 0))
-        return batched(phi, theta, data)
+        found = batched(phi, theta, data)
+        return found.to(torch.promote_types(found.dtype, next(iter(phi.values())).dtype))
 
     def losses(self, outputs: Tensor, data: Any) -> Tensor:
         """Return the loss of each task's outputs, ``(T,)``."""

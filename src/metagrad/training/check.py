@@ -25,6 +25,7 @@ from metagrad.implicit import (
     check_meta_gradient,
 )
 from metagrad.implicit.linear import largest_curvature
+from metagrad.training.arithmetic import arithmetic
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import build, choose_device, samplers
 from metagrad.tree import Params
@@ -63,8 +64,9 @@ def check_run(
             f"{run.config.method} has no inner problem whose solution is differentiated: nothing to check"
         )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
-    found = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
-    return {**facts, **found, "versions": versions()}
+    with arithmetic(run.config.precision, where):  # leaves float64 alone
+        found = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
+    return {**facts, **found, "precision": run.config.precision, "versions": versions()}
 
 
 _EXACT = 1e-6  # inner gradient norm up to which a solution is called exact
@@ -102,6 +104,7 @@ def _implicit(
         "cosine": found.cosine,
         "error": found.error,
         "length": float(found.used.norm() / found.reference.norm()),
+        "arithmetic": found.arithmetic,
         "inner": found.inner,
         "linear": found.linear,
         "curvature": found.curvature,

@@ -23,6 +23,7 @@ LinearSolverName = Literal["cg", "minres", "neumann", "woodbury", "none"]
 Form = Literal["fixed", "scalar", "tensor", "parameter"]
 Curvature = Literal["gauss_newton", "hessian"]
 Schedule = Literal["cosine", "constant"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 # Chosen on validation classes; RESULTS.md has the comparisons.
 _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -163,6 +164,9 @@ class TrainConfig:
     """Tasks computed at once: memory follows it, results do not. Default: chosen for the cache."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
+    precision: Precision = "float32"
+    """Digits of the factors in the network's products: float32 has 24 bits; tf32 has 11 and needs a GPU; bf16 has 8.
+    Fewer are faster on processors made for them. metagrad check says what they do to the meta-gradient."""
 
     def resolved(self, dataset: str) -> TrainConfig:
         """Fill in the defaults of the method and the data set, and check every value.
@@ -225,6 +229,8 @@ class TrainConfig:
                 f"--linear-solver woodbury solves systems of ways × shots × ways = {scores} here, beyond {_WOODBURY}: "
                 "use cg"
             )
+        if self.precision == "tf32" and self.device == "cpu":
+            raise MetagradError("--precision tf32 is for GPUs: leave it out, or add --device cuda")
         if self.test_tasks == 1:
             raise MetagradError("--test-tasks must be 0 or at least 2, for an interval, got 1")
         if self.l2 is not None and not 0 <= self.l2 < math.inf:
@@ -250,7 +256,7 @@ _UNUSED = {"none": ("cg_steps", "curvature", "learn_lam"), "woodbury": ("cg_step
 _CHOICES: dict[str, Any] = {
     "method": Method, "inner_solver": InnerSolverName, "linear_solver": LinearSolverName, "learn_lam": Form,
     "learn_inner_lr": Form, "curvature": Curvature, "schedule": Schedule, "network": Network, "norm": Norm,
-    "features": Features,
+    "features": Features, "precision": Precision,
 }  # fmt: skip
 _WOODBURY = 1024  # its default max_size
 _STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}

@@ -27,6 +27,7 @@ from metagrad.fewshot import (
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
+from metagrad.training.arithmetic import arithmetic
 from metagrad.training.config import TrainConfig
 from metagrad.training.measure import measure
 from metagrad.training.run import Run, State
@@ -119,11 +120,12 @@ def train(
         tasks = fixed or train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
         ended = warm  # a checkpoint of this step begins where this step did
         try:
-            if fixed is None:
-                metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
-            else:
-                assert isinstance(algorithm, AdaptsWeights)
-                metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
+            with arithmetic(config.precision, device):
+                if fixed is None:
+                    metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+                else:
+                    assert isinstance(algorithm, AdaptsWeights)
+                    metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
         except (DivergedError, NotFiniteError) as error:
             advice = _against_divergence(config, error)
             raise MetagradError(f"meta-step {progress['step'] + 1}: {error}: {advice}{_kept(run)}") from error
@@ -297,8 +299,10 @@ def _validate(
     ranks: Ranks,
 ) -> Evaluation:
     # The same tasks every time, and none of the training generator's numbers used up.
-    generator = torch.Generator(sampler.classes.images.device).manual_seed(config.seed + 1)
-    return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator, ranks=ranks)
+    device = sampler.classes.images.device
+    generator = torch.Generator(device).manual_seed(config.seed + 1)
+    with arithmetic(config.precision, device):
+        return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator, ranks=ranks)
 
 
 def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

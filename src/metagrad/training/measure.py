@@ -10,6 +10,7 @@ import torch
 from metagrad.data import Dataset
 from metagrad.fewshot import EpisodeSampler, evaluate
 from metagrad.ranks import ALONE, Ranks
+from metagrad.training.arithmetic import arithmetic
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import build, choose_device
 
@@ -52,17 +53,18 @@ def measure(
     classes = (dataset.test if split == "test" else dataset.val).to(where)
     sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
     generator = torch.Generator(where).manual_seed(seed)
-    found = evaluate(
-        method,
-        model,
-        theta,
-        sampler,
-        tasks=tasks,
-        generator=generator,
-        transductive=transductive,
-        progress=progress,
-        ranks=ranks,
-    )
+    with arithmetic(config.precision, where):
+        found = evaluate(
+            method,
+            model,
+            theta,
+            sampler,
+            tasks=tasks,
+            generator=generator,
+            transductive=transductive,
+            progress=progress,
+            ranks=ranks,
+        )
     return {
         "metric": f"{split}_accuracy",
         "value": found.accuracy,
@@ -82,6 +84,7 @@ def measure(
         "network": f"{config.network or 'conv4'}, {config.filters} filters, {config.norm} norm",
         "weights_of_step": state.facts["best_step"],
         "val_accuracy": state.facts["best_accuracy"],
+        "precision": config.precision,
         "seed": config.seed,
         "versions": versions(),
     }
