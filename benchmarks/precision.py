@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner import Scene, add_options, scene, write
-from metagrad import CG, Implicit
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, MemoryReduced, meta_gradient
 from metagrad.training.arithmetic import arithmetic
 from workload import gap, taken
@@ -31,8 +30,8 @@ _PRODUCTS = (
     _ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.baddbmm, _ATEN.convolution, _ATEN.convolution_backward,
 )  # fmt: skip
 METHODS: dict[str, Algorithm] = {
-    "iMAML, Gauss-Newton": IMAML(lam=0.1),
-    "iMAML, exact Hessian": IMAML(lam=2.0, adjoint=Implicit(linear_solver=CG(max_steps=5), curvature="hessian")),
+    "iMAML": IMAML(),
+    "iMAML as published": IMAML.published(),
     "MAML, 1 step": MAML(inner_lr=0.4, inner_steps=1),
     "first-order MAML, 1 step": FOMAML(inner_lr=0.4, inner_steps=1),
     "memory-reduced": MemoryReduced(),
