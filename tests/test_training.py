@@ -15,10 +15,24 @@ import torch
 
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError, MetagradWarning
+from metagrad.fewshot import (
+    ANIL,
+    BOIL,
+    FOMAML,
+    IMAML,
+    MAML,
+    R2D2,
+    ITDBiO,
+    MemoryReduced,
+    MetaSGD,
+    ProtoNet,
+    Reptile,
+)
 from metagrad.training import loop
 from metagrad.training.config import Method, TrainConfig
 from metagrad.training.measure import measure
 from metagrad.training.run import Run
+from metagrad.training.setup import method_of
 
 
 def toy(seed=0, drawings=4):
@@ -70,6 +84,15 @@ def test_a_run_leaves_everything_it_should(tmp_path, method):
     assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
     assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20, 30, 40]
     assert ("residual" in lines[0]) == (method in ("imaml", "memory-reduced", "r2d2"))
+
+
+def test_the_library_has_the_command_s_defaults():
+    made = {"imaml": IMAML(), "maml": MAML(), "fomaml": FOMAML(), "reptile": Reptile(), "meta-sgd": MetaSGD(),
+            "anil": ANIL(), "boil": BOIL(), "itd-bio": ITDBiO(), "memory-reduced": MemoryReduced(),
+            "protonet": ProtoNet(), "r2d2": R2D2()}  # fmt: skip
+    assert made.keys() == set(get_args(Method))
+    for name, method in made.items():
+        assert method_of(TrainConfig(method=name).resolved("glyphs")) == method
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "memory-reduced", "task_set": 5, "chunk": 2}])

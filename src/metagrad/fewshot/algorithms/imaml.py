@@ -23,8 +23,8 @@ class IMAML(base.AdaptsWeights):
     """Adapt weights near theta; take the meta-gradient from the solution alone.
 
     Inner problem of a task (equation 3 of the paper): ``L(phi; S) + (lam / 2) ‖phi − theta‖²``. Meta-gradient:
-    solve ``(H + lam I) u = ∇L(phi; Q)``, then ``dF/dtheta = lam u``. The defaults are those of ``metagrad train``, chosen
-    on validation classes of Omniglot; :meth:`published` gives the paper's.
+    solve ``(H + lam I) u = ∇L(phi; Q)``, then ``dF/dtheta = lam u``. The defaults are those of ``metagrad train``,
+    chosen on validation classes of Omniglot; :meth:`published` gives the paper's.
 
     Parameters
     ----------
