@@ -15,8 +15,9 @@ from test_training import toy
 from metagrad import data
 from metagrad.cli.check import describe
 from metagrad.cli.main import main
+from metagrad.data import Dataset, ImageClasses
 from metagrad.fewshot import Batch, Conv4, Tasks
-from metagrad.recipes import memory_compute
+from metagrad.recipes import heads, memory_compute
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
 
@@ -256,6 +257,32 @@ def test_memory_is_measured_and_drawn(tmp_path, capsys, monkeypatch):
     assert 1.5 < growth("MAML, checkpoints") < 0.6 * growth("MAML")
     assert growth("ANIL") < 1.3 < growth("ANIL, recomputed")
     assert (tmp_path / "memory-compute.png").stat().st_size > 10_000
+
+
+def test_head_methods_are_compared_and_go_on(tmp_path, capsys, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+
+    def classes(name):
+        images = torch.randint(0, 256, (40, 3, 16, 16), generator=g, dtype=torch.uint8)
+        return ImageClasses(images, torch.full((5,), 8), tuple(f"{name}{i}" for i in range(5)))
+
+    photographs = Dataset("cifar-fs", classes("a"), classes("b"), classes("c"), False, "toy", "digest0")
+    monkeypatch.setattr(data, "load", lambda *args, **options: photographs)
+    monkeypatch.setattr(heads, "_VALIDATE", 5)
+    small = ["--shots", "2", "--queries", "1", "--tasks", "1", "--filters", "2", "--test-tasks", "4"]
+    words = ["reproduce", "memory-reduced", *small, "--out", str(tmp_path), "--minutes", "0.0001"]
+    assert main([*words, "--methods", "anil"]) == 0
+    assert "maml" not in capsys.readouterr().out
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.count("meta-step 5: validation") == 3, "what was trained already is not trained again"
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "cifar-fs.csv").open())}
+    assert rows.keys() == {"maml", "anil", "itd-bio", "memory-reduced"}
+    assert all(float(row["cpu_seconds"]) > 0.006 for row in rows.values())
+    assert (tmp_path / "cifar-fs.png").stat().st_size > 10_000
+    assert main([*words, "--filters", "3"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert main([*words, "--methods"]) == 2
 
 
 def test_tensorboard(small):

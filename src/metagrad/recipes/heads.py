@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.recipes.memory_compute import peak
-from metagrad.recipes.protocols import HeadsProtocol
+from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 from metagrad.training.config import TrainConfig
 from metagrad.training.loop import Event, train
 from metagrad.training.measure import measure
 from metagrad.training.run import Run
 from metagrad.training.setup import build, samplers
 
-Name = Literal["maml", "anil", "itd-bio", "memory-reduced"]
-METHODS: tuple[Name, ...] = ("maml", "anil", "itd-bio", "memory-reduced")
 _VALIDATE = 100  # meta-steps between validations
 
 
@@ -36,8 +34,8 @@ class HeadsRow:
         on test classes, fraction, with the half width of its 95 % interval.
     val_accuracy:
         of the same weights, on validation classes.
-    meta_steps, seconds:
-        taken, in training time.
+    meta_steps, cpu_seconds:
+        taken; processor time of training and validation, all threads, which other programs do not lengthen.
     megabytes:
         peak of tensor memory over one meta-gradient, in units of 2²⁰ bytes.
     """
@@ -47,24 +45,25 @@ class HeadsRow:
     ci95: float
     val_accuracy: float
     meta_steps: int
-    seconds: float
+    cpu_seconds: float
     megabytes: float
 
 
 @dataclass(frozen=True)
 class CurveRow:
-    """A validation: accuracy after so many seconds of training."""
+    """A validation: accuracy after so many seconds, of the clock and of the processor."""
 
     method: str
     seconds: float
+    cpu_seconds: float
     accuracy: float
 
 
-def config(method: Name, dataset: str, protocol: HeadsProtocol) -> TrainConfig:
+def config(method: HeadMethod, dataset: str, protocol: HeadsProtocol) -> TrainConfig:
     """Return the paper's settings of a method: MAML 3 inner steps, ANIL 10 (FC100: 5), the other two 20."""
     fc100 = dataset == "fc100"
     head_lr = 0.05 if fc100 else 0.1
-    settings: dict[Name, dict[str, Any]] = {
+    settings: dict[HeadMethod, dict[str, Any]] = {
         "maml": {"inner_steps": 3, "inner_lr": head_lr},
         "anil": {"inner_steps": 5 if fc100 else 10, "inner_lr": head_lr, "features": protocol.features},
         "itd-bio": {"inner_steps": 20, "inner_lr": head_lr, "features": protocol.features},
@@ -89,7 +88,7 @@ def config(method: Name, dataset: str, protocol: HeadsProtocol) -> TrainConfig:
 
 
 def run_method(
-    method: Name,
+    method: HeadMethod,
     folder: Path,
     dataset: Dataset,
     protocol: HeadsProtocol,
@@ -98,7 +97,7 @@ def run_method(
     report: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> tuple[HeadsRow, list[CurveRow]] | None:
-    """Train a method until its time is over, or go on with its run, then test it; ``None`` if it was asked to stop.
+    """Train a method until its processor time is over, or go on with its run, then test it; ``None`` if stopped.
 
     Raises
     ------
@@ -114,10 +113,10 @@ def run_method(
         raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
     spent = [0.0]
     if there and run.has("last"):
-        spent[0] = float(run.load("last").facts["seconds"])
+        spent[0] = float(run.load("last").facts["cpu_seconds"])
 
     def watch(event: Event) -> None:
-        spent[0] = max(spent[0], event.line.get("seconds", 0.0))
+        spent[0] = max(spent[0], event.line.get("cpu_seconds", 0.0))
         report(event)
 
     def over() -> bool:
@@ -130,7 +129,7 @@ def run_method(
             return None
         facts = run.load("last").facts
         result = measure(run, dataset, tasks=protocol.test_tasks, seed=protocol.seed + 2)
-        run.write_json("result.json", result | {"train_seconds": facts["seconds"]})
+        run.write_json("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]})
         algorithm, model = build(wanted, dataset, torch.device(wanted.device))
         drawn = samplers(wanted, dataset, torch.device(wanted.device))[0]
         tasks = drawn(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
@@ -140,7 +139,7 @@ def run_method(
             result["ci95"],
             result["val_accuracy"],
             facts["step"],
-            facts["seconds"],
+            facts["cpu_seconds"],
             peak(algorithm, model, tasks),
         )
         return row, curve(method, run.metrics())
@@ -148,9 +147,9 @@ def run_method(
 
 def curve(method: str, lines: list[dict[str, Any]]) -> list[CurveRow]:
     """Return the validations with the time at which they were made."""
-    rows, seconds = [], 0.0
+    rows, clock, processor = [], 0.0, 0.0
     for line in lines:
-        seconds = line.get("seconds", seconds)
+        clock, processor = line.get("seconds", clock), line.get("cpu_seconds", processor)
         if "val_accuracy" in line:
-            rows.append(CurveRow(method, seconds, line["val_accuracy"]))
+            rows.append(CurveRow(method, clock, processor, line["val_accuracy"]))
     return rows

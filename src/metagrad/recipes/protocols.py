@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+HeadMethod = Literal["maml", "anil", "itd-bio", "memory-reduced"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorProtocol:
@@ -158,7 +160,7 @@ class HeadsProtocol:
     Attributes
     ----------
     minutes:
-        training time of each method.
+        processor time of each method's training.
     shots, queries:
         images a class, of 5 classes.
     tasks:

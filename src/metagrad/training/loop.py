@@ -100,7 +100,9 @@ def train(
     generator = torch.Generator(device).manual_seed(config.seed)
     # The steps since the last logged line are part of the state: a resumed run logs the same averages.
     window: list[dict[str, float]] = []
-    progress: dict[str, Any] = {"step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "window": window}
+    progress: dict[str, Any] = {
+        "step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "window": window,
+    }  # fmt: skip
     if resume:
         progress = _restore(run, theta, optimizer, generator, ranks) or progress
         window = progress["window"]
@@ -115,6 +117,7 @@ def train(
 
     chunk: Chunks | int | Literal["auto"] = config.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
+    worked = time.process_time() - progress.get("cpu_seconds", progress["seconds"])
     while progress["step"] < config.meta_steps:
         draws = generator.get_state()
         tasks = fixed or train_tasks(config.tasks, generator=generator).part(*ranks.mine(config.tasks))
@@ -146,10 +149,11 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         window.append(numbers)
-        progress.update(step=step, seconds=time.monotonic() - began)
+        progress.update(step=step, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - worked)
 
         if step % LOG_EVERY == 0 or step == config.meta_steps:
-            line = {"step": step, **_mean(window), **summary(theta), "seconds": round(progress["seconds"], 2)}
+            times = {name: round(progress[name], 2) for name in ("seconds", "cpu_seconds")}
+            line = {"step": step, **_mean(window), **summary(theta), **times}
             _warn(config, progress, line, ranks)
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
