@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
@@ -143,4 +142,5 @@ def features_of(model: nn.Module, theta: Params, head: Adapts, x: Tensor) -> Ten
 def seen(model: nn.Module, theta: Params, head: Adapts, support: Batch) -> Scored:
     """Return what a classifier is made from."""
     features = features_of(model, theta, head, support.x)
-    return Scored(features, F.one_hot(support.y, int(support.y.max()) + 1).to(features))
+    ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
+    return Scored(features, (support.y[..., None] == ways).to(features))
