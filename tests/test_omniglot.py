@@ -21,6 +21,7 @@ from PIL import Image
 from metagrad.data import omniglot
 from metagrad.data.archive import contents_digest, open_members
 from metagrad.data.classes import Dataset
+from metagrad.data.sources import Progress
 from metagrad.errors import MetagradError
 
 SPLIT = {
@@ -92,7 +93,7 @@ class Small:
         for content in self.content.values():
             write_folder(self.data / place, content)
 
-    def load(self, progress: omniglot.Progress | None = None, *, cache: Path | None = None) -> Dataset:
+    def load(self, progress: Progress | None = None, *, cache: Path | None = None) -> Dataset:
         return omniglot._load(self.data, cache or self.cache, progress, self.archives, SPLIT)
 
     def refuses(self, match: str) -> str:

@@ -19,7 +19,7 @@ from metagrad.data import mapped
 from metagrad.data.archive import fingerprint
 from metagrad.data.cache import atomic_save, cache_root
 from metagrad.data.classes import Dataset
-from metagrad.data.sources import Progress, data_directory, find
+from metagrad.data.sources import Progress, data_directory, download, find
 from metagrad.errors import MetagradError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
@@ -72,7 +72,10 @@ def load(
     """
     cache = (cache_root() if cache_dir is None else cache_dir) / "cifar100"
     place = data_directory(data_dir)
-    source = _download(cache, progress) if place is None else find(place, "CIFAR-100", _PLACES, _is_there)
+    if place is None:
+        source = download(URL, cache / "cifar-100-binary.tar.gz", md5=MD5, progress=progress, size="161 MB")
+    else:
+        source = find(place, "CIFAR-100", _PLACES, _is_there)
     rows, labels = _unpacked(source, cache, progress)
     counts = dict.fromkeys(labels, _PER_CLASS)
     file = resources.files("metagrad.data") / "splits" / f"{name}.json"
@@ -85,26 +88,6 @@ def load(
 
 def _is_there(path: Path) -> bool:
     return path.is_file() or (path / "train.bin").is_file()
-
-
-def _download(cache: Path, progress: Progress | None) -> Path:
-    import pooch
-
-    path = cache / "cifar-100-binary.tar.gz"
-    pooch.get_logger().setLevel("WARNING")
-    if progress is not None:
-        progress(0, 1, f"downloading {path.name} (161 MB)")
-    try:
-        pooch.retrieve(URL, known_hash=f"md5:{MD5}", fname=path.name, path=cache)
-    except Exception as error:  # requests, urllib3, the file system and pooch's checksum each raise their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetagradError(
-            f"cannot download {URL}; get {path.name} some other way and name its directory with --data-dir or "
-            f"METAGRAD_DATA ({reason})"
-        ) from error
-    if progress is not None:
-        progress(1, 1, f"downloading {path.name}")
-    return path
 
 
 def _unpacked(source: Path, cache: Path, progress: Progress | None) -> tuple[mapped.Tensor, list[str]]:

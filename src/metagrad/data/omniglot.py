@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,9 +18,8 @@ from PIL import Image, ImageOps
 from metagrad.data.archive import Members, contents_digest, fingerprint, open_members
 from metagrad.data.cache import atomic_save, cache_root, cached_arrays
 from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.sources import Progress, data_directory, download, md5_of
 from metagrad.errors import MetagradError
-
-Progress = Callable[[int, int, str], None]
 
 DRAWINGS_PER_CLASS = 20
 SOURCE_SIZE = 105
@@ -109,9 +107,12 @@ def _load(
     split: Mapping[str, Sequence[str]],
 ) -> Dataset:
     cache = (cache_root() if cache_dir is None else cache_dir) / "omniglot"
-    place = _data_directory(data_dir)
+    place = data_directory(data_dir)
     if place is None:
-        sources = {archive.name: _download(archive, cache, progress) for archive in archives}
+        sources = {
+            archive.name: download(archive.url, cache / f"{archive.name}.zip", md5=archive.md5, progress=progress)
+            for archive in archives
+        }
     else:
         sources = _find(place, archives)
     for archive in archives:
@@ -133,13 +134,6 @@ def _cache_key(archives: Sequence[_Archive], classes: Sequence[str]) -> str:
     parts = [*(archive.digest for archive in archives), *classes]
     made_from = hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
     return f"images-v{_RECIPE}-{made_from[:24]}"
-
-
-def _data_directory(data_dir: Path | None) -> Path | None:
-    if data_dir is not None:
-        return data_dir
-    named = os.environ.get("METAGRAD_DATA")
-    return Path(named).expanduser() if named else None
 
 
 # --- finding the archives --------------------------------------------------------------------------------
@@ -178,29 +172,6 @@ def _find_in(place: Path, name: str) -> Path | None:
     return None
 
 
-def _download(archive: _Archive, cache: Path, progress: Progress | None) -> Path:
-    path = cache / f"{archive.name}.zip"
-    if path.is_file() and _md5(path) == archive.md5:
-        return path
-    # Imported here: only a download needs it, and it takes longer to import than a cached load takes.
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")  # its lines would cut through the caller's progress display
-    if progress is not None:
-        progress(0, 1, f"downloading {path.name}")
-    try:
-        pooch.retrieve(archive.url, known_hash=f"md5:{archive.md5}", fname=path.name, path=cache)
-    except Exception as error:  # requests, urllib3, the file system and pooch's checksum each raise their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MetagradError(
-            f"cannot download {archive.url}; get images_background.zip and images_evaluation.zip some other "
-            f"way and name their directory with --data-dir or METAGRAD_DATA ({reason})"
-        ) from error
-    if progress is not None:
-        progress(1, 1, f"downloading {path.name}")
-    return path
-
-
 # --- accepting them --------------------------------------------------------------------------------------
 
 
@@ -212,7 +183,7 @@ def _accept(archive: _Archive, source: Path, cache: Path, progress: Progress | N
     accepted = _read_accepted(memory)
     if accepted.get(path) == state:
         return
-    if not (source.is_file() and _md5(source) == archive.md5):
+    if not (source.is_file() and md5_of(source) == archive.md5):
         _verify_contents(archive, source, progress)
     # Read again: another process may have added its own while this one was verifying.
     accepted = _read_accepted(memory)
@@ -230,14 +201,6 @@ def _read_accepted(memory: Path) -> dict[str, object]:
     except (OSError, ValueError):  # none yet, or damaged: then the archives are verified again
         return {}
     return accepted if isinstance(accepted, dict) else {}
-
-
-def _md5(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise MetagradError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _open(source: Path) -> Members:

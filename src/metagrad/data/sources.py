@@ -1,7 +1,8 @@
-"""Where a data set's original files are looked for."""
+"""Where a data set's original files are looked for, and how they are downloaded."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,3 +37,47 @@ def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Pat
     except OSError as error:
         raise MetagradError(f"{data_dir} cannot be read ({error.strerror}); check its permissions") from error
     raise MetagradError(f"{name} is not in {data_dir}: looked for {', '.join(places)}; pass another with --data-dir")
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file, as its publisher gives it.
+
+    Raises
+    ------
+    MetagradError
+        if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise MetagradError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def download(url: str, path: Path, *, md5: str, progress: Progress | None, size: str = "") -> Path:
+    """Fetch ``url`` to ``path``, unless what is there is it already; return ``path``.
+
+    Raises
+    ------
+    MetagradError
+        if it cannot be fetched, or is not what its MD5 says.
+    """
+    if path.is_file() and md5_of(path) == md5:
+        return path
+    # Imported here: only a download needs it, and it takes longer to import than a cached load takes.
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # its lines would cut through the caller's progress display
+    if progress is not None:
+        progress(0, 1, f"downloading {path.name}{size and f' ({size})'}")
+    try:
+        pooch.retrieve(url, known_hash=f"md5:{md5}", fname=path.name, path=path.parent)
+    except Exception as error:  # requests, urllib3, the file system and pooch's checksum each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MetagradError(
+            f"cannot download {url}; get {path.name} some other way and name its directory with --data-dir or "
+            f"METAGRAD_DATA ({reason})"
+        ) from error
+    if progress is not None:
+        progress(1, 1, f"downloading {path.name}")
+    return path
