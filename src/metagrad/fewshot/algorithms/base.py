@@ -61,6 +61,17 @@ class Algorithm(Protocol):
         ...
 
 
+class GivesNetworks(Algorithm, Protocol):
+    """A method whose adapted tasks are networks that can be taken away."""
+
+    def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
+        """Return the adapted networks themselves, all weights with a task axis.
+
+        Each gives :meth:`predict`'s outputs, up to a number for each input that all its outputs share.
+        """
+        ...
+
+
 class Inner(NamedTuple):
     """What :func:`~metagrad.argmin` is asked: a method's inner problems, how they are solved and differentiated."""
 
@@ -104,6 +115,10 @@ class AdaptsWeights(ABC):
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
         return many.outputs(model, whole(solution.value, theta), x)
+
+    def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
+        """Return the adapted networks, all weights with a task axis; frozen ones stay in the model."""
+        return whole(solution.value, theta)
 
     def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
         """Query loss at the adapted weights; what its backward does is the method."""

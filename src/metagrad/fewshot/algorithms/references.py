@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metagrad.errors import MetagradError
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
@@ -52,6 +53,11 @@ class ProtoNet:
         """Return ``−‖f − p‖²`` for each class, ``(T, N, ways)``."""
         features, means = features_of(model, theta, self.head, x), solution.value["prototypes"]
         return 2 * features @ means.mT - features.square().sum(-1, keepdim=True) - means.square().sum(-1).unsqueeze(1)
+
+    def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
+        """Return networks with a linear head: ``2 p`` and ``−‖p‖²``, as ``‖f‖²`` is common to all classes."""
+        means = solution.value["prototypes"]
+        return with_head(model, theta, self.head, 2 * means, -means.square().sum(-1))
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
@@ -110,6 +116,11 @@ class R2D2:
         """Return ``scale · x W``, ``(T, N, ways)``."""
         return theta[".log_scale"].exp() * (features_of(model, theta, self.head, x) @ solution.value["w"])
 
+    def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
+        """Return networks with the ridge regressions as their linear head."""
+        slopes = theta[".log_scale"].exp() * solution.value["w"].mT
+        return with_head(model, theta, self.head, slopes, slopes.new_zeros(slopes.shape[:2]))
+
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
     ) -> base.MetaLoss:
@@ -144,3 +155,17 @@ def seen(model: nn.Module, theta: Params, head: Adapts, support: Batch) -> Score
     features = features_of(model, theta, head, support.x)
     ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
     return Scored(features, (support.y[..., None] == ways).to(features))
+
+
+def with_head(model: nn.Module, theta: Params, head: Adapts, weight: Tensor, bias: Tensor) -> Params:
+    """Return all weights of T networks whose heads are linear, ``(T, ways, F)`` and ``(T, ways)``.
+
+    Raises
+    ------
+    MetagradError
+        if the model's head is none.
+    """
+    path = Head.of(model, head).path
+    if not isinstance(model.get_submodule(path), nn.Linear):
+        raise MetagradError(f"{path} is not a linear layer: what takes its place would not be the same network")
+    return base.whole({f"{path}.weight": weight, f"{path}.bias": bias}, theta)

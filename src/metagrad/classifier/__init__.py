@@ -1,0 +1,1 @@
+"""From a few pictures of each class to a classifier: adapted once, then an ordinary network."""

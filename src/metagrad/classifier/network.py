@@ -1,0 +1,112 @@
+"""An adapted network as an ordinary one: it looks at one image at a time, and needs nothing of metagrad to run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metagrad.errors import MetagradError
+from metagrad.fewshot.norms import BatchNorm
+from metagrad.tree import Params
+
+
+def for_ways(saved: Params, like: Params) -> Params:
+    """Return meta-learned weights for a network of another number of outputs.
+
+    Every output begins at the mean of the learned ones' rows, and so do the strengths and step sizes that belong to
+    them (the mean of their logarithms).
+
+    Parameters
+    ----------
+    saved:
+        theta as it was learned.
+    like:
+        theta of the network wanted; only shapes matter.
+
+    Raises
+    ------
+    MetagradError
+        if they differ in more than the number of outputs.
+    """
+    if saved.keys() != like.keys():
+        raise MetagradError("the weights are those of another network or method")
+    found = {}
+    for name, leaf in saved.items():
+        wanted = like[name].shape
+        if leaf.shape == wanted:
+            found[name] = leaf
+        elif leaf.dim() and leaf.shape[1:] == wanted[1:]:
+            found[name] = leaf.mean(0, keepdim=True).expand(wanted).clone()
+        else:
+            raise MetagradError(f"{name} is {tuple(leaf.shape)}, and {tuple(wanted)} is wanted: not the same network")
+    return found
+
+
+def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -> nn.Module:
+    """Return a copy of the model with these weights and torch's own norms in place of those of a batch.
+
+    What a batch norm takes from the images at hand while training, it takes from the support images for good: so a
+    prediction depends on nothing but its own image.
+
+    Parameters
+    ----------
+    weights:
+        of one task. Linear layers take the number of outputs that their weights have.
+    support:
+        ``(N, C, H, W)``, the images adapted to; ``None`` leaves the statistics to be loaded.
+    """
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, leaf in weights.items():
+            path, _, key = name.rpartition(".")
+            module = copied.get_submodule(path)
+            setattr(module, key, nn.Parameter(leaf.detach().clone(), requires_grad=False))
+            if isinstance(module, nn.Linear):
+                module.out_features = len(module.weight)
+        seen = _statistics(copied, support) if support is not None else {}
+        for path, module in list(copied.named_modules()):
+            if isinstance(module, BatchNorm):
+                copied.set_submodule(path, _frozen(module, seen.get(path)))
+    return copied.eval().requires_grad_(False)
+
+
+_Statistics = dict[str, tuple[Tensor, Tensor]]
+
+
+def _statistics(model: nn.Module, images: Tensor) -> _Statistics:
+    """Return each batch norm's mean and variance over a batch."""
+    found: _Statistics = {}
+
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            axes = [0, *range(2, args[0].dim())]
+            centre = args[0].mean(axes, keepdim=True)
+            found[path] = centre.flatten(), (args[0] - centre).square().mean(axes)
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(note(path))
+        for path, module in model.named_modules()
+        if isinstance(module, BatchNorm)
+    ]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _frozen(norm: BatchNorm, seen: tuple[Tensor, Tensor] | None) -> nn.BatchNorm2d:
+    frozen = nn.BatchNorm2d(norm.channels, eps=norm.eps, affine=norm.weight is not None)
+    if norm.weight is not None and norm.bias is not None:
+        frozen.weight, frozen.bias = norm.weight, norm.bias
+    if seen is not None:
+        assert frozen.running_mean is not None
+        assert frozen.running_var is not None
+        frozen.running_mean, frozen.running_var = seen
+    return frozen
