@@ -8,9 +8,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -234,20 +235,28 @@ def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
         return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """Turn one picture into uint8 ``(3, size, size)``.
+@contextmanager
+def opened(stream: IO[bytes], at_least: int | None = None) -> Iterator[Image.Image]:
+    """Open one picture, upright and RGB; ``at_least`` so many pixels a side are enough.
 
     Raises
     ------
     ValueError
         for one of too many pixels; Pillow raises what it likes for one that is damaged.
     """
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with Image.open(stream, formats=_FORMATS) as image:
         # Only the header has been read so far.
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
-        image.draft("RGB", (2 * size, 2 * size))  # a JPEG may be decoded at a half, a quarter, an eighth
-        return np.ascontiguousarray(np.asarray(_square(_rgb(ImageOps.exif_transpose(image)), size)).transpose(2, 0, 1))
+        if at_least is not None:
+            image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
+        yield _rgb(ImageOps.exif_transpose(image))
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Turn one picture into uint8 ``(3, size, size)``; raise as :func:`opened` does."""
+    with opened(io.BytesIO(data), at_least=2 * size) as image:
+        return np.ascontiguousarray(np.asarray(_square(image, size)).transpose(2, 0, 1))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
