@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
         for name, leaf in weights.items():
             path, _, key = name.rpartition(".")
             module = copied.get_submodule(path)
-            setattr(module, key, nn.Parameter(leaf.detach().clone(), requires_grad=False))
+            setattr(module, key, nn.Parameter(_own(leaf), requires_grad=False))
             if isinstance(module, nn.Linear):
                 module.out_features = len(module.weight)
         seen = _statistics(copied, support) if support is not None else {}
@@ -71,6 +72,50 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
             if isinstance(module, BatchNorm):
                 copied.set_submodule(path, _frozen(module, seen.get(path)))
     return copied.eval().requires_grad_(False)
+
+
+def judged(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
+    seen: list[Tensor] = []
+    head = network.get_submodule(list(network.named_parameters())[-1][0].rpartition(".")[0])
+    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        scores = network(x)
+    finally:
+        hook.remove()
+    return scores, seen[0].flatten(1)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Where the classes lie among the features.
+
+    Attributes
+    ----------
+    means:
+        ``(classes, F)``, the mean of each class's support images.
+    spread:
+        mean distance between them.
+    """
+
+    means: Tensor
+    spread: float
+
+    @classmethod
+    def of(cls, features: Tensor, y: Tensor, ways: int) -> Landmarks:
+        """Take them from the support images' features and labels."""
+        hot = torch.nn.functional.one_hot(y, ways).to(features)
+        means = hot.T @ features / hot.sum(0)[:, None]
+        return cls(means, float(torch.pdist(means).mean()))
+
+    def strangeness(self, features: Tensor) -> Tensor:
+        """Return each image's distance from the nearest class, in units of the mean distance between classes."""
+        return torch.cdist(features, self.means).amin(1) / max(self.spread, 1e-12)
+
+
+def _own(leaf: Tensor) -> Tensor:
+    """Return a copy, laid out as it will be when it is read from a file."""
+    return leaf.detach().clone(memory_format=torch.contiguous_format)
 
 
 _Statistics = dict[str, tuple[Tensor, Tensor]]

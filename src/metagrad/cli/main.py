@@ -15,9 +15,11 @@ from typing import Any
 import tyro
 
 import metagrad
+from metagrad.cli.adapt import Adapt
 from metagrad.cli.check import Check
 from metagrad.cli.data import Data
 from metagrad.cli.evaluate import Evaluate
+from metagrad.cli.predict import Predict
 from metagrad.cli.reproduce import MetaGradientError
 from metagrad.cli.reproduce_convergence import Convergence
 from metagrad.cli.reproduce_heads import MemoryReducedTable
@@ -39,6 +41,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "check": Check,
+    "adapt": Adapt,
+    "predict": Predict,
     "data": Data,
     "reproduce": Reproduce,
 }

@@ -105,6 +105,9 @@ class Train:
             )
             return 130
         show_result(screen, outcome.result)
+        if ranks.first:
+            with run:
+                _calibrate(screen, run, dataset)
         screen.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
         return 0
 
@@ -184,6 +187,30 @@ class Train:
         run.config = dataclasses.replace(run.config, meta_steps=wanted)
         run.record["config"] = dataclasses.asdict(run.config)
         run.write_json("config.json", run.record)
+
+
+def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
+    """Find out how far the probabilities of classifiers that come of this run can be trusted."""
+    from metagrad.classifier.calibrate import calibrate
+    from metagrad.classifier.learner import CALIBRATION, Learner
+    from metagrad.cli.progress import WorkProgress
+
+    with WorkProgress(screen, "calibrating probabilities") as progress:
+        found = calibrate(
+            Learner.of(run.folder), dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress
+        )
+    run.write_json(CALIBRATION, found)
+    reject = found.get("reject")
+    said = ""
+    if reject is not None:
+        told, lost = reject["unknown_rejected"], reject["known_rejected"]
+        said = f"; --reject tells {told:.0%} of unknown classes and takes {lost:.0%} of known ones for such"
+    screen.print(
+        f"each image by itself, validation: accuracy {found['accuracy']:.1%}, probabilities off by {found['ece']:.1%} "
+        f"(uncalibrated {found['ece_before']:.1%}){said}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 _WITH_RESUME = ("--resume", "--meta-steps", "--device", "--data-dir", "--tensorboard", "--no-tensorboard")

@@ -111,7 +111,7 @@ def load(
         if images is not None and len(images) == sum(facts["counts"].values()):
             return _refuse(Pictures(images, *(facts[name] for name in _FACTS)), strict, source)
     with open_members(source) as members:
-        names, archives = _candidates(members, labels)
+        names, archives = candidates(members, labels)
         found = _decode_all(members, names, size, strict, cache, progress)
     found["archives"] = archives
     write_facts(cache / f"seen-{which}.json", found)
@@ -138,7 +138,7 @@ def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
     return pictures
 
 
-def _candidates(members: Members, labels: Callable[[str], str | None] | None) -> tuple[dict[str, str], list[str]]:
+def candidates(members: Members, labels: Callable[[str], str | None] | None) -> tuple[dict[str, str], list[str]]:
     """Return ``name -> class/file`` of what may be pictures, and the archives among the members."""
     visible = [
         name for name in members.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

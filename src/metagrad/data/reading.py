@@ -70,4 +70,4 @@ def _strokes(data: bytes, size: int) -> np.ndarray:
     small = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
     if small.max() < _PALE:  # a thin pen on a large page
         small = (small * (255.0 / small.max())).round().astype(np.uint8)
-    return small[None]
+    return small[None].copy()  # Pillow's own memory is not for writing

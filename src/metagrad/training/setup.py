@@ -28,6 +28,7 @@ from metagrad.fewshot import (
     Reptile,
     ResNet12,
 )
+from metagrad.fewshot.algorithms.base import GivesNetworks
 from metagrad.fewshot.algorithms.heads import FromFixedHead
 from metagrad.fewshot.split import adapted
 from metagrad.implicit import (
@@ -53,7 +54,12 @@ from metagrad.training.run import Run
 
 def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
     """Return the method and the freshly initialised network of a run."""
-    channels, size = dataset.train.images.shape[1], dataset.train.images.shape[-1]
+    method, model = built(config, channels=dataset.train.images.shape[1], size=dataset.train.images.shape[-1])
+    return method, model.to(device)
+
+
+def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetworks, nn.Module]:
+    """Return the method and the freshly initialised network for images of ``channels`` × ``size`` × ``size``."""
     generator = torch.Generator().manual_seed(config.seed)
     ways, filters = config.ways, config.filters
     model: nn.Module
@@ -73,7 +79,7 @@ def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[
         for name, leaf in model.named_parameters():
             if name in adapted(model, method.head):
                 nn.init.zeros_(leaf)
-    return method, model.to(device)
+    return method, model
 
 
 def _head_of(model: nn.Module) -> str:
@@ -104,7 +110,7 @@ def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> 
     return dataset
 
 
-def method_of(config: TrainConfig, head: str = "head.*") -> Algorithm:
+def method_of(config: TrainConfig, head: str = "head.*") -> GivesNetworks:
     """Return the method of a resolved configuration; ``head`` is the pattern of the last layer's parameters."""
     lr, steps, adapts = config.inner_lr or 0.0, config.inner_steps or 0, config.adapts or "*"
     features, l2 = config.features or "cached", 0.0 if config.l2 is None else config.l2

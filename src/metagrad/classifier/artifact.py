@@ -1,0 +1,175 @@
+"""A classifier in one file: an ordinary network, the names of its classes, and how pictures are read for it.
+
+The file is in the safetensors format. Its metadata hold one JSON text: names, reading, network, protocol, the run it
+came from, and a digest of all this and of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metagrad.classifier.network import Landmarks, judged, ordinary
+from metagrad.data.reading import Reading
+from metagrad.errors import MetagradError
+from metagrad.files import write_atomically
+from metagrad.training.config import TrainConfig
+from metagrad.training.setup import built
+
+FORMAT = 1
+_BATCH = 64  # images at once: enough for two cores, little memory
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An adapted network that labels pictures, each by itself.
+
+    Attributes
+    ----------
+    network:
+        in evaluation mode; images float32 ``(N, C, H, W)`` in [0, 1] to scores ``(N, classes)``.
+    classes:
+        their names, in the order of the scores.
+    reading:
+        how a picture file becomes an image.
+    config:
+        of the run that it came from.
+    landmarks:
+        where the classes lie among the features.
+    temperature:
+        what scores are divided by before they become probabilities; 1 where it was not fitted.
+    strange:
+        strangeness above which a picture is taken to be of none of the classes; ``None`` where it was not fitted.
+    facts:
+        protocol, parent run, what the adaptation came to; JSON.
+    """
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    reading: Reading
+    config: TrainConfig
+    landmarks: Landmarks
+    temperature: float = 1.0
+    strange: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities ``(N, classes)`` and strangeness ``(N,)`` of images uint8 ``(N, C, H, W)``.
+
+        Strangeness is the distance from the nearest class among the network's features, where 1 is the mean distance
+        between classes.
+        """
+        found = [(torch.empty(0, len(self.classes)), torch.empty(0))]
+        with torch.inference_mode():
+            for part in images.split(_BATCH):
+                scores, features = judged(self.network, part.float() / 255)
+                found.append(((scores / self.temperature).softmax(-1), self.landmarks.strangeness(features)))
+        probabilities, strangeness = zip(*found, strict=True)
+        return torch.cat(probabilities), torch.cat(strangeness)
+
+    def save(self, path: Path) -> None:
+        """Write the file in one step.
+
+        Raises
+        ------
+        MetagradError
+            if it cannot be written.
+        """
+        tensors = {f"network/{name}": leaf.contiguous() for name, leaf in self.network.state_dict().items()}
+        tensors["landmarks"] = self.landmarks.means.contiguous()
+        facts = {
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "reading": dataclasses.asdict(self.reading),
+            "config": dataclasses.asdict(self.config),
+            "temperature": self.temperature,
+            "strange": self.strange,
+            "spread": self.landmarks.spread,
+            "facts": self.facts,
+        }
+        text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+        metadata = {"metagrad": text, "digest": _digest(text, tensors)}
+
+        def write(temporary: Path) -> None:
+            try:
+                save_file(tensors, temporary, metadata=metadata)
+            except SafetensorError as error:  # it wraps the system's error
+                raise OSError(str(error)) from error
+
+        write_atomically(
+            path,
+            write,
+            refused=lambda e: MetagradError(f"cannot write {path} ({e.strerror or e}): choose another --out"),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Classifier:
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        MetagradError
+            if it is no such file, is cut off or altered, or was written by another version.
+        """
+        again = "adapt again with metagrad adapt"
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise MetagradError(f"{path} does not exist: make it with metagrad adapt") from error
+        except IsADirectoryError as error:
+            raise MetagradError(f"{path} is a folder: name the file that metagrad adapt wrote") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MetagradError(f"{path} is not an adapted model, or is cut off ({error}): {again}") from error
+        if "metagrad" not in metadata:
+            raise MetagradError(f"{path} is not an adapted model but other weights: {again}")
+        text = metadata["metagrad"]
+        try:
+            facts = json.loads(text)
+            if facts["format"] != FORMAT:
+                raise MetagradError(f"{path} has format {facts['format']!r}, this metagrad reads {FORMAT}: {again}")
+            if metadata.get("digest") != _digest(text, tensors):
+                raise MetagradError(f"{path} was altered since it was written: {again}")
+            config, reading = TrainConfig(**facts["config"]), Reading(**facts["reading"])
+            classes = tuple(facts["classes"])
+            network = _rebuilt(config, reading, len(classes), tensors)
+            landmarks = Landmarks(tensors["landmarks"], facts["spread"])
+            return cls(
+                network, classes, reading, config, landmarks, facts["temperature"], facts["strange"], facts["facts"]
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise MetagradError(f"{path} was written by another version of metagrad ({error}): {again}") from error
+
+
+def _rebuilt(config: TrainConfig, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
+    ours = dataclasses.replace(config, ways=ways)
+    _, model = built(ours, channels=reading.channels, size=reading.size)
+    network = ordinary(model, {})
+    own = {name.removeprefix("network/"): leaf for name, leaf in tensors.items() if name.startswith("network/")}
+    for name, leaf in own.items():  # as load_state_dict does, for weights that ask for no gradient
+        path, _, key = name.rpartition(".")
+        getattr(network.get_submodule(path), key).copy_(leaf)
+    return network
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, leaf in sorted(tensors.items()):
+        digest.update(f"\0{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
+        digest.update(leaf.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shown(name: str) -> str:
+    """Return a class's name for a table that a spreadsheet may open: what looks like a formula becomes text."""
+    return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name

@@ -1,0 +1,148 @@
+"""How far a classifier's probabilities can be trusted, and below which it should say that it knows no such thing.
+
+Found on validation classes, none of which the network was trained on: on one half of the tasks a temperature (Guo et
+al. 2017) and a threshold are chosen, on the other half they are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metagrad.classifier.learner import Learner
+from metagrad.classifier.network import Landmarks, judged
+from metagrad.data import Dataset
+from metagrad.errors import MetagradError
+from metagrad.fewshot import EpisodeSampler
+
+KEPT = 0.95  # of what is known, this much is to pass the threshold
+_BINS = 15
+
+
+def calibrate(
+    learner: Learner,
+    dataset: Dataset,
+    *,
+    tasks: int = 100,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Return a temperature and a threshold with what they are worth, from validation tasks of the run's own size.
+
+    Raises
+    ------
+    MetagradError
+        for fewer than four tasks.
+    """
+    if tasks < 4:
+        raise MetagradError(f"calibration needs at least 4 tasks, got {tasks}")
+    config = learner.config
+    others = min(config.ways, len(dataset.val.names) - config.ways)  # classes that a task is not told of
+    sampler = EpisodeSampler(
+        classes=dataset.val, ways=config.ways + max(0, others), shots=config.shots, queries=config.queries
+    )
+    drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
+    known, labels, near, far = [], [], [], []
+    for number in range(tasks):
+        support, query = drawn.part(number, number + 1)
+        mine, own = support.y[0] < config.ways, query.y[0] < config.ways
+        images, y = support.x[0, mine], support.y[0, mine]
+        network, _ = learner.solved((images * 255).round().to(torch.uint8), y, config.ways)
+        with torch.inference_mode():
+            landmarks = Landmarks.of(judged(network, images)[1], y, config.ways)
+            scores, features = judged(network, query.x[0])
+            strangeness = landmarks.strangeness(features)
+        known.append(scores[own])
+        labels.append(query.y[0, own])
+        near.append(strangeness[own])
+        far.append(strangeness[~own])
+        progress(number + 1, tasks)
+    half = tasks // 2
+
+    def part(values: list[Tensor], second: bool) -> Tensor:
+        return torch.cat(values[half:] if second else values[:half])
+
+    temperature = fitted(part(known, False), part(labels, False))
+    scores, y = part(known, True), part(labels, True)
+    found: dict[str, Any] = {
+        "temperature": temperature,
+        "ece_before": ece(scores.softmax(-1), y),
+        "ece": ece((scores / temperature).softmax(-1), y),
+        "accuracy": float((scores.argmax(-1) == y).float().mean()),
+        "tasks": tasks,
+        "protocol": f"{dataset.name} val, {config.ways}-way {config.shots}-shot, each image by itself",
+        "pixels": pixels(dataset.train.images),
+    }
+    if others > 0:
+        strange = float(part(near, False).quantile(KEPT))
+        found["reject"] = {
+            "strangeness": strange,
+            "known_rejected": float((part(near, True) > strange).float().mean()),
+            "unknown_rejected": float((part(far, True) > strange).float().mean()),
+            "auroc": auroc(part(far, True), part(near, True)),
+            "unknown_classes": others,
+        }
+    return found
+
+
+def fitted(scores: Tensor, y: Tensor) -> float:
+    """Return the temperature at which the labels are likeliest; the likelihood is concave in its inverse."""
+    log = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(scores.double() * log.exp(), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float((-log.detach()).exp().clamp(0.01, 100.0))
+
+
+def ece(probabilities: Tensor, y: Tensor) -> float:
+    """Return the expected calibration error: how far, on average, the stated probability is from the accuracy."""
+    sure, label = probabilities.max(-1)
+    right = (label == y).double()
+    bins = (sure * _BINS).long().clamp(max=_BINS - 1)
+    counts = torch.bincount(bins, minlength=_BINS).clamp(min=1)
+    off = torch.bincount(bins, right - sure.double(), minlength=_BINS) / counts
+    return float((off.abs() * torch.bincount(bins, minlength=_BINS)).sum() / len(y))
+
+
+def auroc(high: Tensor, low: Tensor) -> float:
+    """Return the probability that a number of ``high`` is above one of ``low``; half for each tie."""
+    ordered = low.sort().values
+    below = torch.searchsorted(ordered, high, right=False)
+    up_to = torch.searchsorted(ordered, high, right=True)
+    return float((below + up_to).double().mean() / 2 / len(low))
+
+
+FACTS = ("brightness", "contrast", "detail")
+
+
+def pixels(images: Tensor, most: int = 2000) -> dict[str, list[float]]:
+    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`look` sees."""
+    step = max(1, len(images) // most)
+    seen = look(images[::step])
+    return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
+
+
+def look(images: Tensor) -> Tensor:
+    """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
+    x = images.float() / 255
+    detail = (x.diff(dim=-1).abs().mean((1, 2, 3)) + x.diff(dim=-2).abs().mean((1, 2, 3))) / 2
+    return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), detail], dim=1)
+
+
+def farthest(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
+    """Return how far the images are from those of training, in their standard deviations, and say in what."""
+    mean, std = torch.tensor(seen["mean"]), torch.tensor(seen["std"])
+    ours = look(images).median(0).values
+    off = (ours - mean).abs() / std.clamp(min=1e-6)
+    worst = int(off.argmax())
+    return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, there {mean[worst]:.2f} ± {std[worst]:.2f}"

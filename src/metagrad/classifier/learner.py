@@ -1,0 +1,159 @@
+"""What a training run learned, ready to adapt to new classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metagrad.classifier.artifact import Classifier
+from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
+from metagrad.data.reading import Reading
+from metagrad.errors import MetagradError
+from metagrad.fewshot import Batch
+from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run, versions
+from metagrad.training.setup import built
+from metagrad.tree import Params
+
+CALIBRATION = "calibration.json"
+_MOST = 2000  # support images adapted to at once
+_LEFT_OUT = 64  # at most so many are left out in turn
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Meta-learned weights and how they adapt.
+
+    Attributes
+    ----------
+    config:
+        of the run.
+    reading:
+        how a picture file becomes an image.
+    theta:
+        the weights with the best validation accuracy.
+    facts:
+        what a classifier should know of where it came from.
+    calibration:
+        what :func:`metagrad.classifier.calibrate.calibrate` found; empty where it did not look.
+    """
+
+    config: TrainConfig
+    reading: Reading
+    theta: Params
+    facts: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Path) -> Learner:
+        """Return what a run learned; ``glyphs``, where there is no such folder, is the model that comes with metagrad.
+
+        Raises
+        ------
+        MetagradError
+            if it is not a run, or has no validated weights yet.
+        """
+        if str(run) == "glyphs" and not run.exists():
+            run = Path(str(resources.files("metagrad.classifier") / "models" / "glyphs"))
+        opened = Run.open(run)
+        state = opened.load("best")
+        theta = {name.removeprefix("theta/"): leaf for name, leaf in state.tensors.items() if name.startswith("theta/")}
+        facts = {
+            "run": run.name,
+            "dataset": opened.dataset,
+            "digest": hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(),
+            "step": state.facts["best_step"],
+            "val_accuracy": state.facts["best_accuracy"],
+        }
+        found = run / CALIBRATION
+        calibration = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
+        return cls(opened.config, Reading.of(opened.dataset, opened.config.image_size), theta, facts, calibration)
+
+    def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
+        """Adapt to new classes: any number of them, any number of images of each.
+
+        Parameters
+        ----------
+        images:
+            uint8 ``(N, C, H, W)``, as :attr:`reading` makes them.
+        labels:
+            the class of each; classes are put in alphabetical order.
+
+        Raises
+        ------
+        MetagradError
+            for fewer than two classes, or more images than fit into one adaptation.
+        """
+        classes = tuple(sorted(set(labels)))
+        if len(classes) < 2:
+            raise MetagradError(
+                f"there is one class only ({classes[0]}): show at least two" if classes else "no images"
+            )
+        if len(images) > _MOST:
+            raise MetagradError(
+                f"{len(images)} support images are more than {_MOST}: a few of each class are enough, test on the rest"
+            )
+        y = torch.tensor([classes.index(label) for label in labels])
+        network, grad_norm = self.solved(images, y, len(classes))
+        with torch.inference_mode():
+            scores, features = judged(network, images.float() / 255)
+            landmarks = Landmarks.of(features, y, len(classes))
+        facts = {
+            **self.facts,
+            "method": self.config.method,
+            "trained": f"{self.config.ways}-way {self.config.shots}-shot",
+            "images": dict(zip(classes, torch.bincount(y).tolist(), strict=True)),
+            "fit": float((scores.argmax(-1) == y).float().mean()),
+            "left_out": self.leave_one_out(images, y, len(classes)),
+            "inner_grad_norm": grad_norm,
+            "versions": versions(),
+        }
+        return Classifier(
+            network,
+            classes,
+            self.reading,
+            self.config,
+            landmarks,
+            temperature=self.calibration.get("temperature", 1.0),
+            strange=(self.calibration.get("reject") or {}).get("strangeness"),
+            facts=facts,
+        )
+
+    def solved(self, images: Tensor, y: Tensor, ways: int) -> tuple[nn.Module, float]:
+        """Return the network adapted to one task, and the gradient norm that its inner problem is left at."""
+        config = dataclasses.replace(self.config, ways=ways)
+        method, model = built(config, channels=self.reading.channels, size=self.reading.size)
+        theta = for_ways(self.theta, method.init(model))
+        x = images.float() / 255
+        with torch.no_grad():
+            solution = method.adapt(model, theta, Batch(x[None], y[None]))
+            weights = {name: leaf[0] for name, leaf in method.weights(model, theta, solution).items()}
+        return ordinary(model, weights, x), float(solution.grad_norm[0])
+
+    def leave_one_out(self, images: Tensor, y: Tensor, ways: int) -> dict[str, float] | None:
+        """Adapt without an image and classify it, for up to 64 images whose class has another one.
+
+        Return the fraction that was right, and of how many; ``None`` where every class has one image.
+        """
+        several = (torch.bincount(y, minlength=ways)[y] > 1).nonzero().flatten()
+        if not len(several):
+            return None
+        if len(several) > _LEFT_OUT:
+            order = torch.randperm(len(several), generator=torch.Generator().manual_seed(0))
+            several = several[order[:_LEFT_OUT]]
+        right = 0
+        for index in several.tolist():
+            rest = torch.arange(len(y)) != index
+            network, _ = self.solved(images[rest], y[rest], ways)
+            with torch.inference_mode():
+                right += int(network(images[index : index + 1].float() / 255).argmax() == y[index])
+        return {"accuracy": right / len(several), "images": len(several)}

@@ -1,0 +1,141 @@
+"""A person's own pictures: those to learn from, in class folders, and those to label."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metagrad.data.archive import open_members
+from metagrad.data.pictures import ENDINGS, candidates
+from metagrad.data.reading import Reading
+from metagrad.errors import MetagradError
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Support:
+    """Pictures to learn from.
+
+    Attributes
+    ----------
+    images:
+        uint8 ``(N, C, H, W)``.
+    labels:
+        the class of each: the folders it lies in.
+    notes:
+        what a person should know of how they were read.
+    """
+
+    images: Tensor
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_support(source: Path, reading: Reading) -> Support:
+    """Read every picture below ``source``, a folder or zip with one folder a class.
+
+    A file that cannot be read is skipped, as is one that repeats another of its class; both are said.
+
+    Raises
+    ------
+    MetagradError
+        if there is none, a class has none that can be read, or a picture lies in two classes.
+    """
+    with open_members(source) as members:
+        names, _ = candidates(members, None)
+        if not names:
+            raise MetagradError(
+                f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
+                "files into it"
+            )
+        found = [(names[name], _tried(partial(members.read, name), reading)) for name in sorted(names)]
+    images, labels, skipped, twice = [], [], [], []
+    seen: dict[bytes, str] = {}
+    for name, result in found:
+        label = name.rpartition("/")[0]
+        if isinstance(result, str):
+            skipped.append(f"{name}: {result}")
+            continue
+        first = seen.setdefault(hashlib.sha256(result.tobytes()).digest(), name)
+        if first != name and first.rpartition("/")[0] != label:
+            raise MetagradError(f"{first} and {name} are the same picture in two classes: remove one of them")
+        if first != name:
+            twice.append(name)
+            continue
+        images.append(torch.from_numpy(result))
+        labels.append(label)
+    empty = sorted({name.rpartition("/")[0] for name in names.values()} - set(labels))
+    if empty:
+        raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
+    notes = []
+    if skipped:
+        notes.append(f"skipped {len(skipped)} that cannot be read ({skipped[0]})")
+    if twice:
+        notes.append(f"left out {len(twice)} that repeat another of their class ({twice[0]})")
+    return Support(torch.stack(images), tuple(labels), tuple(notes))
+
+
+def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
+    """Return the picture files that are named: files, all pictures below folders, and for ``-`` those of ``lines``.
+
+    Raises
+    ------
+    MetagradError
+        if a place does not exist, or a folder has no pictures.
+    """
+    for place in places:
+        if place == "-":
+            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+            continue
+        path = Path(place)
+        if not path.is_dir():
+            if not path.exists():
+                raise MetagradError(f"{place} does not exist: name pictures, folders of them, or - for a list on stdin")
+            yield path
+            continue
+        none = True
+        for folder, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                    none = False
+                    yield Path(folder) / name
+        if none:
+            raise MetagradError(f"{place} has no pictures ({', '.join(ENDINGS[:4])}, ...)")
+
+
+def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Path], Tensor, list[tuple[Path, str]]]]:
+    """Read pictures a few at a time: those that could be read, their images, and the others with the reason."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+        rest = iter(paths)
+        while some := list(islice(rest, _AT_ONCE)):
+            results = list(pool.map(lambda path: _tried(path.read_bytes, reading), some))
+            good = [(path, result) for path, result in zip(some, results, strict=True) if not isinstance(result, str)]
+            bad = [(path, result) for path, result in zip(some, results, strict=True) if isinstance(result, str)]
+            blank = np.empty((0, reading.channels, reading.size, reading.size), np.uint8)
+            images = torch.from_numpy(np.stack([result for _, result in good]) if good else blank)
+            yield [path for path, _ in good], images, bad
+
+
+def _tried(read: Callable[[], bytes], reading: Reading) -> np.ndarray | str:
+    """Return the image, or why there is none."""
+    try:
+        data = read()
+        if not data:
+            return "it is empty"
+        return reading(data)
+    except OSError as error:
+        return error.strerror or " ".join(str(error).split())[:120]
+    except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
+        return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,87 @@
+"""``metagrad adapt``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from metagrad.cli import allocator
+from metagrad.errors import MetagradError
+
+if TYPE_CHECKING:
+    from metagrad.classifier.artifact import Classifier
+
+_FAR = 4.0  # standard deviations of the training images
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """Directory of the run whose learning is used; glyphs: a model of drawn characters that comes with metagrad."""
+    support: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SUPPORT")]]
+    """Folder, or zip, with one folder a class and a few pictures in each: any number of classes and pictures, any
+    sizes, grey or colour."""
+    out: Annotated[Path, tyro.conf.arg(metavar="MODEL")]
+    """File to write the classifier to, such as my.model; one that is there is replaced."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if self.out.is_dir():
+            raise MetagradError(f"--out {self.out} is a folder: name a file")
+        allocator.keep_memory()
+        from metagrad.classifier.calibrate import farthest
+        from metagrad.classifier.learner import Learner
+        from metagrad.classifier.support import read_support
+        from metagrad.cli.progress import console
+
+        screen = console()
+        learner = Learner.of(self.run)
+        with screen.status("reading pictures"):
+            support = read_support(self.support, learner.reading)
+        said = list(support.notes)
+        if "pixels" in learner.calibration:
+            off, where = farthest(support.images, learner.calibration["pixels"])
+            if off > _FAR:
+                said.append(
+                    f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "
+                    f"{where}, {off:.0f} standard deviations away; do not expect much"
+                )
+        with screen.status("adapting"):
+            classifier = learner.adapt(support.images, support.labels)
+        classifier.save(self.out)
+        for line in describe(classifier):
+            screen.print(line, highlight=False, markup=False, soft_wrap=True)
+        for line in said:
+            screen.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
+        size = self.out.stat().st_size / 1024
+        screen.print(
+            f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return 0
+
+
+def describe(classifier: Classifier) -> list[str]:
+    """Say in a few lines what an adaptation came to."""
+    facts: dict[str, Any] = classifier.facts
+    counts = facts["images"]
+    few, many = min(counts.values()), max(counts.values())
+    each = f"{few}" if few == many else f"{few} to {many}"
+    lines = [
+        f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {facts['method']} trained "
+        f"{facts['trained']} on {facts['dataset']} (validation {facts['val_accuracy']:.1%})",
+        f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g}",
+    ]
+    left = facts["left_out"]
+    if left is not None:
+        lines.append(f"  each left out and learned from the others: {left['accuracy']:.0%} of {left['images']} right")
+    else:
+        lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
+    if classifier.strange is None and classifier.temperature == 1.0:
+        lines.append("  probabilities are not calibrated: metagrad train --resume the run, which ends by doing it")
+    return lines

@@ -1,0 +1,112 @@
+"""``metagrad predict``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from metagrad.cli import allocator
+from metagrad.errors import MetagradError
+
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Label pictures with a classifier that metagrad adapt made; each picture by itself."""
+
+    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
+    """The file that metagrad adapt wrote."""
+    images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PICTURES")]]
+    """Picture files, folders of them, or - for a list of files on standard input, one a line."""
+    format: Literal["table", "csv", "jsonl"] = "table"
+    """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
+    reject: bool = False
+    """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
+    is. metagrad train says at its end how much of the unknown that finds."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if not self.images:
+            raise MetagradError("name pictures, folders of them, or - for a list on stdin")
+        allocator.keep_memory()
+        from metagrad.classifier.artifact import Classifier
+        from metagrad.classifier.support import listed, read_all
+
+        classifier = Classifier.load(self.model)
+        if self.reject and classifier.strange is None:
+            raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
+        write = _WRITERS[self.format](classifier.classes)
+        done, skipped, last = 0, 0, time.monotonic()
+        for paths, images, bad in read_all(listed(self.images, sys.stdin), classifier.reading):
+            probabilities, strangeness = classifier.judge(images)
+            for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
+                far = self.reject and classifier.strange is not None and strange > classifier.strange
+                write(str(path), _UNKNOWN if far else None, row, strange)
+            for path, why in bad:
+                print(f"metagrad: {path} cannot be read ({why})", file=sys.stderr)
+            done, skipped = done + len(paths), skipped + len(bad)
+            if time.monotonic() - last > 2 and not sys.stdout.isatty():
+                last = time.monotonic()
+                print(f"metagrad: {done} pictures", file=sys.stderr)
+        if skipped and not done:
+            raise MetagradError(f"none of the {skipped} pictures can be read")
+        return 0
+
+
+Writer = Callable[[str, str | None, list[float], float], None]
+
+
+def _table(classes: tuple[str, ...]) -> Writer:
+    width = min(40, max(len(_UNKNOWN), *(len(name) for name in classes)))
+
+    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+        best = max(range(len(row)), key=row.__getitem__)
+        print(f"{row[best]:6.1%}  {_printable(instead or classes[best]):{width}}  {_printable(path)}")
+
+    return write
+
+
+def _csv(classes: tuple[str, ...]) -> Writer:
+    from metagrad.classifier.artifact import shown
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["picture", "class", "probability", "strangeness", *(shown(name) for name in classes)])
+
+    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+        best = max(range(len(row)), key=row.__getitem__)
+        numbers = [f"{number:.6g}" for number in (row[best], strange, *row)]
+        writer.writerow([shown(path), shown(instead or classes[best]), *numbers])
+
+    return write
+
+
+def _jsonl(classes: tuple[str, ...]) -> Writer:
+    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+        best = max(range(len(row)), key=row.__getitem__)
+        line: dict[str, Any] = {
+            "picture": path,
+            "class": None if instead else classes[best],
+            "probability": row[best],
+            "strangeness": strange,
+            "probabilities": dict(zip(classes, row, strict=True)),
+        }
+        print(json.dumps(line, ensure_ascii=False))
+
+    return write
+
+
+_WRITERS = {"table": _table, "csv": _csv, "jsonl": _jsonl}
+
+
+def _printable(text: str) -> str:
+    """Return text that cannot move a terminal's cursor or change its colours."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,0 +1,243 @@
+"""From a folder of pictures to labels: ``metagrad adapt`` and ``predict``."""
+
+import csv
+import io
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_training import config
+
+from metagrad import data
+from metagrad.classifier.artifact import Classifier
+from metagrad.classifier.calibrate import auroc, ece, farthest, fitted, pixels
+from metagrad.classifier.learner import CALIBRATION, Learner
+from metagrad.cli.main import main
+from metagrad.data import Dataset, ImageClasses
+from metagrad.errors import MetagradError
+from metagrad.training import loop
+from metagrad.training.run import Run
+
+
+def drawings(count, each, seed):
+    """Draw ``count`` kinds of strokes, ``each`` times with a jitter: uint8 (count, each, 56, 56), dark on light."""
+    g = np.random.default_rng(seed)
+    found = np.full((count, each, 56, 56), 255, np.uint8)
+    for kind in range(count):
+        points = g.integers(8, 48, (4, 2))
+        for one in range(each):
+            jittered = points + g.integers(-2, 3, points.shape)
+            for a, b in itertools.pairwise(jittered):
+                for t in np.linspace(0, 1, 60):
+                    y, x = (a * (1 - t) + b * t).astype(int)
+                    found[kind, one, y - 1 : y + 2, x - 1 : x + 2] = 0
+    return found
+
+
+def dataset():
+    def classes(prefix, count, seed):
+        images = 255 - torch.from_numpy(drawings(count, 8, seed))[:, :, ::2, ::2].flatten(0, 1)[:, None]
+        return ImageClasses(images, torch.full((count,), 8), tuple(f"{prefix}{i}" for i in range(count)))
+
+    return Dataset("omniglot", classes("a", 9, 0), classes("b", 8, 1), classes("c", 6, 2), True, "toy", "digest0")
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Give a run that was trained for a moment, calibrated, and the command that did it."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda *args, **options: dataset())
+        words = ["--ways", "3", "--queries", "2", "--tasks", "2", "--filters", "8", "--meta-steps", "20",
+                 "--val-tasks", "20", "--test-tasks", "4"]  # fmt: skip
+        assert main(["train", "omniglot", *words, "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Lay out four new kinds of drawings, two of each to learn from and four to label; go there."""
+    monkeypatch.chdir(tmp_path)
+    for kind, some in enumerate(drawings(4, 6, 7)):
+        for number, one in enumerate(some):
+            folder = tmp_path / ("known" if number < 2 else "new") / f"kind {kind} ё"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(one).save(folder / f"{number}.png")
+    return tmp_path
+
+
+def adapt(learned, out="my.model", known="known"):
+    return main(["adapt", str(learned), known, "--out", out])
+
+
+def rows_of(capsys, *words):
+    capsys.readouterr()
+    assert main(["predict", *words, "--format", "csv"]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_new_classes_are_learned_and_told(learned, pictures, capsys):
+    assert adapt(learned) == 0
+    said = capsys.readouterr().out
+    assert "4 classes, 2 pictures each" in said
+    assert "of 8 right" in said
+    assert "unlike" not in said
+    rows = rows_of(capsys, "my.model", "new")
+    assert len(rows) == 16
+    right = [row["picture"].split("/")[1] == row["class"] for row in rows]
+    assert sum(right) >= 12, "chance is 4"
+    for row in rows:
+        probabilities = [float(row[f"kind {kind} ё"]) for kind in range(4)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
+        assert max(probabilities) == float(row["probability"])
+
+
+def test_formats_and_ways_to_name_pictures(learned, pictures, capsys, monkeypatch):
+    adapt(learned)
+    rows = rows_of(capsys, "my.model", "new")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(row["picture"] for row in rows) + "\n\n"))
+    assert rows_of(capsys, "my.model", "-") == rows
+    assert rows_of(capsys, "my.model", *(row["picture"] for row in rows)) == rows
+    assert main(["predict", "my.model", "new", "--format", "jsonl"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["class"] for line in lines] == [row["class"] for row in rows]
+    assert main(["predict", "my.model", "new"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 16
+
+
+def test_a_label_does_not_depend_on_the_neighbours(learned, pictures, capsys):
+    adapt(learned)
+    together = rows_of(capsys, "my.model", "new")
+    for row in together[::3]:
+        (alone,) = rows_of(capsys, "my.model", row["picture"])
+        assert float(alone["probability"]) == pytest.approx(float(row["probability"]), rel=1e-5)
+        assert alone["class"] == row["class"]
+
+
+def test_reject_is_for_what_is_far(learned, pictures, capsys):
+    adapt(learned)
+    for number, one in enumerate(drawings(12, 1, 99)[:, 0]):
+        (pictures / "strange").mkdir(exist_ok=True)
+        Image.fromarray(one).save(pictures / "strange" / f"{number}.png")
+    known, strange = (rows_of(capsys, "my.model", place, "--reject") for place in ("new", "strange"))
+    rejected = [sum(row["class"] == "unknown" for row in rows) / len(rows) for rows in (known, strange)]
+    assert rejected[0] < rejected[1]
+
+
+def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
+    adapt(learned)
+    whole = (pictures / "my.model").read_bytes()
+    assert len(whole) < 3 * sum(leaf.numel() * 4 for leaf in Learner.of(learned).theta.values()) + 20_000
+    broken = {"cut": whole[: len(whole) // 2], "empty": b"", "weights": whole[:-4] + b"\0\0\0\1",
+              "names": whole.replace(b"kind 3", b"kind 5", 1)}  # fmt: skip
+    for name, content in broken.items():
+        (pictures / name).write_bytes(content)
+        capsys.readouterr()
+        assert main(["predict", name, "new"]) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert ("altered" in err) == (name in ("weights", "names"))
+    shutil.copy(learned / "best.safetensors", "other")
+    assert main(["predict", "other", "new"]) == 2
+    assert "not an adapted model but other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda at: shutil.rmtree(at / "known"), "does not exist"),
+        (lambda at: [shutil.rmtree(at / "known" / f"kind {k} ё") for k in (1, 2, 3)], "at least two"),
+        (
+            lambda at: [path.write_bytes(b"") for path in (at / "known" / "kind 1 ё").iterdir()],
+            "no picture that can be",
+        ),
+        (lambda at: shutil.copy(at / "known/kind 0 ё/0.png", at / "known/kind 1 ё/9.png"), "two classes"),
+        (lambda at: (shutil.rmtree(at / "known"), (at / "known").mkdir()), "no pictures in class folders"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_named(learned, pictures, capsys, change, says):
+    change(pictures)
+    assert adapt(learned) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert not (pictures / "my.model").exists()
+
+
+def test_odd_pictures_and_names(learned, pictures, capsys):
+    """A picture that repeats, one that is broken, another size, names that are formulas."""
+    shutil.copy("known/kind 0 ё/0.png", "known/kind 0 ё/same.png")
+    (pictures / "known/kind 0 ё/broken.png").write_bytes(b"not a picture")
+    (pictures / "known/kind 0 ё").rename(pictures / "known/=1+1")
+    Image.open("known/kind 1 ё/0.png").resize((200, 90)).convert("RGB").save("known/kind 1 ё/wide.jpg")
+    assert adapt(learned) == 0
+    said = capsys.readouterr().out
+    assert "skipped 1" in said
+    assert "left out 1" in said
+    rows = rows_of(capsys, "my.model", "new")
+    assert "'=1+1" in rows[0]
+    assert {row["class"] for row in rows} <= {"'=1+1", "kind 1 ё", "kind 2 ё", "kind 3 ё"}
+    (pictures / "new" / "broken.png").write_bytes(b"no")
+    capsys.readouterr()
+    assert main(["predict", "my.model", "new"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 16
+    assert "broken.png cannot be read" in said.err
+    assert main(["predict", "my.model", "new/broken.png"]) == 2
+
+
+def test_pictures_unlike_those_of_training_are_said(learned, pictures, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 60, 60, 3), dtype=np.uint8)
+    for number, one in enumerate(noise):
+        (pictures / "noise" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(pictures / "noise" / str(number % 2) / f"{number}.png")
+    assert adapt(learned, known="noise") == 0
+    assert "unlike those of omniglot" in capsys.readouterr().out
+
+
+def test_without_calibration(learned, pictures, capsys):
+    shutil.copytree(learned, "run")
+    (pictures / "run" / CALIBRATION).unlink()
+    assert main(["adapt", "run", "known", "--out", "my.model"]) == 0
+    assert "not calibrated" in capsys.readouterr().out
+    assert main(["predict", "my.model", "new", "--reject"]) == 2
+    assert main(["predict", "my.model", "new"]) == 0
+    assert Classifier.load(pictures / "my.model").temperature == 1
+
+
+def test_every_method_adapts(tmp_path):
+    images = 255 - torch.from_numpy(drawings(4, 4, 3))[:, :, ::2, ::2].flatten(0, 1)[:, None]
+    labels = [f"k{i // 4}" for i in range(16)]
+    for method in ("reptile", "boil", "memory-reduced", "r2d2", "protonet"):
+        options = {"inner_steps": None} if method in ("r2d2", "protonet") else {}
+        made = config(method=method, meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
+        folder = tmp_path / method
+        with Run.create(folder, "omniglot", made, command=["test"], digest="digest0") as run:
+            loop.train(run, dataset())
+        classifier = Learner.of(folder).adapt(images, labels)
+        classifier.save(folder / "m")
+        again = Classifier.load(folder / "m")
+        for a, b in zip(classifier.judge(images), again.judge(images), strict=True):
+            assert torch.equal(a, b)
+        assert classifier.facts["left_out"]["images"] == 16
+
+
+def test_temperature_error_and_ranks():
+    g = torch.Generator().manual_seed(0)
+    honest = torch.randn(4000, 3, generator=g)
+    y = torch.multinomial(honest.softmax(-1), 1, generator=g)[:, 0]
+    assert fitted(3 * honest, y) == pytest.approx(3, rel=0.1)
+    assert ece(honest.softmax(-1), y) < 0.03 < ece((3 * honest).softmax(-1), y)
+    sure = torch.tensor([[0.9, 0.1], [0.7, 0.3]])
+    assert ece(sure, torch.tensor([0, 1])) == pytest.approx((0.1 + 0.7) / 2)
+    assert auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == pytest.approx(3.5 / 4)
+    with pytest.raises(MetagradError, match="at least two"):
+        Learner(None, None, {}).adapt(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), ["a"])
+    dark, light = (torch.full((5, 1, 4, 4), v, dtype=torch.uint8) for v in (10, 200))
+    noisy = dark + torch.randint(0, 9, dark.shape, generator=g, dtype=torch.uint8)
+    assert farthest(light, pixels(noisy))[0] > 10
+    assert farthest(noisy, pixels(noisy))[0] < 2
