@@ -21,6 +21,7 @@ from metagrad.fewshot import EpisodeSampler
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
 _BINS = 15
+_TASKS = 16  # at once
 
 
 def calibrate(
@@ -46,33 +47,35 @@ def calibrate(
         classes=dataset.val, ways=config.ways + max(0, others), shots=config.shots, queries=config.queries
     )
     drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
+    # Every task has its classes in the same order, so that what it is told of is the same part of each.
+    mine, own = drawn.support.y[0] < config.ways, drawn.query.y[0] < config.ways
+    support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
     known, labels, near, far = [], [], [], []
-    for number in range(tasks):
-        support, query = drawn.part(number, number + 1)
-        mine, own = support.y[0] < config.ways, query.y[0] < config.ways
-        images, y = support.x[0, mine], support.y[0, mine]
-        network, _ = learner.solved((images * 255).round().to(torch.uint8), y, config.ways)
-        with torch.inference_mode():
-            landmarks = Landmarks.of(judged(network, images)[1], y, config.ways)
-            scores, features = judged(network, query.x[0])
-            strangeness = landmarks.strangeness(features)
-        known.append(scores[own])
-        labels.append(query.y[0, own])
-        near.append(strangeness[own])
-        far.append(strangeness[~own])
-        progress(number + 1, tasks)
+    for first in range(0, tasks, _TASKS):
+        some = slice(first, first + _TASKS)
+        networks = learner.solved((support[some] * 255).round().to(torch.uint8), y[some], config.ways)
+        for number, (network, _) in enumerate(networks, start=first):
+            with torch.inference_mode():
+                landmarks = Landmarks.of(judged(network, support[number])[1], y[number], config.ways)
+                scores, features = judged(network, drawn.query.x[number])
+                strangeness = landmarks.strangeness(features)
+            known.append(scores[own])
+            labels.append(drawn.query.y[number, own])
+            near.append(strangeness[own])
+            far.append(strangeness[~own])
+            progress(number + 1, tasks)
     half = tasks // 2
 
     def part(values: list[Tensor], second: bool) -> Tensor:
         return torch.cat(values[half:] if second else values[:half])
 
     temperature = fitted(part(known, False), part(labels, False))
-    scores, y = part(known, True), part(labels, True)
+    scores, truth = part(known, True), part(labels, True)
     found: dict[str, Any] = {
         "temperature": temperature,
-        "ece_before": ece(scores.softmax(-1), y),
-        "ece": ece((scores / temperature).softmax(-1), y),
-        "accuracy": float((scores.argmax(-1) == y).float().mean()),
+        "ece_before": ece(scores.softmax(-1), truth),
+        "ece": ece((scores / temperature).softmax(-1), truth),
+        "accuracy": float((scores.argmax(-1) == truth).float().mean()),
         "tasks": tasks,
         "protocol": f"{dataset.name} val, {config.ways}-way {config.shots}-shot, each image by itself",
         "pixels": pixels(dataset.train.images),

@@ -25,7 +25,8 @@ from metagrad.training.setup import built
 from metagrad.tree import Params
 
 CALIBRATION = "calibration.json"
-_MOST = 2000  # support images adapted to at once
+_MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
+_AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
 _LEFT_OUT = 64  # at most so many are left out in turn
 
 
@@ -98,12 +99,13 @@ class Learner:
             raise MetagradError(
                 f"there is one class only ({classes[0]}): show at least two" if classes else "no images"
             )
-        if len(images) > _MOST:
+        most = _MOST // self.reading.size**2
+        if len(images) > most:
             raise MetagradError(
-                f"{len(images)} support images are more than {_MOST}: a few of each class are enough, test on the rest"
+                f"{len(images)} support images are more than {most}: a few of each class are enough, test on the rest"
             )
         y = torch.tensor([classes.index(label) for label in labels])
-        network, grad_norm = self.solved(images, y, len(classes))
+        ((network, grad_norm),) = self.solved(images[None], y[None], len(classes))
         with torch.inference_mode():
             scores, features = judged(network, images.float() / 255)
             landmarks = Landmarks.of(features, y, len(classes))
@@ -128,16 +130,27 @@ class Learner:
             facts=facts,
         )
 
-    def solved(self, images: Tensor, y: Tensor, ways: int) -> tuple[nn.Module, float]:
-        """Return the network adapted to one task, and the gradient norm that its inner problem is left at."""
+    def solved(self, images: Tensor, y: Tensor, ways: int) -> list[tuple[nn.Module, float]]:
+        """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
+
+        Parameters
+        ----------
+        images, y:
+            uint8 ``(T, N, C, H, W)`` and int64 ``(T, N)``, labels below ``ways``.
+        """
         config = dataclasses.replace(self.config, ways=ways)
         method, model = built(config, channels=self.reading.channels, size=self.reading.size)
         theta = for_ways(self.theta, method.init(model))
-        x = images.float() / 255
-        with torch.no_grad():
-            solution = method.adapt(model, theta, Batch(x[None], y[None]))
-            weights = {name: leaf[0] for name, leaf in method.weights(model, theta, solution).items()}
-        return ordinary(model, weights, x), float(solution.grad_norm[0])
+        found: list[tuple[nn.Module, float]] = []
+        size = max(1, _AT_ONCE * 28**2 // (images.shape[1] * self.reading.size**2))
+        for some, labels in zip(images.split(size), y.split(size), strict=True):
+            x = some.float() / 255
+            with torch.no_grad():
+                solution = method.adapt(model, theta, Batch(x, labels))
+                weights = method.weights(model, theta, solution)
+            for task, left in enumerate(solution.grad_norm.tolist()):
+                found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
+        return found
 
     def leave_one_out(self, images: Tensor, y: Tensor, ways: int) -> dict[str, float] | None:
         """Adapt without an image and classify it, for up to 64 images whose class has another one.
@@ -151,9 +164,10 @@ class Learner:
             order = torch.randperm(len(several), generator=torch.Generator().manual_seed(0))
             several = several[order[:_LEFT_OUT]]
         right = 0
-        for index in several.tolist():
-            rest = torch.arange(len(y)) != index
-            network, _ = self.solved(images[rest], y[rest], ways)
-            with torch.inference_mode():
-                right += int(network(images[index : index + 1].float() / 255).argmax() == y[index])
+        for some in several.split(16):
+            rest = torch.stack([(torch.arange(len(y)) != index).nonzero().flatten() for index in some])
+            networks = self.solved(images[rest], y[rest], ways)
+            for index, (network, _) in zip(some.tolist(), networks, strict=True):
+                with torch.inference_mode():
+                    right += int(network(images[index : index + 1].float() / 255).argmax() == y[index])
         return {"accuracy": right / len(several), "images": len(several)}
