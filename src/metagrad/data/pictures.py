@@ -256,7 +256,7 @@ def opened(stream: IO[bytes], at_least: int | None = None) -> Iterator[Image.Ima
 def decode(data: bytes, size: int) -> np.ndarray:
     """Turn one picture into uint8 ``(3, size, size)``; raise as :func:`opened` does."""
     with opened(io.BytesIO(data), at_least=2 * size) as image:
-        return np.ascontiguousarray(np.asarray(_square(image, size)).transpose(2, 0, 1))
+        return square(image, size)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -270,11 +270,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """Return the largest square in the middle of an RGB picture, uint8 ``(3, size, size)``."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def _files(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from metagrad.data.pictures import decode, opened
+from metagrad.data.pictures import opened, square
 
 Kind = Literal["strokes", "photograph"]
 _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
@@ -45,7 +45,7 @@ class Reading:
         return 1 if self.kind == "strokes" else 3
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Return uint8 ``(channels, size, size)``.
+        """Return uint8 ``(channels, size, size)`` of a picture file's contents.
 
         Raises
         ------
@@ -53,12 +53,16 @@ class Reading:
             for a picture of too many pixels, or one of strokes with nothing drawn on it; Pillow raises what it likes
             for a damaged one.
         """
-        return decode(data, self.size) if self.kind == "photograph" else _strokes(data, self.size)
+        with opened(io.BytesIO(data), at_least=2 * self.size if self.kind == "photograph" else None) as image:
+            return self.picture(image)
+
+    def picture(self, image: Image.Image) -> np.ndarray:
+        """Return uint8 ``(channels, size, size)`` of a picture; raise as a call does."""
+        return square(image, self.size) if self.kind == "photograph" else _strokes(image, self.size)
 
 
-def _strokes(data: bytes, size: int) -> np.ndarray:
-    with opened(io.BytesIO(data)) as image:
-        grey = np.asarray(image.convert("L"), dtype=np.float64)
+def _strokes(image: Image.Image, size: int) -> np.ndarray:
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     paper, least, most = float(np.median(border)), grey.min(), grey.max()
     ink = least if paper - least >= most - paper else most
