@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metagrad.classifier.estimator import FewShotClassifier as FewShotClassifier
     from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError
     from metagrad.errors import MetagradWarning as MetagradWarning
@@ -63,6 +64,7 @@ _HOMES = {
         ),
         "metagrad.implicit",
     ),
+    "FewShotClassifier": "metagrad.classifier.estimator",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -79,7 +79,7 @@ class Learner:
         calibration = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
         return cls(opened.config, Reading.of(opened.dataset, opened.config.image_size), theta, facts, calibration)
 
-    def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
+    def adapt(self, images: Tensor, labels: Sequence[str], *, leave_out: bool = True) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
 
         Parameters
@@ -88,6 +88,8 @@ class Learner:
             uint8 ``(N, C, H, W)``, as :attr:`reading` makes them.
         labels:
             the class of each; classes are put in alphabetical order.
+        leave_out:
+            whether to find out how well it does on pictures left out; takes an adaptation for each.
 
         Raises
         ------
@@ -115,7 +117,7 @@ class Learner:
             "trained": f"{self.config.ways}-way {self.config.shots}-shot",
             "images": dict(zip(classes, torch.bincount(y).tolist(), strict=True)),
             "fit": float((scores.argmax(-1) == y).float().mean()),
-            "left_out": self.leave_one_out(images, y, len(classes)),
+            "left_out": self.leave_one_out(images, y, len(classes)) if leave_out else None,
             "inner_grad_norm": grad_norm,
             "versions": versions(),
         }
