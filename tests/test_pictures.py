@@ -14,7 +14,10 @@ from PIL import Image
 
 from metagrad import MetagradError, data
 from metagrad.data import folder, pictures
+from metagrad.data.pickled import read_arrays
 from metagrad.fewshot import EpisodeSampler
+from metagrad.training.config import TrainConfig
+from metagrad.training.setup import episodes_of, too_few
 
 SIZE = 16
 
@@ -230,3 +233,113 @@ def test_episodes_come_from_their_own_classes(tmp_path):
 def test_through_the_one_interface(tmp_path):
     fill(tmp_path / "set")
     assert data.load("folder", data_dir=tmp_path / "set", image_size=SIZE).train.images.shape[-1] == SIZE
+
+
+def classes_of(dataset):
+    return {which: set(getattr(dataset, which).names) for which in ("train", "val", "test")}
+
+
+def split_folders(root):
+    for which, first in (("train", 0), ("validation", 3), ("test", 5)):
+        for c in range(first, first + (3 if which == "train" else 2)):
+            (root / which / f"k{c}").mkdir(parents=True)
+            for i in range(3):
+                (root / which / f"k{c}" / f"{i}.png").write_bytes(picture(100 * c + i))
+    return root
+
+
+def test_folders_of_a_split_are_kept_to_whatever_lies_beside(tmp_path):
+    root = split_folders(tmp_path / "set")
+    expected = {"train": {"k0", "k1", "k2"}, "val": {"k3", "k4"}, "test": {"k5", "k6"}}
+    plain = folder.load(root, size=SIZE)
+    assert classes_of(plain) == expected
+    (root / "a docs").mkdir()
+    (root / "a docs" / "figure.png").write_bytes(picture(999))
+    (root / "train" / "loose.png").write_bytes(picture(998))
+    beside = folder.load(root, size=SIZE)
+    assert classes_of(beside) == expected
+    assert "'a docs' beside train, val and test" in " ".join(beside.notes)
+    for which in expected:  # each class has its own pictures still
+        one, other = getattr(plain, which), getattr(beside, which)
+        for a, b, n in zip(one.first.tolist(), other.first.tolist(), one.counts.tolist(), strict=True):
+            assert torch.equal(one.images[a : a + n], other.images[b : b + n])
+
+
+def test_a_picture_in_two_classes_is_said_and_refused_across_splits(tmp_path):
+    root = split_folders(tmp_path / "set")
+    (root / "test" / "k5" / "copy.png").write_bytes(picture(0))
+    notes = " ".join(folder.load(root, size=SIZE).notes)
+    assert "1 file in two classes at once (train/k0/0.png is test/k5/copy.png)" in notes
+    with pytest.raises(MetagradError, match=r"same picture as .*, in train and test"):
+        folder.load(root, size=SIZE, strict=True)
+
+
+def test_what_is_no_picture_is_counted(tmp_path):
+    root = fill(tmp_path / "set")
+    (root / "class 0" / "readme.txt").write_text("hello")
+    (root / "class 0" / "Thumbs.db").write_bytes(b"x")
+    (root / "icons").mkdir()
+    (root / "icons" / "a.ico").write_bytes(b"x")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "link").symlink_to("/nowhere")
+    notes = folder.load(root, size=SIZE).notes
+    assert "left out 1 folder of no pictures that can be read (icons)" in notes
+    assert "left out 2 files of other kinds (class 0/readme.txt)" in notes
+    with pytest.raises(MetagradError, match="folder icons has no picture"):
+        folder.load(root, size=SIZE, strict=True)
+
+
+def test_a_changed_cache_is_not_used(tmp_path, cache):
+    root = fill(tmp_path / "set")
+    before = folder.load(root, size=SIZE).train.images.clone()
+    (rows,) = (cache / "pictures").glob("rows-*.npy")
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:-50] + bytes(50))
+    assert torch.equal(folder.load(root, size=SIZE).train.images, before)
+    np.save(rows, np.zeros((40, 3, SIZE, SIZE)))
+    assert torch.equal(folder.load(root, size=SIZE).train.images, before)
+
+
+def test_read_anew_whatever_the_time_of_the_file(tmp_path):
+    root = fill(tmp_path / "set")
+    folder.load(root, size=SIZE)
+    path = root / "class 0" / "0.png"
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-60] + bytes(60))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not folder.load(root, size=SIZE).notes
+    assert "class 0/0.png" in folder.load(root, size=SIZE, anew=True).notes[0]
+
+
+def test_classes_of_too_few_images_are_left_out_of_training(tmp_path):
+    root = fill(tmp_path / "set", classes=16)
+    for which in ("3", "4"):
+        (root / "class 0" / f"{which}.png").unlink()
+    dataset = data.load("folder", data_dir=str(root), image_size=SIZE)
+    held = next(which for which in ("train", "val", "test") if "class 0" in getattr(dataset, which).names)
+    wanted = TrainConfig(ways=2, shots=2, queries=2).resolved("folder")
+    assert "1 class with fewer than 2 + 2 images (class 0)" in too_few(wanted, dataset)
+    assert too_few(TrainConfig(ways=2, shots=1, queries=2).resolved("folder"), dataset) is None
+    classes = getattr(dataset, held)
+    assert "class 0" not in episodes_of(classes, wanted, which=held).classes.names
+    many = TrainConfig(ways=14, shots=2, queries=2).resolved("folder")
+    with pytest.raises(MetagradError, match=r"14 ways is more than the \d+ classes for .*fewer than 2 \+ 2"):
+        episodes_of(classes, many, which=held)
+
+
+def test_archives_that_hide_their_pictures_are_called_so(tmp_path):
+    fill(tmp_path / "set")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.writestr("inner/inner.zip", b"PK")
+    with pytest.raises(MetagradError, match=r"holds archives .*unpack"):
+        folder.load(tmp_path / "outer.zip", size=SIZE)
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as broken:
+        for name in ("a/1.png", "b/1.png"):
+            broken.writestr(name, b"not a picture")
+    with pytest.raises(MetagradError, match="none of 2 files can be read"):
+        folder.load(tmp_path / "none.zip", size=SIZE)
+
+
+def test_a_pickle_that_holds_itself_ends():
+    found = read_arrays(b"\x80\x02]q\x00h\x00a.", "here")
+    assert found[0] is found

@@ -42,9 +42,10 @@ def calibrate(
     if tasks < 4:
         raise MetagradError(f"calibration needs at least 4 tasks, got {tasks}")
     config = learner.config
-    others = min(config.ways, len(dataset.val.names) - config.ways)  # classes that a task is not told of
+    classes = dataset.val.with_at_least(config.shots + config.queries)
+    others = min(config.ways, len(classes.names) - config.ways)  # classes that a task is not told of
     sampler = EpisodeSampler(
-        classes=dataset.val, ways=config.ways + max(0, others), shots=config.shots, queries=config.queries
+        classes=classes, ways=config.ways + max(0, others), shots=config.shots, queries=config.queries
     )
     drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
     # Every task has its classes in the same order, so that what it is told of is the same part of each.

@@ -53,7 +53,7 @@ def read_support(source: Path, reading: Reading) -> Support:
         if there is none, a class has none that can be read, or a picture lies in two classes.
     """
     with open_members(source) as members:
-        names, _ = candidates(members, None)
+        names, _, _ = candidates(members)
         if not names:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "

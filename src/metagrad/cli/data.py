@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 from metagrad.training.config import DATASETS
 
@@ -31,13 +32,15 @@ class Data:
 
     what: tyro.conf.Positional[Literal["list", "info", "verify"]]
     """list: all of them. info NAME: classes, images and how they were made of one. verify DIR: read every picture of a
-    folder or zip, and say what is wrong with it."""
+    folder or zip, and say what is wrong with it (exit code 1; 2 where it cannot be used)."""
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = None
     """The data set (info), or the folder or zip (verify)."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """info: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
     image_size: int = 84
     """info, verify: side that pictures without a size of their own are resized to, in pixels."""
+    split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """verify: a JSON file that says which classes are for what, as for metagrad train folder. Default: as there."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code (1: verify found something to mend)."""
@@ -54,10 +57,16 @@ class Data:
             raise MetagradError(f"--image-size must be at least 8, got {self.image_size}")
         from metagrad import data
         from metagrad.cli.progress import data_progress
+        from metagrad.data.sources import read_json
 
         if self.what == "verify":
             dataset = data.load(
-                "folder", data_dir=Path(self.name), image_size=self.image_size, progress=data_progress(screen)
+                "folder",
+                data_dir=self.name,
+                image_size=self.image_size,
+                split=None if self.split is None else read_json(self.split),
+                anew=True,
+                progress=data_progress(screen),
             )
         elif self.name not in DATASETS:
             raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(DATASETS)}")
@@ -68,7 +77,7 @@ class Data:
                 self.name, data_dir=self.data_dir, image_size=self.image_size, progress=data_progress(screen)
             )
         for line in describe(dataset):
-            screen.print(line, highlight=False, soft_wrap=True)
+            screen.print(printable(line), highlight=False, markup=False, soft_wrap=True)
         return 1 if self.what == "verify" and dataset.notes else 0
 
 
@@ -80,7 +89,8 @@ def describe(dataset: Dataset) -> list[str]:
         fewest, most = int(classes.counts.min()), int(classes.counts.max())
         each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         names = ", ".join(classes.names[:3]) + (", ..." if len(classes.names) > 3 else "")
-        lines.append(f"  {which:5} {len(classes.names)} classes of {each} images ({names})")
+        count = len(classes.names)
+        lines.append(f"  {which:5} {count} class{'es' * (count != 1)} of {each} images ({names})")
     if dataset.rotations:
         lines.append("  in training, a class turned by 90, 180 or 270 degrees is a class of its own")
     lines.append(f"  digest {dataset.digest}")

@@ -24,6 +24,7 @@ from metagrad.cli.reproduce import MetaGradientError
 from metagrad.cli.reproduce_convergence import Convergence
 from metagrad.cli.reproduce_heads import MemoryReducedTable
 from metagrad.cli.reproduce_memory import MemoryCompute
+from metagrad.cli.text import printable
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
@@ -61,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metagrad {metagrad.__version__}")
         return 0
     warnings.showwarning = _show(warnings.showwarning)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
     try:
         command = _parse(words or ["--help"])
         return command.main(words)
     except MetagradError as error:
         who = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"metagrad{who}: {error}", file=sys.stderr)
+        print(f"metagrad{who}: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of --help has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

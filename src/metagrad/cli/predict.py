@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from metagrad.cli import allocator
+from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 
 _UNKNOWN = "unknown"
@@ -52,7 +53,7 @@ class Predict:
                 far = self.reject and classifier.strange is not None and strange > classifier.strange
                 write(str(path), _UNKNOWN if far else None, row, strange)
             for path, why in bad:
-                print(f"metagrad: {path} cannot be read ({why})", file=sys.stderr)
+                print(f"metagrad: {printable(str(path))} cannot be read ({why})", file=sys.stderr)
             done, skipped = done + len(paths), skipped + len(bad)
             if time.monotonic() - last > 2 and not sys.stdout.isatty():
                 last = time.monotonic()
@@ -70,7 +71,7 @@ def _table(classes: tuple[str, ...]) -> Writer:
 
     def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
-        print(f"{row[best]:6.1%}  {_printable(instead or classes[best]):{width}}  {_printable(path)}")
+        print(f"{row[best]:6.1%}  {printable(instead or classes[best]):{width}}  {printable(path)}")
 
     return write
 
@@ -105,8 +106,3 @@ def _jsonl(classes: tuple[str, ...]) -> Writer:
 
 
 _WRITERS = {"table": _table, "csv": _csv, "jsonl": _jsonl}
-
-
-def _printable(text: str) -> str:
-    """Return text that cannot move a terminal's cursor or change its colours."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import tyro
 
 from metagrad.cli import allocator
 from metagrad.cli.interrupt import Interrupt
+from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -68,6 +68,8 @@ class Train:
             raise MetagradError("name the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
         elif self.dataset != "folder" and self.split is not None:
             raise MetagradError(f"--split is for folder, not {self.dataset}: leave it out")
+        elif self.dataset not in ("folder", "mini-imagenet", "tiered-imagenet") and self.strict:
+            raise MetagradError(f"--strict is for data sets of pictures, not {self.dataset}: leave it out")
         else:  # impossible values are named before torch and the data are loaded
             self.config.resolved(self.dataset)
         allocator.keep_memory()
@@ -139,7 +141,7 @@ class Train:
         from metagrad import data
         from metagrad.ranks import launch_id, restarted
         from metagrad.training.run import Run
-        from metagrad.training.setup import choose_device, samplers
+        from metagrad.training.setup import choose_device, samplers, too_few
 
         resume = self.resume
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
@@ -158,8 +160,11 @@ class Train:
             strict=self.strict,
             progress=progress,
         )
-        for note in dataset.notes:
-            print(f"metagrad: {note}", file=sys.stderr)
+        few = too_few(config, dataset)
+        if few and self.strict:
+            raise MetagradError(few)
+        for note in [*dataset.notes, *([few] if few else [])]:
+            print(f"metagrad: {printable(note)}", file=sys.stderr)
         own = _own_data(self.data_dir, dataset) if name == "folder" else None
         samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
         folder = self.run or _default_folder(name, config)
@@ -222,10 +227,9 @@ def _options(words: list[str]) -> list[str]:
 
 
 def _read_split(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MetagradError(f"{path} cannot be read as JSON ({error})") from error
+    from metagrad.data.sources import read_json
+
+    return read_json(path)
 
 
 def _own_data(source: Path | None, dataset: Dataset) -> dict[str, Any]:

@@ -16,10 +16,11 @@ __all__ = ["Dataset", "ImageClasses", "load"]
 def load(
     name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     image_size: int | None = None,
     split: dict[str, Any] | None = None,
     strict: bool = False,
+    anew: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set by the name the command line gives it.
@@ -38,6 +39,8 @@ def load(
         for ``"folder"``: which classes are for what (:func:`metagrad.data.folder.load`).
     strict:
         refuse a picture that cannot be read, rather than skip it.
+    anew:
+        for ``"folder"``: read every picture, even if none seems to have changed.
     progress:
         called with (done, total, what) while files are checked, fetched or decoded.
 
@@ -46,7 +49,7 @@ def load(
     MetagradError
         for files that are missing, altered or unreadable.
     """
-    size = image_size or 84
+    size, data_dir = image_size or 84, None if data_dir is None else Path(data_dir)
     if name == "glyphs":
         from metagrad.data import glyphs
 
@@ -68,5 +71,5 @@ def load(
 
         if data_dir is None:
             raise ValueError("folder needs data_dir")
-        return folder.load(data_dir, size=size, split=split, strict=strict, progress=progress)
+        return folder.load(data_dir, size=size, split=split, strict=strict, anew=anew, progress=progress)
     raise ValueError(f"no data set is called {name!r}")

@@ -277,6 +277,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         except OSError as error:
             raise MetagradError(f"{path} cannot be listed ({_reason(error)}); check its permissions") from error
         for entry in entries:
+            if entry.name.startswith("."):  # a version control's, a system's, a virtual environment
+                continue
             name = f"{prefix}/{entry.name}"
             _refuse_unsafe_name(folder, name)
             if entry.is_symlink():
@@ -316,7 +318,10 @@ def _refuse_unsafe_name(source: Path, name: str) -> None:
 
 
 def _unsafe(source: Path, name: str, what: str) -> MetagradError:
-    return MetagradError(f"{source}: refused, since its member {name!r} {what}; get the archive again from its source")
+    advice = (
+        "replace it by the file itself, or remove it" if source.is_dir() else "get the archive again from its source"
+    )
+    return MetagradError(f"{source}: refused, since its member {name!r} {what}; {advice}")
 
 
 def _damaged(source: Path, reason: str) -> MetagradError:

@@ -47,6 +47,14 @@ class ImageClasses:
         elif len(self.counts) and int((self.first + self.counts).max()) > len(self.images):
             raise ValueError(f"classes end at image {int((self.first + self.counts).max())} of {len(self.images)}")
 
+    def with_at_least(self, count: int) -> ImageClasses:
+        """Return the classes that have so many images."""
+        enough = self.counts >= count
+        if bool(enough.all()):
+            return self
+        names = tuple(name for name, kept in zip(self.names, enough.tolist(), strict=True) if kept)
+        return ImageClasses(self.images, self.counts[enough], names, self.first[enough])
+
     def to(self, device: torch.device | str) -> ImageClasses:
         """Return the same classes on ``device``; elsewhere than here, without images of other classes."""
         if torch.empty(0, device=device).device == self.images.device:

@@ -24,6 +24,7 @@ def load(
     split: dict[str, Any] | None = None,
     seed: int = 0,
     strict: bool = False,
+    anew: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -35,7 +36,7 @@ def load(
         a folder or a zip file. Either it has the folders ``train``, ``val`` and ``test``, and class folders in them; or
         class folders and a ``split.json`` that names the classes of each; or class folders alone, which are then
         parted by ``seed``: 64 % of the classes to train on, 16 % to validate, 20 % to test.
-    size, strict, cache_dir:
+    size, strict, anew, cache_dir:
         see :func:`metagrad.data.pictures.load`.
     split:
         which classes are for what, in place of what ``source`` says.
@@ -47,9 +48,9 @@ def load(
     """
     if not source.exists():
         raise MetagradError(f"{source} does not exist: pass the folder or zip of pictures with --data-dir")
-    found = pictures.load(source, size=size, strict=strict, cache_dir=cache_dir, progress=progress)
-    counts, by_folder = _by_folder(found.counts)
-    where = "the split"
+    found = pictures.load(source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress)
+    counts, by_folder, beside = _by_folder(found.counts)
+    where = "the split given"
     if split is None:
         split, where = by_folder, str(source)
     if split is None:
@@ -57,6 +58,15 @@ def load(
     if split is None:
         split = _parted(list(counts), seed, source)
     chosen = mapped.require_split(split, counts, where)
+    notes = list(found.notes())
+    if beside:
+        notes.append(f"left out the folder {beside[0]!r} beside train, val and test" + _more(beside))
+    used = {name for names in chosen.values() for name in names}
+    unused = sorted(name for name in counts.keys() - used if not name.endswith("/"))
+    if unused:
+        notes.append(f"{where} leaves out the class {unused[0]!r}" + _more(unused))
+    if strict:
+        _refuse_shared(found, counts, chosen, source)
     return mapped.dataset(
         source.stem or source.absolute().stem,
         found.images,
@@ -64,18 +74,27 @@ def load(
         chosen,
         preprocessing=f"upright, RGB, middle square, bicubic to {size}x{size}, scaled to [0, 1], no augmentation",
         content=found.digest,
-        notes=found.notes(),
+        notes=tuple(notes),
     )
 
 
-def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[str]] | None]:
-    """Return the classes without the name of their split, and the split, where the top folders are one."""
-    tops = {label.split("/")[0] for label in counts}
-    if not all(top.lower() in _SYNONYMS for top in tops) or not all("/" in label for label in counts):
-        return counts, None
+def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[str]] | None, list[str]]:
+    """Return the classes without the name of their split, the split, and what lies beside, where folders are a split.
+
+    Folders train, val and test with class folders in them are one, whatever else there is; fewer than three are one
+    where there is nothing else.
+    """
+    inside = {label for label in counts if label.split("/")[0].lower() in _SYNONYMS and "/" in label}
+    named = {_SYNONYMS[label.split("/")[0].lower()] for label in inside}
+    beside = sorted({label.split("/")[0] for label in counts.keys() - inside})
+    if not inside or (beside and len(named) < 3):
+        return counts, None, []
     split: dict[str, list[str]] = {which: [] for which in mapped.SPLITS}
     renamed: dict[str, int] = {}
     for label, count in counts.items():
+        if label not in inside:
+            renamed[f"{label}/"] = count  # its images are in the file all the same; no class is called so
+            continue
         top, _, name = label.partition("/")
         which = _SYNONYMS[top.lower()]
         if name in renamed:
@@ -83,7 +102,25 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
             raise MetagradError(f"the class {name!r} is in {other} and in {which}: take one out, classes must differ")
         split[which].append(name)
         renamed[name] = count
-    return renamed, split
+    return renamed, split, beside
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _refuse_shared(
+    found: pictures.Pictures, counts: dict[str, int], chosen: dict[str, list[str]], source: Path
+) -> None:
+    place = {name: which for which, names in chosen.items() for name in names}
+
+    def split_of(file: str) -> str | None:
+        label = file.rpartition("/")[0]
+        return place.get(label if label in counts else label.partition("/")[2])
+
+    for one, other in found.shared:
+        if None not in (first := split_of(one), second := split_of(other)) and first != second:
+            raise MetagradError(f"{source}: {one} is the same picture as {other}, in {first} and {second}: remove one")
 
 
 def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
@@ -93,8 +130,8 @@ def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
             return None, ""
         name = min(members.names, key=len)
         try:
-            return json.loads(members.read(name)), f"{source}: {name}"
-        except ValueError as error:
+            return json.loads(members.read(name).decode("utf-8-sig")), f"{source}: {name}"
+        except (ValueError, RecursionError) as error:
             raise MetagradError(f"{source}: {name} is not JSON ({error})") from error
 
 

@@ -54,9 +54,12 @@ def read_arrays(data: bytes, where: str) -> Any:
 
 
 def _require_plain(found: Any, where: str) -> None:
-    pending = [found]
+    pending, seen = [found], set()
     while pending:
         value = pending.pop()
+        if id(value) in seen:  # a container may hold itself
+            continue
+        seen.add(id(value))
         if isinstance(value, dict):
             pending += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set):

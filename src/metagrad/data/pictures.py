@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -27,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
 _RECIPE = 1  # raise it whenever decoding changes
 _MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
 
@@ -49,6 +51,12 @@ class Pictures:
         files that show the very picture of another one of their class; left out.
     archives:
         archives within the folder, which are not opened.
+    others:
+        files that are neither pictures nor archives.
+    empty:
+        folders of which nothing could be read.
+    shared:
+        pairs of files that show the same picture in two classes.
     """
 
     images: Tensor
@@ -57,17 +65,29 @@ class Pictures:
     skipped: dict[str, str] = field(default_factory=dict)
     twice: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    shared: list[tuple[str, str]] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
         """Say in a few lines what was left out."""
         said = []
         if self.skipped:
             name, why = next(iter(self.skipped.items()))
-            said.append(f"skipped {_files(len(self.skipped))} that cannot be read ({name}: {why})")
+            said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({name}: {why})")
         if self.twice:
-            said.append(f"left out {_files(len(self.twice))} that repeat another of their class ({self.twice[0]})")
+            repeat = "repeats another of its class" if len(self.twice) == 1 else "repeat another of their class"
+            said.append(f"left out {files_of(len(self.twice))} that {repeat} ({self.twice[0]})")
+        if self.shared:
+            one, other = self.shared[0]
+            said.append(f"{files_of(len(self.shared))} in two classes at once ({one} is {other}): accuracy will be off")
+        if self.empty:
+            said.append(f"left out {len(self.empty)} folder{'s' * (len(self.empty) > 1)} of no pictures that can be "
+                        f"read ({self.empty[0]})")  # fmt: skip
+        if self.others:
+            said.append(f"left out {files_of(len(self.others))} of other kinds ({self.others[0]})")
         if self.archives:
-            said.append(f"did not open {_files(len(self.archives))} inside ({self.archives[0]}): unpack them first")
+            said.append(f"did not open {files_of(len(self.archives))} inside ({self.archives[0]}): unpack them first")
         return tuple(said)
 
 
@@ -76,6 +96,7 @@ def load(
     *,
     size: int,
     strict: bool = False,
+    anew: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     labels: Callable[[str], str | None] | None = None,
@@ -90,7 +111,9 @@ def load(
         pictures become ``size`` × ``size``: turned upright, transparent parts white, RGB, the largest square in the
         middle, resized.
     strict:
-        refuse a file that cannot be read, rather than skip it.
+        refuse a file that cannot be read, a folder of none that can, and a picture in two classes.
+    anew:
+        read every file, even if they look as they did when they were last read.
     cache_dir:
         where decoded pictures are kept; the system's cache folder by default.
     labels:
@@ -105,22 +128,38 @@ def load(
     seen = fingerprint(source)
     how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}"
     which = hashlib.sha256(how.encode()).hexdigest()[:24]
-    facts = read_facts(cache / f"seen-{which}.json")
-    if facts is not None:
-        images = open_rows(cache / f"{facts.get('rows')}.npy")
+    facts = None if anew else read_facts(cache / f"seen-{which}.json")
+    if facts is not None and all(name in facts for name in _FACTS):
+        images = _rows(cache / f"{facts.get('rows')}.npy", size)
         if images is not None and len(images) == sum(facts["counts"].values()):
             return _refuse(Pictures(images, *(facts[name] for name in _FACTS)), strict, source)
     with open_members(source) as members:
-        names, archives = candidates(members, labels)
+        names, archives, others = candidates(members, labels)
         found = _decode_all(members, names, size, strict, cache, progress)
     found["archives"] = archives
+    found["others"] = others if labels is None else []
+    folders = {name.rpartition("/")[0] for name in [*names.values(), *found["others"]]}
+    found["empty"] = sorted(folders - found["counts"].keys() - {""})
     write_facts(cache / f"seen-{which}.json", found)
-    images = open_rows(cache / f"{found['rows']}.npy")
+    images = _rows(cache / f"{found['rows']}.npy", size)
     assert images is not None
     return _refuse(Pictures(images, *(found[name] for name in _FACTS)), strict, source)
 
 
-_FACTS = ("counts", "digest", "skipped", "twice", "archives")
+_FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared")
+
+
+def _rows(path: Path, size: int) -> Tensor | None:
+    """Return decoded pictures, if they are there and as they were written."""
+    images, noted = open_rows(path), read_facts(path.with_suffix(".json"))
+    if images is None or noted != _state(path) or images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+        return None
+    return images
+
+
+def _state(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"bytes": status.st_size, "written_ns": status.st_mtime_ns}
 
 
 def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
@@ -130,6 +169,13 @@ def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
             f"{source}: {name} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove them, or "
             "leave out --strict to skip them"
         )
+    if not pictures.counts and pictures.skipped:
+        name, why = next(iter(pictures.skipped.items()))
+        raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({name}: {why})")
+    if not pictures.counts and pictures.archives:
+        raise MetagradError(f"{source} holds archives ({pictures.archives[0]}), which are not opened: unpack them")
+    if strict and pictures.empty:
+        raise MetagradError(f"{source}: the folder {pictures.empty[0]} has no picture that can be read: remove it")
     if not pictures.counts:
         raise MetagradError(
             f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
@@ -138,8 +184,15 @@ def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
     return pictures
 
 
-def candidates(members: Members, labels: Callable[[str], str | None] | None) -> tuple[dict[str, str], list[str]]:
-    """Return ``name -> class/file`` of what may be pictures, and the archives among the members."""
+def files_of(count: int) -> str:
+    """Return ``"1 file"``, ``"2 files"``."""
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def candidates(
+    members: Members, labels: Callable[[str], str | None] | None = None
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Return ``name -> class/file`` of what may be pictures, and the archives and other files among the members."""
     visible = [
         name for name in members.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
     ]
@@ -154,7 +207,11 @@ def candidates(members: Members, labels: Callable[[str], str | None] | None) -> 
         given = {name: labels(name.rpartition("/")[2]) for name in chosen}
         short = {name: f"{label}/{name.rpartition('/')[2]}" for name, label in given.items() if label is not None}
     archives = [name for name in visible if name.lower().endswith(ARCHIVES)]
-    return {name: rest for name, rest in short.items() if "/" in rest}, archives
+    cut = len(chosen[0]) - len(short[chosen[0]]) if chosen and labels is None else 0
+    known = {*chosen, *archives}
+    others = [name[cut:] for name in visible if name not in known and name.rpartition("/")[2] not in _JUNK]
+    loose = [rest for rest in short.values() if "/" not in rest]
+    return {name: rest for name, rest in short.items() if "/" in rest}, archives, sorted(others + loose)
 
 
 def _common_folder(names: list[str]) -> int:
@@ -174,7 +231,8 @@ def _decode_all(
     counts: Counter[str] = Counter()
     skipped: dict[str, str] = {}
     twice: list[str] = []
-    hashes: set[tuple[str, bytes]] = set()
+    hashes: dict[bytes, str] = {}
+    shared: list[tuple[str, str]] = []
     content = hashlib.sha256()
 
     def rows() -> Iterator[np.ndarray]:
@@ -190,10 +248,12 @@ def _decode_all(
                         skipped[names[name]] = result
                         continue
                     label, print_ = names[name].rpartition("/")[0], hashlib.sha256(result.tobytes()).digest()
-                    if (label, print_) in hashes:
+                    first = hashes.setdefault(print_, names[name])
+                    if first != names[name] and first.rpartition("/")[0] == label:
                         twice.append(names[name])
                         continue
-                    hashes.add((label, print_))
+                    if first != names[name]:
+                        shared.append((names[name], first))
                     counts[label] += 1
                     content.update(label.encode() + b"\0" + print_)
                     yield result
@@ -206,10 +266,12 @@ def _decode_all(
         atomic_save(made, lambda path: _ignore(write_rows(path, rows(), (3, size, size))))
         stem = f"rows-v{_RECIPE}-{size}-{content.hexdigest()[:24]}"
         made.replace(cache / f"{stem}.npy")
+        write_facts(cache / f"{stem}.json", _state(cache / f"{stem}.npy"))
     finally:
         made.unlink(missing_ok=True)
     digest = content.hexdigest()
-    return {"rows": stem, "counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice}
+    found = {"rows": stem, "counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice}
+    return {**found, "shared": shared}
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -262,7 +324,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         grey = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" or grey.max() > 1 else 1.0
+        top = max(65535.0, grey.max()) if image.mode != "F" or grey.max() > 1 else 1.0
         return Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         clear = image.convert("RGBA")
@@ -277,7 +339,3 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     box = (left, top, left + side, top + side)
     resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'s' * (count != 1)}"

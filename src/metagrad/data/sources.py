@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from metagrad.errors import MetagradError
 
@@ -37,6 +39,22 @@ def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Pat
     except OSError as error:
         raise MetagradError(f"{data_dir} cannot be read ({error.strerror}); check its permissions") from error
     raise MetagradError(f"{name} is not in {data_dir}: looked for {', '.join(places)}; pass another with --data-dir")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a person's JSON file says.
+
+    Raises
+    ------
+    MetagradError
+        if it is not there or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise MetagradError(f"{path} cannot be read ({error.strerror}): name a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise MetagradError(f"{path} is not JSON ({error})") from error
 
 
 def md5_of(path: Path) -> str:

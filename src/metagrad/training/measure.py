@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from metagrad.data import Dataset
-from metagrad.fewshot import EpisodeSampler, evaluate
+from metagrad.fewshot import evaluate
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.run import Run, versions
-from metagrad.training.setup import build, choose_device
+from metagrad.training.setup import build, choose_device, episodes_of
 
 
 def measure(
@@ -51,7 +51,7 @@ def measure(
     state = run.load("best", ranks)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     classes = (dataset.test if split == "test" else dataset.val).to(where)
-    sampler = EpisodeSampler(classes=classes, ways=config.ways, shots=config.shots, queries=queries or config.queries)
+    sampler = episodes_of(classes, config, which=split, queries=queries)
     generator = torch.Generator(where).manual_seed(seed)
     with arithmetic(config.precision, where):
         found = evaluate(
@@ -72,7 +72,7 @@ def measure(
         "protocol": {
             "dataset": dataset.name,
             "preprocessing": dataset.preprocessing,
-            "split": f"{split} ({len(classes.names)} classes, none of them in training)",
+            "split": f"{split} ({len(sampler.classes.names)} classes, none of them in training)",
             "ways": config.ways,
             "shots": config.shots,
             "queries": sampler.queries,

@@ -104,8 +104,10 @@ def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> 
         progress=progress,
     )
     if dataset.digest != run.record["data_digest"]:
+        where = data_dir or remembered
         raise MetagradError(
-            f"the {run.dataset} data differ from those {run.folder} began with: pass the same --data-dir"
+            f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} began with: "
+            "restore the files as they were, pass another --data-dir, or begin a new run"
         )
     return dataset
 
@@ -192,12 +194,54 @@ def _adjoint(config: TrainConfig) -> Adjoint:
 def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[EpisodeSampler, EpisodeSampler]:
     """Return the samplers of training and validation tasks; the test split is checked against the options too."""
 
-    def sampler(classes: ImageClasses, rotations: bool = False) -> EpisodeSampler:
-        ways, shots, queries = config.ways, config.shots, config.queries
-        return EpisodeSampler(classes=classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
+    def sampler(which: str, rotations: bool = False, to: torch.device = device) -> EpisodeSampler:
+        classes: ImageClasses = getattr(dataset, which)
+        return episodes_of(classes.to(to), config, which=which, rotations=rotations)
 
-    sampler(dataset.test)
-    return sampler(dataset.train.to(device), dataset.rotations), sampler(dataset.val.to(device))
+    sampler("test", to=torch.device("cpu"))
+    return sampler("train", dataset.rotations), sampler("val")
+
+
+def episodes_of(
+    classes: ImageClasses, config: TrainConfig, *, which: str, queries: int | None = None, rotations: bool = False
+) -> EpisodeSampler:
+    """Return the sampler of a split, of the classes that have enough images.
+
+    Raises
+    ------
+    MetagradError
+        if these are too few; names the split.
+    """
+    asked = queries or config.queries
+    enough = classes.with_at_least(config.shots + asked)
+    if len(enough.names) < config.ways:
+        missing = len(classes.names) - len(enough.names)
+        short = f", {missing} more with fewer than {config.shots} + {asked} images" if missing else ""
+        raise MetagradError(
+            f"a task of {config.ways} ways is more than the {len(enough.names)} classes for {_FOR[which]}{short}: "
+            f"lower --ways{', --shots or --queries' if missing else ''}"
+        )
+    return EpisodeSampler(classes=enough, ways=config.ways, shots=config.shots, queries=asked, rotations=rotations)
+
+
+def too_few(config: TrainConfig, dataset: Dataset) -> str | None:
+    """Say which classes are left out for having too few images, if any are."""
+    least = config.shots + config.queries
+    small = [
+        name
+        for classes in (dataset.train, dataset.val, dataset.test)
+        for name, count in zip(classes.names, classes.counts.tolist(), strict=True)
+        if count < least
+    ]
+    if not small:
+        return None
+    return (
+        f"left out {len(small)} class{'es' * (len(small) > 1)} with fewer than {config.shots} + {config.queries} "
+        f"images ({small[0]}): add images, or lower --shots or --queries"
+    )
+
+
+_FOR = {"train": "training", "val": "validation", "test": "the test"}
 
 
 def choose_device(name: str) -> torch.device:
