@@ -77,7 +77,8 @@ class Learner:
         }
         found = run / CALIBRATION
         calibration = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
-        return cls(opened.config, Reading.of(opened.dataset, opened.config.image_size), theta, facts, calibration)
+        size = opened.record.get("image_size", opened.config.image_size)
+        return cls(opened.config, Reading.of(opened.dataset, size), theta, facts, calibration)
 
     def adapt(self, images: Tensor, labels: Sequence[str], *, leave_out: bool = True) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.

@@ -165,7 +165,9 @@ class Train:
             raise MetagradError(few)
         for note in [*dataset.notes, *([few] if few else [])]:
             print(f"metagrad: {printable(note)}", file=sys.stderr)
-        own = _own_data(self.data_dir, dataset) if name == "folder" else None
+        own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
+        if name == "folder":
+            own |= _own_data(self.data_dir, dataset)
         samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
         folder = self.run or _default_folder(name, config)
         made_by = ["metagrad", *words]

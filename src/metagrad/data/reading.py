@@ -34,10 +34,10 @@ class Reading:
 
     @classmethod
     def of(cls, dataset: str, image_size: int | None) -> Reading:
-        """Return how the pictures of a data set are read, by its name and the run's ``--image-size``."""
+        """Return how the pictures of a data set are read, by its name and, where it has several, their size."""
         if dataset in ("omniglot", "glyphs"):
-            return cls("strokes", 28)
-        return cls("photograph", 32 if image_size is None else image_size)
+            return cls("strokes", image_size or 28)
+        return cls("photograph", image_size or 32)
 
     @property
     def channels(self) -> int:

@@ -85,7 +85,7 @@ class TrainConfig:
     """memory-reduced: draw so many tasks once, take all of them at every meta-step in place of new ones, and let each
     go on from where it ended (the deterministic form). Default: new tasks every meta-step."""
     meta_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Meta-steps in all. Default: 500 (glyphs), 10000 (omniglot)."""
+    """Meta-steps in all. Default: 500 (glyphs), else 10000."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     network: Annotated[Network | None, arg(metavar="{conv4,conv4-pool,resnet12,mlp}", help_behavior_hint="")] = None

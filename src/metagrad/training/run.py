@@ -81,7 +81,7 @@ class Run:
         launch:
             names the ``torchrun`` launch that makes it (:meth:`made_by`).
         data:
-            what it takes to load a data set of one's own again: ``split`` and ``data_dir``.
+            of the data: ``image_size``, and what it takes to load a set of one's own again: ``split``, ``data_dir``.
 
         Raises
         ------
