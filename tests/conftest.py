@@ -2,7 +2,25 @@
 
 import os
 
+import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory):
+    """Give a run on drawings that was trained for a moment and calibrated."""
+    from strokes import dataset
+
+    from metagrad import data
+    from metagrad.cli.main import main
+
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda *args, **options: dataset())
+        words = ["--ways", "3", "--queries", "2", "--tasks", "2", "--filters", "8", "--meta-steps", "20",
+                 "--val-tasks", "20", "--test-tasks", "4"]  # fmt: skip
+        assert main(["train", "omniglot", *words, "--run", str(folder)]) == 0
+    return folder

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import shutil
 
@@ -10,52 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from strokes import dataset, drawings
 from test_training import config
 
-from metagrad import data
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibrate import auroc, ece, farthest, fitted, pixels
 from metagrad.classifier.learner import CALIBRATION, Learner
 from metagrad.cli.main import main
-from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.training import loop
 from metagrad.training.run import Run
-
-
-def drawings(count, each, seed):
-    """Draw ``count`` kinds of strokes, ``each`` times with a jitter: uint8 (count, each, 56, 56), dark on light."""
-    g = np.random.default_rng(seed)
-    found = np.full((count, each, 56, 56), 255, np.uint8)
-    for kind in range(count):
-        points = g.integers(8, 48, (4, 2))
-        for one in range(each):
-            jittered = points + g.integers(-2, 3, points.shape)
-            for a, b in itertools.pairwise(jittered):
-                for t in np.linspace(0, 1, 60):
-                    y, x = (a * (1 - t) + b * t).astype(int)
-                    found[kind, one, y - 1 : y + 2, x - 1 : x + 2] = 0
-    return found
-
-
-def dataset():
-    def classes(prefix, count, seed):
-        images = 255 - torch.from_numpy(drawings(count, 8, seed))[:, :, ::2, ::2].flatten(0, 1)[:, None]
-        return ImageClasses(images, torch.full((count,), 8), tuple(f"{prefix}{i}" for i in range(count)))
-
-    return Dataset("omniglot", classes("a", 9, 0), classes("b", 8, 1), classes("c", 6, 2), True, "toy", "digest0")
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """Give a run that was trained for a moment, calibrated, and the command that did it."""
-    folder = tmp_path_factory.mktemp("learned") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda *args, **options: dataset())
-        words = ["--ways", "3", "--queries", "2", "--tasks", "2", "--filters", "8", "--meta-steps", "20",
-                 "--val-tasks", "20", "--test-tasks", "4"]  # fmt: skip
-        assert main(["train", "omniglot", *words, "--run", str(folder)]) == 0
-    return folder
 
 
 @pytest.fixture
@@ -241,3 +204,29 @@ def test_temperature_error_and_ranks():
     noisy = dark + torch.randint(0, 9, dark.shape, generator=g, dtype=torch.uint8)
     assert farthest(light, pixels(noisy))[0] > 10
     assert farthest(noisy, pixels(noisy))[0] < 2
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_exported_networks_say_the_same_without_metagrad(learned, pictures, capsys, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+    adapt(learned)
+    assert main(["export", "my.model", "--format", form]) == 0
+    assert f"wrote my.{form}" in capsys.readouterr().out
+    classifier = Classifier.load(pictures / "my.model")
+    images = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected, x = classifier.judge(images)[0], images.float() / 255
+    if form == "onnx":
+        session = runtime.InferenceSession(pictures / "my.onnx")
+        found = [torch.from_numpy(session.run(None, {"images": some.numpy()})[0]) for some in (x, x[:1])]
+        facts = session.get_modelmeta().custom_metadata_map
+    else:
+        extra = {"metagrad.json": ""}
+        program = torch.export.load(pictures / "my.pt2", extra_files=extra).module()
+        found, facts = [program(some) for some in (x, x[:1])], json.loads(extra["metagrad.json"])
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[:1], rtol=0, atol=1e-5)
+    assert json.loads(facts["classes"]) == list(classifier.classes)
+    assert main(["export", "nowhere"]) == 2
+    assert main(["export", "my.model", "--format", form, "--out", "new"]) == 2

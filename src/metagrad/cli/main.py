@@ -19,6 +19,7 @@ from metagrad.cli.adapt import Adapt
 from metagrad.cli.check import Check
 from metagrad.cli.data import Data
 from metagrad.cli.evaluate import Evaluate
+from metagrad.cli.export import Export
 from metagrad.cli.predict import Predict
 from metagrad.cli.reproduce import MetaGradientError
 from metagrad.cli.reproduce_convergence import Convergence
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "check": Check,
     "adapt": Adapt,
     "predict": Predict,
+    "export": Export,
     "data": Data,
     "reproduce": Reproduce,
 }

@@ -1,0 +1,91 @@
+"""An adapted network for programs that know nothing of metagrad."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metagrad.classifier.artifact import Classifier
+from metagrad.errors import MetagradError
+from metagrad.files import write_atomically
+
+Format = Literal["onnx", "pt2"]
+
+
+class _Probabilities(nn.Module):
+    """Images ``(N, C, H, W)`` in [0, 1] to probabilities ``(N, classes)``."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities."""
+        return (self.network(images) / self.temperature).softmax(-1)
+
+
+def export(classifier: Classifier, path: Path, form: Format) -> None:
+    """Write the network, any number of images at a time, with what it takes to use it.
+
+    Input ``images``: float32 ``(N, C, H, W)`` in [0, 1]. Output ``probabilities``: ``(N, classes)``. The file's
+    metadata name the classes and say how pictures are read.
+
+    Raises
+    ------
+    MetagradError
+        if ``onnx`` is not installed, or the file cannot be written.
+    """
+    module = _Probabilities(classifier.network, classifier.temperature).eval()
+    reading = classifier.reading
+    example = torch.zeros(2, reading.channels, reading.size, reading.size)
+    facts = {
+        "classes": json.dumps(classifier.classes, ensure_ascii=False),
+        "reading": json.dumps({"kind": reading.kind, "size": reading.size, "channels": reading.channels}),
+        "input": "images: float32 (N, C, H, W), pixels / 255",
+        "output": "probabilities: float32 (N, classes)",
+    }
+
+    def write(temporary: Path) -> None:
+        shapes = {"images": {0: torch.export.Dim("N", min=1)}}
+        with torch.no_grad():
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        if form == "pt2":
+            torch.export.save(program, temporary, extra_files={"metagrad.json": json.dumps(facts, ensure_ascii=False)})
+        else:
+            _onnx(program, temporary, facts)
+
+    def refused(error: OSError) -> MetagradError:
+        return MetagradError(f"cannot write {path} ({error.strerror or error}): choose another --out")
+
+    write_atomically(path, write, refused=refused)
+
+
+def _onnx(program: Any, path: Path, facts: dict[str, str]) -> None:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MetagradError("onnx needs it installed: pip install 'metagrad[onnx]', or take --format pt2") from error
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False
+            )
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert made is not None
+    model = made.model_proto
+    for key, value in facts.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())

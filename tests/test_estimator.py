@@ -1,0 +1,93 @@
+"""The classifier in scikit-learn's clothes: its own checks, and what people do with estimators."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+from test_adapt import drawings  # noqa: F401: a fixture
+
+from metagrad import FewShotClassifier
+
+# What an estimator of pictures cannot do, and why.
+EXPECTED = {
+    "check_classifiers_train": "its data are clouds of points, which are no pictures: a network that has learned to "
+    "see strokes tells few of them apart",
+    "check_methods_subset_invariance": "torch sums in another order for another number of pictures: probabilities "
+    "differ in the seventh digit",
+}
+
+
+@pytest.fixture
+def drawn():
+    """Give four kinds of drawings, six of each, as arrays, rows and labels."""
+    pictures = drawings(4, 6, 7).reshape(24, 56, 56)
+    return pictures, np.repeat(["no", "yes", "maybe", "?"], 6)
+
+
+def test_scikit_learn_s_own_checks(learned):
+    results = check_estimator(
+        FewShotClassifier(str(learned)), expected_failed_checks=EXPECTED, on_skip=None, on_fail="raise"
+    )
+    passed = {result["check_name"] for result in results if result["status"] == "passed"}
+    assert len(passed) >= 40
+    assert {"check_estimators_pickle", "check_estimators_unfitted", "check_get_params_invariance",
+            "check_classifiers_classes"} <= passed  # fmt: skip
+
+
+def test_forms_of_pictures_give_the_same(learned, drawn, tmp_path):
+    pictures, y = drawn
+    files = []
+    for number, one in enumerate(pictures):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(one).save(files[-1])
+    forms = {
+        "arrays": pictures,
+        "rows": pictures.reshape(24, -1),
+        "floats": pictures.astype(np.float64) / 255,
+        "colour": np.repeat(pictures[..., None], 3, -1),
+        "paths": files,
+        "names": [str(path) for path in files],
+    }
+    known, new = np.arange(24) % 6 < 2, np.arange(24) % 6 >= 2
+
+    def part(form, which):
+        return [one for one, kept in zip(form, which, strict=True) if kept] if isinstance(form, list) else form[which]
+
+    found = {
+        name: FewShotClassifier(learned).fit(part(form, known), y[known]).predict_proba(part(form, new))
+        for name, form in forms.items()
+    }
+    for name, probabilities in found.items():
+        np.testing.assert_allclose(probabilities, found["arrays"], atol=1e-5, err_msg=name)
+    classes = np.unique(y)
+    assert (classes[found["rows"].argmax(1)] == y[new]).mean() > 0.7, "chance is a quarter"
+
+
+def test_in_pipelines_and_cross_validation(learned, drawn):
+    pictures, y = drawn
+    model = make_pipeline(FunctionTransformer(lambda x: 255 - x), FewShotClassifier(str(learned)))
+    assert cross_val_score(model, pictures.reshape(24, -1), y, cv=3).mean() > 0.7
+
+
+def test_copies_and_what_is_wrong(learned, drawn):
+    pictures, y = drawn
+    model = FewShotClassifier(str(learned)).fit(pictures, y)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(pictures), model.predict_proba(pictures))
+    assert clone(model).get_params() == {"run": str(learned)}
+    assert model.strangeness(pictures).shape == (24,)
+    assert list(model.classes_) == sorted(set(y))
+    with pytest.raises(ValueError, match="one class"):
+        FewShotClassifier(str(learned)).fit(pictures[:6], y[:6])
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(np.full((1, 56, 56), np.nan))
+    with pytest.raises(ValueError, match="24 pictures, y has 23 labels"):
+        FewShotClassifier(str(learned)).fit(pictures, y[1:])
+    with pytest.raises(Exception, match="is not a metagrad run"):
+        FewShotClassifier("nowhere").fit(pictures, y)
