@@ -10,7 +10,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
-from test_adapt import drawings  # noqa: F401: a fixture
+from strokes import drawings
 
 from metagrad import FewShotClassifier
 

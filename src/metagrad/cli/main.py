@@ -21,6 +21,7 @@ from metagrad.cli.data import Data
 from metagrad.cli.evaluate import Evaluate
 from metagrad.cli.export import Export
 from metagrad.cli.predict import Predict
+from metagrad.cli.report import Report
 from metagrad.cli.reproduce import MetaGradientError
 from metagrad.cli.reproduce_convergence import Convergence
 from metagrad.cli.reproduce_heads import MemoryReducedTable
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "adapt": Adapt,
     "predict": Predict,
     "export": Export,
+    "report": Report,
     "data": Data,
     "reproduce": Reproduce,
 }

@@ -110,7 +110,11 @@ class Train:
         if ranks.first:
             with run:
                 _calibrate(screen, run, dataset)
-        screen.print(f"everything is in {run.folder}", highlight=False, soft_wrap=True)
+        screen.print(
+            f"everything is in {run.folder}; metagrad report {run.folder} makes a page of it",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 0
 
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:

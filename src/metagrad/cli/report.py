@@ -1,0 +1,94 @@
+"""``metagrad report``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from metagrad.errors import MetagradError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metagrad.report.episodes import Confusion, Row
+    from metagrad.report.page import Shown
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make one page of runs: curves, tasks with what was said of them, mistakes, options, the command."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")]]
+    """Directories of runs; several are shown beside each other."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
+    """File to write; one that is there is replaced. It holds everything: no other file, no network."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder with the data set's original files, for the pictures of tasks. Default: as in training; without the data
+    the page has no pictures."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if not self.runs:
+            raise MetagradError("name a run directory: metagrad report runs/first")
+        if self.out.is_dir():
+            raise MetagradError(f"--out {self.out} is a folder: name a file")
+        from metagrad.cli.progress import console
+        from metagrad.files import write_atomically
+        from metagrad.report.page import page
+
+        screen = console()
+        names = [folder.resolve().name for folder in self.runs]
+        labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]
+        shown = [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)]
+        text = page(shown)
+
+        def refused(error: OSError) -> MetagradError:
+            return MetagradError(f"cannot write {self.out} ({error.strerror or error}): choose another --out")
+
+        write_atomically(self.out, lambda path: _write(path, text), refused=refused)
+        screen.print(
+            f"wrote {self.out} ({os.path.getsize(self.out) / 1024:.0f} kB): open it in a browser",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return 0
+
+    def _shown(self, screen: Console, folder: Path, label: str) -> Shown:
+        from metagrad.classifier.learner import CALIBRATION, Learner
+        from metagrad.cli.progress import data_progress
+        from metagrad.report.episodes import looked_at
+        from metagrad.report.page import Shown
+        from metagrad.training.run import Run
+        from metagrad.training.setup import load_data
+
+        run = Run.open(folder)
+        lines = run.metrics() if run.metrics_path.exists() else []
+        grids: list[list[Row]] = []
+        hardest: list[Confusion] = []
+        if run.has("best"):
+            try:
+                dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
+            except MetagradError as error:
+                screen.print(f"no pictures of {label}: {error}", highlight=False, markup=False, soft_wrap=True)
+            else:
+                with screen.status("looking at tasks"):
+                    grids, hardest = looked_at(Learner.of(folder), dataset)
+        return Shown(
+            label, run.record, lines, _read(folder / "result.json"), _read(folder / CALIBRATION), grids, hardest
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,124 @@
+"""Tasks as pictures: what a run was shown, what it said of the rest, and which classes it takes for each other."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metagrad.classifier.learner import Learner
+from metagrad.data import Dataset
+from metagrad.fewshot import EpisodeSampler
+from metagrad.training.config import TrainConfig
+from metagrad.training.setup import episodes_of
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A query image: the picture, the class said with its probability, and whether it was right."""
+
+    picture: str
+    said: str
+    probability: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of a task: its name, its support images and what was said of its query images."""
+
+    name: str
+    support: list[str]
+    query: list[Guess]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often, in per cent, images of one class were taken for the other when both were in a task."""
+
+    one: str
+    other: str
+    percent: float
+    times: int
+    pictures: tuple[str, str]
+
+
+def looked_at(
+    learner: Learner, dataset: Dataset, *, tasks: int = 60, shown: int = 2, seed: int = 0
+) -> tuple[list[list[Row]], list[Confusion]]:
+    """Return some validation tasks as pictures, and the pairs of classes most often mistaken.
+
+    Each image is judged by itself, as ``metagrad predict`` does.
+    """
+    config: TrainConfig = learner.config
+    sampler = episodes_of(dataset.val, config, which="val")
+    drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
+    names = _names(sampler, tasks, seed)
+    temperature = learner.calibration.get("temperature", 1.0)
+    grids: list[list[Row]] = []
+    wrong: dict[tuple[str, str], list[int]] = {}
+    pictures: dict[str, str] = {}
+    for first in range(0, tasks, 16):
+        some = slice(first, min(tasks, first + 16))
+        images = (drawn.support.x[some] * 255).round().to(torch.uint8)
+        networks = learner.solved(images, drawn.support.y[some], config.ways)
+        for task, (network, _) in enumerate(networks, start=first):
+            with torch.inference_mode():
+                p = (network(drawn.query.x[task]) / temperature).softmax(-1)
+            called = names[task]
+            y = drawn.query.y[task]
+            for way, name in enumerate(called):
+                support = drawn.support.x[task, drawn.support.y[task] == way]
+                pictures.setdefault(name, png(support[0]))
+                for other, rival in enumerate(called):
+                    if other != way:
+                        hits = (p[y == way].argmax(-1) == other).sum()
+                        counts = wrong.setdefault((name, rival), [0, 0])
+                        counts[0] += int(hits)
+                        counts[1] += int((y == way).sum())
+            if task < shown:
+                grids.append(_grid(drawn.support.x[task], drawn.support.y[task], drawn.query.x[task], y, p, called))
+    order = sorted(wrong.items(), key=lambda item: (-item[1][0], item[1][1], item[0]))
+    hardest = [
+        Confusion(one, other, 100 * hits / seen, hits, (pictures[one], pictures[other]))
+        for (one, other), (hits, seen) in order[:8]
+        if hits
+    ]
+    return grids, hardest
+
+
+def _names(sampler: EpisodeSampler, tasks: int, seed: int) -> list[list[str]]:
+    """Return the classes of each task: the same draw, of images that are their class's number."""
+    classes = sampler.classes
+    numbers = torch.zeros(len(classes.images), 2, 1, 1, dtype=torch.uint8)
+    for number, (first, count) in enumerate(zip(classes.first.tolist(), classes.counts.tolist(), strict=True)):
+        numbers[first : first + count, :, 0, 0] = torch.tensor([number >> 8, number & 255], dtype=torch.uint8)
+    twin = replace(sampler, classes=replace(classes, images=numbers))
+    drawn = twin(tasks, generator=torch.Generator().manual_seed(seed)).support.x[:, :: sampler.shots, :, 0, 0]
+    high, low = (drawn * 255).round().long().unbind(-1)
+    return [[classes.names[number] for number in row] for row in (high * 256 + low).tolist()]
+
+
+def _grid(x: Tensor, y: Tensor, query: Tensor, truth: Tensor, p: Tensor, called: list[str]) -> list[Row]:
+    rows = []
+    for way, name in enumerate(called):
+        best, index = p[truth == way].max(-1)
+        guesses = [
+            Guess(png(image), called[i], b, i == way)
+            for image, b, i in zip(query[truth == way][:5], best.tolist(), index.tolist(), strict=False)
+        ]
+        rows.append(Row(name, [png(image) for image in x[y == way][:5]], guesses))
+    return rows
+
+
+def png(image: Tensor) -> str:
+    """Return an image ``(C, H, W)`` in [0, 1] as a data URI."""
+    pixels = (image * 255).round().to(torch.uint8)
+    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

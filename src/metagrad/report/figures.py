@@ -1,0 +1,143 @@
+"""Curves of runs as SVG text that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Readable on white and on black; dashes tell runs apart where colour does not.
+_STYLES: Sequence[dict[str, Any]] = (
+    {"color": "#2f86a6"},
+    {"color": "#c8553d", "linestyle": "--"},
+    {"color": "#5f9e4a", "linestyle": (0, (1, 1))},
+    {"color": "#a0709c", "linestyle": "-."},
+    {"color": "#8a8a8a", "linestyle": (0, (5, 1))},
+)
+_INK = "#010203"  # a colour that nothing else has: it becomes the page's own
+_POINTS = 600  # of a curve: more than a screen shows, little to load
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's line: meta-steps, values, and half widths of their 95 % intervals where there are any."""
+
+    label: str
+    steps: list[float]
+    values: list[float]
+    ci95: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a figure shows."""
+
+    title: str
+    unit: str
+    curves: list[Curve]
+    log: bool = False
+
+
+def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
+    """Return the figures that the runs' metrics make, ``(label, lines)`` each."""
+
+    def of(title: str, unit: str, key: str, *, log: bool = False, scale: float = 1.0) -> Panel:
+        curves = []
+        for label, lines in runs:
+            found = [(line["step"], line[key] * scale, line) for line in lines if key in line]
+            if not found:
+                continue
+            ci = [line.get("val_ci95", 0.0) * scale for *_, line in found] if key == "val_accuracy" else None
+            curves.append(_thinned(Curve(label, [f[0] for f in found], [f[1] for f in found], ci)))
+        return Panel(title, unit, curves, log)
+
+    found = [
+        of("Accuracy on validation classes", "%", "val_accuracy", scale=100),
+        of("Accuracy on training tasks", "%", "accuracy", scale=100),
+        of("Query loss on training tasks", "nats", "loss"),
+        of("Inner gradient norm: how far tasks are from solved", "", "grad_norm", log=True),
+        of("Residual of the linear system: how far it is from solved", "", "residual", log=True),
+        of("Smallest curvature met", "", "min_curvature"),
+        of("Tasks that stopped at negative curvature", "%", "stopped", scale=100),
+        of("Processor time", "s", "cpu_seconds"),
+    ]
+    return [panel for panel in found if panel.curves]
+
+
+def _thinned(curve: Curve) -> Curve:
+    """Average neighbours so that few enough points are left."""
+    size = -(-len(curve.steps) // _POINTS)
+    if size == 1 or curve.ci95 is not None:
+        return curve
+
+    def means(values: list[float]) -> list[float]:
+        parts = [values[first : first + size] for first in range(0, len(values), size)]
+        return [sum(part) / len(part) for part in parts]
+
+    return Curve(curve.label, means(curve.steps), means(curve.values))
+
+
+def svg(panel: Panel) -> str:
+    """Draw a panel; the text is text, and black is ``currentColor``."""
+    figure = Figure(figsize=(6.2, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for curve, style in zip(panel.curves, _cycled(len(panel.curves)), strict=True):
+        marker = "o" if len(curve.steps) == 1 else ""
+        axes.plot(curve.steps, curve.values, label=curve.label, linewidth=1.6, marker=marker, **style)
+        if curve.ci95 is not None:
+            low, high = (
+                [value + sign * ci for value, ci in zip(curve.values, curve.ci95, strict=True)] for sign in (-1, 1)
+            )
+            axes.fill_between(curve.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    positive = all(value > 0 for curve in panel.curves for value in curve.values)
+    if panel.log and positive:
+        axes.set_yscale("log")
+    axes.set_xlabel("meta-step", color=_INK)
+    axes.set_ylabel(panel.unit, color=_INK)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.tick_params(colors=_INK, which="both")
+    if len(panel.curves) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "metagrad"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _embedded(text.getvalue(), panel.title)
+
+
+def _cycled(count: int) -> list[dict[str, Any]]:
+    return [_STYLES[number % len(_STYLES)] for number in range(count)]
+
+
+def _embedded(text: str, title: str) -> str:
+    """Return the ``<svg>`` element alone, its names its own, as wide as the page lets it be."""
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S).replace(_INK, "currentColor")
+    prefix = "f" + "".join(char for char in title.lower() if char.isalnum())[:24]
+    body = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{prefix}-\1"', body)
+    body = re.sub(r"font: ([0-9.]+px) [^;\"]+", r"font: \1 system-ui, sans-serif", body)
+    body = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", body, count=1)
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r'\1aria-hidden="true" ', body, count=1)
+
+
+def described(panel: Panel) -> str:
+    """Say in words what a panel shows, for those who do not see it."""
+    unit = f" {panel.unit}" if panel.unit else ""
+
+    def said(curve: Curve) -> str:
+        best: Callable[[list[float]], float] = min if "loss" in panel.title.lower() else max
+        first, last = f"{curve.values[0]:.3g}{unit}", f"{curve.values[-1]:.3g}{unit}"
+        return (
+            f"{curve.label}: from {first} at meta-step {curve.steps[0]:.0f} to {last} at {curve.steps[-1]:.0f}; "
+            f"{best.__name__} {best(curve.values):.3g}{unit}"
+        )
+
+    return "; ".join(said(curve) for curve in panel.curves)
