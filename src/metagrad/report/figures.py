@@ -66,7 +66,7 @@ def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
         of("Tasks that stopped at negative curvature", "%", "stopped", scale=100),
         of("Processor time", "s", "cpu_seconds"),
     ]
-    return [panel for panel in found if panel.curves]
+    return [panel for panel in found if any(value != 0 for curve in panel.curves for value in curve.values)]
 
 
 def _thinned(curve: Curve) -> Curve:

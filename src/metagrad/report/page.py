@@ -170,11 +170,11 @@ def _episodes(run: Shown, several: bool) -> str:
             support = "".join(f'<img src="{uri}" alt="an example of {escape(row.name)}"> ' for uri in row.support)
             guesses = "".join(
                 f'<span class="guess{"" if g.right else " wrong"}"><img src="{g.picture}" '
-                f'alt="a picture of {escape(row.name)}"><br>{"✓" if g.right else "✗"} {escape(g.said)}<br>'
-                f"{g.probability:.0%}</span>"
+                f'alt="a picture of {escape(row.name)}"><br>'
+                f"{'✓' if g.right else f'✗ {escape(_short(g.said))}'} {g.probability:.0%}</span>"
                 for g in row.query
             )
-            rows.append([escape(row.name), support, guesses])
+            rows.append([escape(_short(row.name)), support, guesses])
         tables.append(_table(["class", "learned from", "said of others"], rows, f"task {number}"))
     name = f" by {escape(run.label)}" if several else ""
     return (
@@ -183,13 +183,18 @@ def _episodes(run: Shown, several: bool) -> str:
     )
 
 
+def _short(name: str) -> str:
+    """Return a class's name with the last folder it lies in."""
+    return "/".join(name.split("/")[-2:])
+
+
 def _confusion(run: Shown, several: bool) -> str:
     if not run.hardest:
         return ""
     rows = [
         [
-            f'<img src="{one.pictures[0]}" alt=""> {escape(one.one)}',
-            f'<img src="{one.pictures[1]}" alt=""> {escape(one.other)}',
+            f'<img src="{one.pictures[0]}" alt=""> {escape(_short(one.one))}',
+            f'<img src="{one.pictures[1]}" alt=""> {escape(_short(one.other))}',
             f"{one.percent:.0f} % ({one.times} pictures)",
         ]
         for one in run.hardest
