@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -348,6 +349,16 @@ def _restore(
     return state.facts
 
 
+def _peak_bytes() -> int:
+    """Return the most memory that this process has had."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _finish(
     run: Run,
     dataset: Dataset,
@@ -370,6 +381,10 @@ def _finish(
         result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell, ranks=ranks)
     except _StoppedError:
         return None
-    result |= {"meta_steps": config.meta_steps, "train_seconds": round(progress["seconds"], 1)}
+    result |= {
+        "meta_steps": config.meta_steps,
+        "train_seconds": round(progress["seconds"], 1),
+        "peak_memory_mb": round(_peak_bytes() / 2**20),
+    }
     run.write_json("result.json", result)
     return result
