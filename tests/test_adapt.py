@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,3 +231,13 @@ def test_exported_networks_say_the_same_without_metagrad(learned, pictures, caps
     assert json.loads(facts["classes"]) == list(classifier.classes)
     assert main(["export", "nowhere"]) == 2
     assert main(["export", "my.model", "--format", form, "--out", "new"]) == 2
+
+
+def test_the_model_that_comes_along(pictures, capsys):
+    """Nothing was trained, nothing is downloaded: drawings by a run on letters."""
+    assert main(["adapt", "glyphs", "known", "--out", "my.model"]) == 0
+    assert "on glyphs" in capsys.readouterr().out
+    rows = rows_of(capsys, "my.model", "new")
+    assert sum(row["picture"].split("/")[1] == row["class"] for row in rows) >= 13
+    shipped = Path(metagrad.__file__).parent / "classifier" / "models"
+    assert sum(path.stat().st_size for path in shipped.rglob("*")) < 2_000_000
