@@ -13,6 +13,7 @@ from PIL import Image
 from strokes import dataset, drawings
 from test_training import config
 
+import metagrad
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibrate import auroc, ece, farthest, fitted, pixels
 from metagrad.classifier.learner import CALIBRATION, Learner
