@@ -188,7 +188,7 @@ def test_every_method_adapts(tmp_path):
         again = Classifier.load(folder / "m")
         for a, b in zip(classifier.judge(images), again.judge(images), strict=True):
             assert torch.equal(a, b)
-        assert classifier.facts["left_out"]["images"] == 16
+        assert Learner.of(folder).leave_one_out(images, labels)["images"] == 16
 
 
 def test_temperature_error_and_ranks():

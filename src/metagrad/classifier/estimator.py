@@ -77,7 +77,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         names = [f"{number:0{digits}}" for number in index]  # in the order of the labels, as text too
         try:
             images = self._images(pictures, learner.reading)
-            self.classifier_ = learner.adapt(images, names, leave_out=False)
+            self.classifier_ = learner.adapt(images, names)
         except MetagradError as error:
             raise ValueError(str(error)) from error
         return self

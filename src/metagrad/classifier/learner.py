@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -80,7 +80,7 @@ class Learner:
         size = opened.record.get("image_size", opened.config.image_size)
         return cls(opened.config, Reading.of(opened.dataset, size), theta, facts, calibration)
 
-    def adapt(self, images: Tensor, labels: Sequence[str], *, leave_out: bool = True) -> Classifier:
+    def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
 
         Parameters
@@ -89,8 +89,6 @@ class Learner:
             uint8 ``(N, C, H, W)``, as :attr:`reading` makes them.
         labels:
             the class of each; classes are put in alphabetical order.
-        leave_out:
-            whether to find out how well it does on pictures left out; takes an adaptation for each.
 
         Raises
         ------
@@ -118,7 +116,6 @@ class Learner:
             "trained": f"{self.config.ways}-way {self.config.shots}-shot",
             "images": dict(zip(classes, torch.bincount(y).tolist(), strict=True)),
             "fit": float((scores.argmax(-1) == y).float().mean()),
-            "left_out": self.leave_one_out(images, y, len(classes)) if leave_out else None,
             "inner_grad_norm": grad_norm,
             "versions": versions(),
         }
@@ -155,22 +152,32 @@ class Learner:
                 found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
         return found
 
-    def leave_one_out(self, images: Tensor, y: Tensor, ways: int) -> dict[str, float] | None:
+    def leave_one_out(
+        self,
+        images: Tensor,
+        labels: Sequence[str],
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, float] | None:
         """Adapt without an image and classify it, for up to 64 images whose class has another one.
 
         Return the fraction that was right, and of how many; ``None`` where every class has one image.
         """
+        classes = sorted(set(labels))
+        y, ways = torch.tensor([classes.index(label) for label in labels]), len(classes)
         several = (torch.bincount(y, minlength=ways)[y] > 1).nonzero().flatten()
         if not len(several):
             return None
         if len(several) > _LEFT_OUT:
             order = torch.randperm(len(several), generator=torch.Generator().manual_seed(0))
             several = several[order[:_LEFT_OUT]]
-        right = 0
-        for some in several.split(16):
+        right = done = 0
+        for some in several.split(max(1, _AT_ONCE * 28**2 // (len(y) * self.reading.size**2))):
             rest = torch.stack([(torch.arange(len(y)) != index).nonzero().flatten() for index in some])
             networks = self.solved(images[rest], y[rest], ways)
             for index, (network, _) in zip(some.tolist(), networks, strict=True):
                 with torch.inference_mode():
                     right += int(network(images[index : index + 1].float() / 255).argmax() == y[index])
+            done += len(some)
+            progress(done, len(several))
         return {"accuracy": right / len(several), "images": len(several)}

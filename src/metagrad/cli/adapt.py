@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,7 @@ class Adapt:
         from metagrad.classifier.calibrate import farthest
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
-        from metagrad.cli.progress import console
+        from metagrad.cli.progress import WorkProgress, console
 
         screen = console()
         learner = Learner.of(self.run)
@@ -53,6 +54,10 @@ class Adapt:
                 )
         with screen.status("adapting"):
             classifier = learner.adapt(support.images, support.labels)
+        classifier.save(self.out)  # usable from here on, whatever becomes of what follows
+        with WorkProgress(screen, "leaving each picture out in turn") as progress:
+            left = learner.leave_one_out(support.images, support.labels, progress=progress)
+        classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": left})
         classifier.save(self.out)
         for line in describe(classifier):
             screen.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -77,7 +77,7 @@ class MAML(base.AdaptsWeights):
         )
 
 
-def MetaSGD(*, inner_lr: float = 0.1, inner_steps: int = 1) -> MAML:  # noqa: N802: a method's name
+def MetaSGD(*, inner_lr: float = 0.1, inner_steps: int = 1) -> MAML:
     """MAML with a learned step size for each parameter: Li, Zhou, Chen and Li, "Meta-SGD", 2017.
 
     Theirs may turn negative; ours is learned as its logarithm.
