@@ -74,7 +74,7 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
     [
         "--help", "train --help", "evaluate --help", "data --help", "reproduce --help",
         "reproduce meta-gradient-error --help", "reproduce memory-compute --help",
-        "reproduce memory-reduced --help", "reproduce convergence --help",
+        "reproduce memory-reduced --help", "adapt --help", "predict --help", "export --help", "report --help", "reproduce convergence --help",
     ],
 )  # fmt: skip
 def test_help_explains_every_option(capsys, words):

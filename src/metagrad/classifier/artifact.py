@@ -168,8 +168,3 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
         digest.update(f"\0{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
         digest.update(leaf.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def shown(name: str) -> str:
-    """Return a class's name for a table that a spreadsheet may open: what looks like a formula becomes text."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Landmarks, judged
-from metagrad.data import Dataset
+from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import EpisodeSampler
 
@@ -79,7 +79,7 @@ def calibrate(
         "accuracy": float((scores.argmax(-1) == truth).float().mean()),
         "tasks": tasks,
         "protocol": f"{dataset.name} val, {config.ways}-way {config.shots}-shot, each image by itself",
-        "pixels": pixels(dataset.train.images),
+        "pixels": pixels(_some(dataset.train)),
     }
     if others > 0:
         strange = float(part(near, False).quantile(KEPT))
@@ -129,10 +129,16 @@ def auroc(high: Tensor, low: Tensor) -> float:
 FACTS = ("brightness", "contrast", "detail")
 
 
-def pixels(images: Tensor, most: int = 2000) -> dict[str, list[float]]:
+def _some(classes: ImageClasses, most: int = 2000) -> Tensor:
+    """Return images of these classes alone: several splits may lie in one array."""
+    spots = [torch.arange(a, a + n) for a, n in zip(classes.first.tolist(), classes.counts.tolist(), strict=True)]
+    own = torch.cat(spots)
+    return classes.images[own[:: max(1, len(own) // most)]]
+
+
+def pixels(images: Tensor) -> dict[str, list[float]]:
     """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`look` sees."""
-    step = max(1, len(images) // most)
-    seen = look(images[::step])
+    seen = look(images)
     return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
 
 

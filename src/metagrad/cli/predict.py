@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from metagrad.cli import allocator
-from metagrad.cli.text import printable
+from metagrad.cli.text import printable, shown
 from metagrad.errors import MetagradError
 
 _UNKNOWN = "unknown"
@@ -26,7 +26,7 @@ class Predict:
 
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """The file that metagrad adapt wrote."""
-    images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PICTURES")]]
+    images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PICTURES", help_behavior_hint="")]]
     """Picture files, folders of them, or - for a list of files on standard input, one a line."""
     format: Literal["table", "csv", "jsonl"] = "table"
     """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
@@ -77,8 +77,6 @@ def _table(classes: tuple[str, ...]) -> Writer:
 
 
 def _csv(classes: tuple[str, ...]) -> Writer:
-    from metagrad.classifier.artifact import shown
-
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["picture", "class", "probability", "strangeness", *(shown(name) for name in classes)])
 

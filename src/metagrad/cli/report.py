@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Report:
     """Make one page of runs: curves, tasks with what was said of them, mistakes, options, the command."""
 
-    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")]]
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN", help_behavior_hint="")]]
     """Directories of runs; several are shown beside each other."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
     """File to write; one that is there is replaced. It holds everything: no other file, no network."""
