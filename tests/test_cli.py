@@ -74,7 +74,8 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
     [
         "--help", "train --help", "evaluate --help", "data --help", "reproduce --help",
         "reproduce meta-gradient-error --help", "reproduce memory-compute --help",
-        "reproduce memory-reduced --help", "adapt --help", "predict --help", "export --help", "report --help", "reproduce convergence --help",
+        "reproduce memory-reduced --help", "reproduce convergence --help",
+        "adapt --help", "predict --help", "export --help", "report --help", "check --help",
     ],
 )  # fmt: skip
 def test_help_explains_every_option(capsys, words):
