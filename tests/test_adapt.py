@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from strokes import dataset, drawings
-from test_training import config
+from toyruns import config
 
 import metagrad
 from metagrad.classifier.artifact import Classifier

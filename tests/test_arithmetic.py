@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import config, new_run, tensors, toy
+from toyruns import config, new_run, tensors, toy
 
 from metagrad.cli.main import main
 from metagrad.data import Dataset

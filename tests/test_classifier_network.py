@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_training import own
 from torch import nn
+from toyruns import own
 
 from metagrad.classifier.network import for_ways, ordinary
 from metagrad.errors import MetagradError

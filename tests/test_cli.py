@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from test_pictures import fill
-from test_training import toy
+from toyruns import toy
 
 from metagrad import data
 from metagrad.cli.check import describe
@@ -295,7 +295,7 @@ def test_tensorboard(small):
 def test_a_closed_pipe_does_not_end_the_training(small):
     script = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); from metagrad import data; "
-        "from test_training import toy; data.load = lambda name, **_: toy(); "
+        "from toyruns import toy; data.load = lambda name, **_: toy(); "
         f"from metagrad.cli.main import main; sys.exit(main(['train', 'omniglot', *{SMALL!r}, '--run', 'run']))"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:

@@ -1,7 +1,7 @@
 """The diagnostic on a trained network: its rows are what they say, and the accurate gradient is where steps lead."""
 
 import pytest
-from test_training import new_run, toy
+from toyruns import new_run, toy
 
 from metagrad.errors import MetagradError
 from metagrad.recipes.figures import draw_network, save

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import toy
 from torch import nn
+from toyruns import toy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metagrad.errors import MetagradError
 from metagrad.fewshot.norms import BatchNorm
+from metagrad.fewshot.split import last_layer
 from metagrad.tree import Params
 
 
@@ -77,7 +78,7 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
 def judged(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
     seen: list[Tensor] = []
-    head = network.get_submodule(list(network.named_parameters())[-1][0].rpartition(".")[0])
+    head = network.get_submodule(last_layer(network))
     hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         scores = network(x)

@@ -42,6 +42,11 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
     return chosen
 
 
+def last_layer(model: nn.Module) -> str:
+    """Return the name of the module that holds the last parameters."""
+    return list(model.named_parameters())[-1][0].rpartition(".")[0]
+
+
 @dataclass(frozen=True)
 class Head:
     """A network's last module; what comes before it is the body, whose outputs are the features.

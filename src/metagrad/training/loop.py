@@ -164,6 +164,7 @@ def train(
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
+            _warn_dead(config, progress, found, ranks)
             if found.accuracy > progress["best_accuracy"]:
                 progress.update(best_accuracy=found.accuracy, best_step=step)
                 save("best", generator.get_state())
@@ -257,6 +258,26 @@ def _warn(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], r
     progress["warned"] = True
     if ranks.first:
         warnings.warn(said, MetagradWarning, stacklevel=3)
+
+
+def _warn_dead(config: TrainConfig, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
+    """Say once in a run that it knows no class any more; finite numbers alone do not show that."""
+    chance, best = 1 / config.ways, progress["best_accuracy"]
+    if found.accuracy > chance + found.ci95 or progress.get("dead"):
+        return
+    fell = best > chance + max(5 * found.ci95, 0.02)
+    if not fell and found.loss < 1.5 * math.log(config.ways):
+        return  # it may not have begun to learn
+    progress["dead"] = True
+    if ranks.first:
+        after = f", after {best:.1%} at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
+        warnings.warn(
+            f"meta-step {progress['step']}: validation is at chance, {found.accuracy:.1%} (loss {found.loss:.2g})"
+            f"{after}; "
+            "the features have died and do not come back: begin anew with a smaller --outer-lr or --inner-lr",
+            MetagradWarning,
+            stacklevel=3,
+        )
 
 
 def _against_divergence(config: TrainConfig, error: Exception) -> str:

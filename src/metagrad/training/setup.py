@@ -30,7 +30,7 @@ from metagrad.fewshot import (
 )
 from metagrad.fewshot.algorithms.base import GivesNetworks
 from metagrad.fewshot.algorithms.heads import FromFixedHead
-from metagrad.fewshot.split import adapted
+from metagrad.fewshot.split import adapted, last_layer
 from metagrad.implicit import (
     CG,
     LBFGS,
@@ -74,17 +74,12 @@ def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetwor
                 ways, channels=channels, image_size=size, filters=filters, pooling=pooling, norm=config.norm,
                 generator=generator,
             )  # fmt: skip
-    method = method_of(config, _head_of(model))
+    method = method_of(config, f"{last_layer(model)}.*")
     if isinstance(method, FromFixedHead):  # what every task begins at: where the pull is to
         for name, leaf in model.named_parameters():
             if name in adapted(model, method.head):
                 nn.init.zeros_(leaf)
     return method, model
-
-
-def _head_of(model: nn.Module) -> str:
-    """Return the pattern of the last layer's parameters."""
-    return f"{list(model.named_parameters())[-1][0].rpartition('.')[0]}.*"
 
 
 def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> Dataset:

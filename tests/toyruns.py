@@ -1,0 +1,39 @@
+"""Runs small enough for tests: three splits of noisy prototypes and a network of two filters."""
+
+import torch
+
+from metagrad.data import Dataset, ImageClasses
+from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run
+
+
+def toy(seed=0, drawings=4):
+    """Make three tiny splits of noisy prototypes, 8×8."""
+    g = torch.Generator().manual_seed(seed)
+
+    def classes(prefix, count):
+        prototypes = torch.randint(0, 256, (count, 1, 1, 8, 8), generator=g)
+        noise = torch.randint(-40, 40, (count, drawings, 1, 8, 8), generator=g)
+        images = (prototypes + noise).clamp(0, 255).to(torch.uint8).flatten(0, 1)
+        return ImageClasses(images, torch.full((count,), drawings), tuple(f"{prefix}{i}" for i in range(count)))
+
+    return Dataset("omniglot", classes("a", 9), classes("b", 6), classes("c", 6), True, "toy", f"digest{seed}")
+
+
+def config(**options):
+    small = {"ways": 3, "queries": 2, "tasks": 2, "filters": 2, "meta_steps": 40, "inner_steps": 2, "val_every": 10,
+             "val_tasks": 4, "test_tasks": 8, "checkpoint_seconds": 1e-9}  # fmt: skip
+    return TrainConfig(**{**small, **options}).resolved("omniglot")
+
+
+def own(method):
+    """Return what of the small options a method has no use for."""
+    return {"inner_steps": None} if method in ("protonet", "r2d2") else {}
+
+
+def new_run(folder, **options):
+    return Run.create(folder, "omniglot", config(**options), command=["test"], digest="digest0")
+
+
+def tensors(folder, name="last"):
+    return Run.open(folder).load(name).tensors
