@@ -24,11 +24,11 @@ def test_program_runs(program, capsys):
 
 
 def test_the_page_for_those_who_come_from_elsewhere_runs_in_order(capsys):
-    _, parts = programs("docs/coming-from.md")
+    _, parts = programs("docs/howto/coming-from.md")
     assert len(parts) == 4
     names = {}
     for number, part in enumerate(parts):
-        exec(compile(part, f"docs/coming-from.md, block {number}", "exec"), names)
+        exec(compile(part, f"docs/howto/coming-from.md, block {number}", "exec"), names)
     assert names["found"].grad_norm < 0.1
     assert "nan" not in capsys.readouterr().out
 

@@ -50,6 +50,7 @@ class WorkProgress:
     def __init__(self, console: Console, what: str) -> None:
         self.console, self.what = console, what
         self.began = self.printed = time.monotonic()
+        self.first = 0.0
         self.bar = Progress(
             TextColumn(what),
             BarColumn(bar_width=30),
@@ -70,13 +71,17 @@ class WorkProgress:
     ) -> None:
         self.bar.stop()
 
+    def goes_on(self, first: float) -> None:
+        """Say that so much was done before: it tells nothing of the time left."""
+        self.first, self.began = first, time.monotonic()
+
     def __call__(self, done: float, total: float) -> None:
         """Show that ``done`` of ``total`` is done."""
         self.bar.update(self.task, completed=done, total=total)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
-            left = (now - self.began) * (total / done - 1)
+            left = (now - self.began) * (total - done) / max(done - self.first, 1e-9)
             self.console.print(f"{self.what}: {done / total:.0%}, {_clock(left)} left", highlight=False, soft_wrap=True)
             sys.stdout.flush()
 

@@ -56,6 +56,7 @@ _HEADS: dict[str, dict[str, Any]] = {
     "anil": {"color": _GREY, "linestyle": "--", "linewidth": 1.6},
     "itd-bio": {"color": _LIGHT, "linewidth": 1.6},
     "memory-reduced": {"color": _DARK, "linewidth": 1.6},
+    "memory-reduced-descent": {"color": _DARK, "linestyle": "-.", "linewidth": 1.4},
 }
 _RATES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("MAML", "gradient descent"): ("MAML, gradient descent", {"color": _RED, "marker": "v"}),

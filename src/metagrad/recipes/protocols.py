@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-HeadMethod = Literal["maml", "anil", "itd-bio", "memory-reduced"]
+# The last one is the one before with the published inner solver.
+HeadMethod = Literal["maml", "anil", "itd-bio", "memory-reduced", "memory-reduced-descent"]
 
 
 @dataclass(frozen=True, kw_only=True)

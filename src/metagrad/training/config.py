@@ -42,7 +42,8 @@ _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "boil": {"inner_lr": 0.4, "inner_steps": 1},
     "itd-bio": {"inner_lr": 0.1, "inner_steps": 20, "l2": 1e-2, "features": "cached"},
     "memory-reduced": {
-        "inner_solver": "gd", "inner_lr": 0.1, "inner_steps": 20, "inner_tol": 0.0, "l2": 1e-2, "features": "cached",
+        "inner_solver": "hessian-free", "inner_lr": 0.1, "inner_steps": 3, "inner_tol": 0.0, "l2": 1e-2,
+        "features": "cached",
         "linear_solver": "cg", "cg_steps": 20, "curvature": "gauss_newton", "task_set": None,
     },
     "protonet": {},
@@ -109,12 +110,12 @@ class TrainConfig:
         InnerSolverName | None, arg(metavar="{gd,nesterov,adam,lbfgs,hessian-free}", help_behavior_hint="")
     ] = None
     """imaml, memory-reduced: how a task is solved: gradient descent, its accelerated form, Adam, quasi-Newton, or
-    Newton by conjugate gradients (5 products a step). Default: gd."""
+    Newton by conjugate gradients (5 products a step). Default: gd; hessian-free (memory-reduced)."""
     inner_tol: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
     """imaml, memory-reduced: a task stops once its inner gradient norm is at most this. Default: 0, all inner steps."""
     inner_steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
-    """Inner steps a task, at most. Default: 1 (maml, fomaml, meta-sgd, boil), 5 (imaml, anil, reptile), 20 (itd-bio,
-    memory-reduced)."""
+    """Inner steps a task, at most. Default: 1 (maml, fomaml, meta-sgd, boil), 5 (imaml, anil, reptile), 20 (itd-bio),
+    3 (memory-reduced; 20 with another inner solver)."""
     truncate: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """maml: differentiate the last so many inner steps only; 0 is fomaml. Default: all."""
     keep_every: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
@@ -184,10 +185,14 @@ class TrainConfig:
                 raise MetagradError(f"--{name.replace('_', '-')} is for {owners}, not {self.method}: leave it out")
         if "image_size" not in fill and self.image_size is not None:
             raise MetagradError(f"--image-size is for data sets of pictures, not {dataset}: leave it out")
-        if self.inner_solver in ("lbfgs", "hessian-free") and self.linear_solver != "neumann":
+        if self.method == "memory-reduced" and self.inner_solver not in (None, "hessian-free"):
+            fill["inner_steps"] = 20
+        solver = self.inner_solver or fill.get("inner_solver")
+        if solver in ("lbfgs", "hessian-free") and self.linear_solver != "neumann":
             del fill["inner_lr"]
             if self.inner_lr is not None:
-                raise MetagradError(f"--inner-lr is not for --inner-solver {self.inner_solver}: leave it out")
+                other = "leave it out" if self.inner_solver else "leave it out, or add --inner-solver gd"
+                raise MetagradError(f"--inner-lr is not for --inner-solver {solver}: {other}")
         elif self.inner_solver in _STEP_SIZES and "inner_lr" in fill:
             fill["inner_lr"] = _STEP_SIZES[self.inner_solver]
         for name in _UNUSED.get(self.linear_solver or "", ()):
