@@ -1,5 +1,6 @@
 """How the site is built: ``python -m sphinx docs build/site``."""
 
+from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 import metagrad
@@ -13,12 +14,14 @@ exclude_patterns = ["*.py"]
 html_theme = "furo"
 html_title = f"metagrad {release}"
 html_math_renderer = "mathml"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/test_docs.py says "force"
 nb_execution_timeout = 300
+nb_merge_streams = True
 nb_execution_raise_on_error = True
 
 autodoc_member_order = "bysource"
@@ -30,16 +33,16 @@ napoleon_use_rtype = False
 suppress_warnings = ["ref.python"]
 
 
-def _inline(self, node):  # type: ignore[no-untyped-def]
+def _inline(self, node):
     self.body.append(convert(node.astext()))
-    raise __import__("docutils.nodes", fromlist=["SkipNode"]).SkipNode
+    raise SkipNode
 
 
-def _block(self, node):  # type: ignore[no-untyped-def]
+def _block(self, node):
     self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
-    raise __import__("docutils.nodes", fromlist=["SkipNode"]).SkipNode
+    raise SkipNode
 
 
-def setup(app):  # type: ignore[no-untyped-def]
+def setup(app):
     """Write equations as MathML, which browsers draw by themselves: no script, nothing fetched."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

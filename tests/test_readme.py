@@ -23,15 +23,5 @@ def test_program_runs(program, capsys):
     assert "nan" not in capsys.readouterr().out
 
 
-def test_the_page_for_those_who_come_from_elsewhere_runs_in_order(capsys):
-    _, parts = programs("docs/howto/coming-from.md")
-    assert len(parts) == 4
-    names = {}
-    for number, part in enumerate(parts):
-        exec(compile(part, f"docs/howto/coming-from.md, block {number}", "exec"), names)
-    assert names["found"].grad_norm < 0.1
-    assert "nan" not in capsys.readouterr().out
-
-
 def test_ci_runs_the_test_command_that_the_readme_gives():
     assert len(re.findall(r"^ *pip install .*&& pytest$", README, re.MULTILINE)) == 1

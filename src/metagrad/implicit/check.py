@@ -83,7 +83,8 @@ def check_meta_gradient(
     objective, theta, data, solver, adjoint:
         as for :func:`~metagrad.argmin`. A few tasks are enough.
     start:
-        from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``.
+        from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``; in float64 it is
+        asked with a theta of float64, and fewer digits of its own are filled up.
     outer:
         ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis.
     tol:
@@ -149,7 +150,9 @@ def _gradient(
     adjoint: Adjoint,
 ) -> tuple[Tensor, Solution]:
     asked = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in theta.items()}
-    solution = argmin(objective, start(asked), asked, data, solver=solver, adjoint=adjoint)
+    digits = next((leaf.dtype for leaf in asked.values() if leaf.requires_grad), torch.float32)
+    begin = {name: leaf.to(torch.promote_types(leaf.dtype, digits)) for name, leaf in start(asked).items()}
+    solution = argmin(objective, begin, asked, data, solver=solver, adjoint=adjoint)
     leaves = [leaf for leaf in asked.values() if leaf.requires_grad]
     found = torch.autograd.grad(outer(solution.value, asked), leaves, materialize_grads=True)
     return torch.cat([part.flatten() for part in found]).double(), solution
