@@ -289,7 +289,22 @@ def test_head_methods_are_compared_and_go_on(tmp_path, capsys, monkeypatch):
 def test_tensorboard(small):
     pytest.importorskip("tensorboard")
     assert main(["train", "omniglot", *SMALL, "--run", "run", "--tensorboard"]) == 0
-    assert list((small / "run" / "tensorboard").iterdir())
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = EventAccumulator(str(small / "run" / "tensorboard"), size_guidance={"images": 0}).Reload()
+    run = Run.open(small / "run")
+    validated = [line["step"] for line in run.metrics() if "val_accuracy" in line]
+    assert [one.step for one in written.Images("a validation task")] == validated
+    assert written.Images("a validation task")[0].width > 300
+    wanted = set().union(*run.metrics()) - {"step"}
+    assert set(written.Tags()["scalars"]) == wanted
+    assert (small / "run" / "report.html").stat().st_size > 20_000
+
+
+def test_training_ends_by_saying_where_the_report_is(small, capsys):
+    assert main(["train", "omniglot", *SMALL, "--run", "run"]) == 0
+    assert "look at run/report.html in a browser" in capsys.readouterr().out
+    assert "<img" in (small / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_closed_pipe_does_not_end_the_training(small):

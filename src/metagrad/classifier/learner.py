@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,13 @@ class Learner:
         }
         found = run / CALIBRATION
         calibration = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
-        size = opened.record.get("image_size", opened.config.image_size)
-        return cls(opened.config, Reading.of(opened.dataset, size), theta, facts, calibration)
+        return replace(cls.now(opened, theta), facts=facts, calibration=calibration)
+
+    @classmethod
+    def now(cls, run: Run, theta: Params) -> Learner:
+        """Return what a run that is training has learned so far."""
+        size = run.record.get("image_size", run.config.image_size)
+        return cls(run.config, Reading.of(run.dataset, size), theta)
 
     def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.

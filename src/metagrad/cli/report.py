@@ -15,8 +15,10 @@ from metagrad.errors import MetagradError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from metagrad.data import Dataset
     from metagrad.report.episodes import Confusion, Row
     from metagrad.report.page import Shown
+    from metagrad.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -38,48 +40,63 @@ class Report:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         from metagrad.cli.progress import console
-        from metagrad.files import write_atomically
-        from metagrad.report.page import page
 
         screen = console()
         names = [folder.resolve().name for folder in self.runs]
         labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]
-        shown = [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)]
-        text = page(shown)
-
-        def refused(error: OSError) -> MetagradError:
-            return MetagradError(f"cannot write {self.out} ({error.strerror or error}): choose another --out")
-
-        write_atomically(self.out, lambda path: _write(path, text), refused=refused)
+        write_page(
+            screen,
+            [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)],
+            self.out,
+        )
+        size = os.path.getsize(self.out) / 1024
         screen.print(
-            f"wrote {self.out} ({os.path.getsize(self.out) / 1024:.0f} kB): open it in a browser",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"wrote {self.out} ({size:.0f} kB): open it in a browser", highlight=False, markup=False, soft_wrap=True
+        )
         return 0
 
     def _shown(self, screen: Console, folder: Path, label: str) -> Shown:
-        from metagrad.classifier.learner import CALIBRATION, Learner
         from metagrad.cli.progress import data_progress
-        from metagrad.report.episodes import looked_at
-        from metagrad.report.page import Shown
         from metagrad.training.run import Run
         from metagrad.training.setup import load_data
 
         run = Run.open(folder)
-        lines = run.metrics() if run.metrics_path.exists() else []
-        grids: list[list[Row]] = []
-        hardest: list[Confusion] = []
+        dataset = None
         if run.has("best"):
             try:
                 dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
             except MetagradError as error:
                 screen.print(f"no pictures of {label}: {error}", highlight=False, markup=False, soft_wrap=True)
-            else:
-                with screen.status("looking at tasks"):
-                    grids, hardest = looked_at(Learner.of(folder), dataset)
-        return Shown(
-            label, run.record, lines, _read(folder / "result.json"), _read(folder / CALIBRATION), grids, hardest
-        )
+        return shown(screen, run, label, dataset)
+
+
+def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Shown:
+    """Return what a page shows of a run; tasks as pictures where the data are at hand."""
+    from metagrad.classifier.learner import CALIBRATION, Learner
+    from metagrad.report.episodes import looked_at
+    from metagrad.report.page import Shown
+
+    lines = run.metrics() if run.metrics_path.exists() else []
+    grids: list[list[Row]] = []
+    hardest: list[Confusion] = []
+    if dataset is not None and run.has("best"):
+        with screen.status("looking at tasks"):
+            grids, hardest = looked_at(Learner.of(run.folder), dataset)
+    result, calibration = _read(run.folder / "result.json"), _read(run.folder / CALIBRATION)
+    return Shown(label, run.record, lines, result, calibration, grids, hardest)
+
+
+def write_page(screen: Console, runs: list[Shown], out: Path) -> None:
+    """Write the page of these runs; a file that is there is replaced once the new one is whole."""
+    from metagrad.files import write_atomically
+    from metagrad.report.page import page
+
+    def refused(error: OSError) -> MetagradError:
+        return MetagradError(f"cannot write {out} ({error.strerror or error}): choose another --out")
+
+    with screen.status("writing the page"):
+        text = page(runs)
+    write_atomically(out, lambda path: _write(path, text), refused=refused)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Train:
                 ):
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
-                        report = _also(progress, writer(str(run.folder / "tensorboard")))
+                        report = _also(progress, writer(str(run.folder / "tensorboard")), run, dataset)
                     outcome = train(run, dataset, resume=resume, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
             screen.print(
@@ -110,11 +110,8 @@ class Train:
         if ranks.first:
             with run:
                 _calibrate(screen, run, dataset)
-        screen.print(
-            f"everything is in {run.folder}; metagrad report {run.folder} makes a page of it",
-            highlight=False,
-            soft_wrap=True,
-        )
+            page = _report(screen, run, dataset)
+            screen.print(f"everything is in {run.folder}; look at {page} in a browser", highlight=False, soft_wrap=True)
         return 0
 
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
@@ -224,6 +221,15 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     )
 
 
+def _report(screen: Console, run: Run, dataset: Dataset) -> Path:
+    """Write the page of a finished run into its directory; return where it is."""
+    from metagrad.cli.report import shown, write_page
+
+    out = run.folder / "report.html"
+    write_page(screen, [shown(screen, run, run.folder.name, dataset)], out)
+    return out
+
+
 _WITH_RESUME = ("--resume", "--meta-steps", "--device", "--data-dir", "--tensorboard", "--no-tensorboard")
 
 
@@ -266,14 +272,21 @@ def _tensorboard() -> Callable[[str], Any]:
     return SummaryWriter
 
 
-def _also(report: Callable[[Event], None], writer: Any) -> Callable[[Event], None]:
-    """Report an event and write its numbers for TensorBoard."""
+def _also(report: Callable[[Event], None], writer: Any, run: Run, dataset: Dataset) -> Callable[[Event], None]:
+    """Report an event and write its numbers for TensorBoard; at a validation, a task with what is said of it too."""
+    from metagrad.classifier.learner import Learner
+    from metagrad.report.episodes import looked_at
+    from metagrad.report.figures import task_figure
 
     def both(event: Event) -> None:
         report(event)
         for name, value in event.line.items():
             if name not in ("step", "tested", "of"):
                 writer.add_scalar(name, value, event.step)
+        if event.theta is not None:
+            theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
+            (grid,), _ = looked_at(Learner.now(run, theta), dataset, tasks=1, shown=1)
+            writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 
     return both

@@ -1,15 +1,20 @@
-"""Curves of runs as SVG text that takes its colours from the page around it."""
+"""Curves of runs as SVG text that takes its colours from the page around it; a task as a figure."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
+
+if TYPE_CHECKING:
+    from metagrad.report.episodes import Row
 
 # Readable on white and on black; dashes tell runs apart where colour does not.
 _STYLES: Sequence[dict[str, Any]] = (
@@ -126,6 +131,32 @@ def _embedded(text: str, title: str) -> str:
     body = re.sub(r"font: ([0-9.]+px) [^;\"]+", r"font: \1 system-ui, sans-serif", body)
     body = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", body, count=1)
     return re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r'\1aria-hidden="true" ', body, count=1)
+
+
+def task_figure(rows: Sequence[Row]) -> Figure:
+    """Draw a task, one class a row: what was learned from, then what was asked, with what was said of it."""
+    wide = max(len(row.support) + len(row.query) for row in rows)
+    figure = Figure(figsize=(1.15 * wide, 1.3 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), wide, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for row, axes in zip(rows, grid, strict=True):
+        shown = [(picture, "learned from", "#8a8a8a") for picture in row.support]
+        shown += [
+            (guess.picture, f"{'✓' if guess.right else guess.said[-14:]} {guess.probability:.0%}",
+             "#5f9e4a" if guess.right else "#c8553d")
+            for guess in row.query
+        ]  # fmt: skip
+        for axis, (picture, title, color) in zip(axes, shown, strict=False):
+            pixels = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGB")
+            axis.imshow(pixels)
+            axis.set_axis_on()
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(title, fontsize=7, color=color, parse_math=False)
+            for side in axis.spines.values():
+                side.set(color=color, linewidth=2.5)
+        axes[0].set_ylabel(row.name[-14:], fontsize=7, parse_math=False)
+    return figure
 
 
 def described(panel: Panel) -> str:

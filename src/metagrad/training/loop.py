@@ -43,11 +43,13 @@ class Event:
     """What the loop tells whoever watches, after ``step`` of ``meta_steps``.
 
     ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation), or ``tested`` ``of`` so many tasks.
+    With a validation comes ``theta``, the weights that were validated.
     """
 
     step: int
     meta_steps: int
     line: dict[str, Any]
+    theta: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def train(
             found = _validate(algorithm, model, theta, val_tasks, config, ranks)
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
-            report(Event(step, config.meta_steps, line))
+            report(Event(step, config.meta_steps, line, theta))
             _warn_dead(config, progress, found, ranks)
             if found.accuracy > progress["best_accuracy"]:
                 progress.update(best_accuracy=found.accuracy, best_step=step)
