@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -18,7 +18,9 @@ from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
-from metagrad.fewshot import Batch
+from metagrad.fewshot import R2D2, Batch, ProtoNet
+from metagrad.fewshot.algorithms.heads import AdaptsHead
+from metagrad.fewshot.split import last_layer
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import built
@@ -143,7 +145,7 @@ class Learner:
         images, y:
             uint8 ``(T, N, C, H, W)`` and int64 ``(T, N)``, labels below ``ways``.
         """
-        config = dataclasses.replace(self.config, ways=ways)
+        config = replace(self.config, ways=ways)
         method, model = built(config, channels=self.reading.channels, size=self.reading.size)
         theta = for_ways(self.theta, method.init(model))
         found: list[tuple[nn.Module, float]] = []
@@ -166,6 +168,9 @@ class Learner:
     ) -> dict[str, float] | None:
         """Adapt without an image and classify it, for up to 64 images whose class has another one.
 
+        Where a method adapts the head alone, the features of all images are computed once, with the batch statistics of
+        all: these know of no label. Other methods adapt the whole network anew for each.
+
         Return the fraction that was right, and of how many; ``None`` where every class has one image.
         """
         classes = sorted(set(labels))
@@ -177,12 +182,53 @@ class Learner:
             order = torch.randperm(len(several), generator=torch.Generator().manual_seed(0))
             several = several[order[:_LEFT_OUT]]
         right = done = 0
-        for some in several.split(max(1, _AT_ONCE * 28**2 // (len(y) * self.reading.size**2))):
+        head = self._head(images, y, ways)
+        for some in several.split(max(1, _AT_ONCE * 28**2 // (len(y) * self.reading.size**2)) if head is None else 64):
             rest = torch.stack([(torch.arange(len(y)) != index).nonzero().flatten() for index in some])
-            networks = self.solved(images[rest], y[rest], ways)
-            for index, (network, _) in zip(some.tolist(), networks, strict=True):
+            if head is None:
+                networks = self.solved(images[rest], y[rest], ways)
                 with torch.inference_mode():
-                    right += int(network(images[index : index + 1].float() / 255).argmax() == y[index])
+                    scores = torch.cat([
+                        network(images[index : index + 1].float() / 255)
+                        for index, (network, _) in zip(some.tolist(), networks, strict=True)
+                    ])  # fmt: skip
+            else:
+                scores = head.scores(rest, y[rest], some)
+            right += int((scores.argmax(-1) == y[some]).sum())
             done += len(some)
             progress(done, len(several))
         return {"accuracy": right / len(several), "images": len(several)}
+
+    def _head(self, images: Tensor, y: Tensor, ways: int) -> _HeadAlone | None:
+        """Return the head with the images' features, where the method adapts nothing else."""
+        method, model = built(replace(self.config, ways=ways), channels=self.reading.channels, size=self.reading.size)
+        if not isinstance(method, AdaptsHead | ProtoNet | R2D2):
+            return None
+        ((network, _),) = self.solved(images[None], y[None], ways)
+        with torch.inference_mode():
+            features = judged(network, images.float() / 255)[1]
+        path = last_layer(model)
+        alone = nn.Sequential(OrderedDict(body=nn.Identity(), head=model.get_submodule(path)))
+        theta = {".features": features[0, 0]}  # of these digits; a name that is no weight
+        for name, leaf in for_ways(self.theta, method.init(model)).items():
+            if name.startswith("."):
+                theta[name] = leaf
+            elif name.startswith(f"{path}."):
+                theta[name.replace(path, "head", 1)] = leaf
+        return _HeadAlone(replace(method, head="head.*"), alone, theta, features)
+
+
+@dataclass(frozen=True)
+class _HeadAlone:
+    """A method on features that were computed once."""
+
+    method: AdaptsHead | ProtoNet | R2D2
+    model: nn.Module
+    theta: Params
+    features: Tensor
+
+    def scores(self, learned: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+        """Return the scores ``(T, ways)`` of one image for each of T tasks, adapted to images ``(T, N)``."""
+        with torch.no_grad():
+            solution = self.method.adapt(self.model, self.theta, Batch(self.features[learned], y))
+            return self.method.predict(self.model, self.theta, solution, self.features[asked][:, None])[:, 0]

@@ -73,9 +73,7 @@ class Head:
         """
         chosen = set(adapted(model, adapts))
         for path, module in model.named_modules():
-            if {f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()} == chosen:
-                if not path:
-                    break
+            if path and {f"{path}.{name}" for name, _ in module.named_parameters()} == chosen:
                 return cls(model, path)
         raise MetagradError(
             "features are computed once for a head that is a module of the model, with something before it; "
