@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toyruns import own
 
-from metagrad.classifier.network import for_ways, ordinary
+from metagrad.classifier.network import for_ways, judged, ordinary, quick
 from metagrad.errors import MetagradError
 from metagrad.fewshot import MLP, Batch, Conv4, ResNet12
 from metagrad.training.config import TrainConfig
@@ -99,3 +99,20 @@ def test_the_model_is_left_as_it_was():
     ordinary(model, {name: leaf + 1 for name, leaf in model.named_parameters()}, torch.rand(4, 1, 16, 16))
     assert all(torch.equal(leaf, before[name]) for name, leaf in model.state_dict().items())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("made", [Conv4(4, channels=3, image_size=32, filters=8, pooling=True),
+                                  Conv4(4, channels=3, image_size=32, filters=8),
+                                  ResNet12(4, channels=3, filters=4)], ids=["pool", "stride", "resnet"])  # fmt: skip
+def test_the_quick_network_says_the_same(made):
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(6, 3, 32, 32, generator=g)
+    weights = {
+        name: leaf.detach() + 0.1 * torch.randn(leaf.shape, generator=g) for name, leaf in made.named_parameters()
+    }
+    network = ordinary(made, weights, x)
+    fast = quick(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules()), "nothing was gained"
+    for a, b in zip(judged(fast, x), judged(network, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()), "the first one is left as it was"

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metagrad.classifier.network import Landmarks, judged, ordinary
+from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 from metagrad.files import write_atomically
@@ -71,10 +72,15 @@ class Classifier:
         found = [(torch.empty(0, len(self.classes)), torch.empty(0))]
         with torch.inference_mode():
             for part in images.split(_BATCH):
-                scores, features = judged(self.network, part.float() / 255)
+                x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
+                scores, features = judged(self._quick, x)
                 found.append(((scores / self.temperature).softmax(-1), self.landmarks.strangeness(features)))
         probabilities, strangeness = zip(*found, strict=True)
         return torch.cat(probabilities), torch.cat(strangeness)
+
+    @cached_property
+    def _quick(self) -> nn.Module:
+        return quick(self.network)
 
     def save(self, path: Path) -> None:
         """Write the file in one step.
