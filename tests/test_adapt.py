@@ -1,5 +1,6 @@
 """From a folder of pictures to labels: ``metagrad adapt`` and ``predict``."""
 
+import ast
 import csv
 import io
 import json
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from strokes import dataset, drawings
 from toyruns import config
 
 import metagrad
+from metagrad.classifier import artifact
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibrate import auroc, ece, farthest, fitted, pixels
 from metagrad.classifier.learner import CALIBRATION, Learner
@@ -109,6 +113,71 @@ def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
     shutil.copy(learned / "best.safetensors", "other")
     assert main(["predict", "other", "new"]) == 2
     assert "not an adapted model but other weights" in capsys.readouterr().err
+
+
+def _written(path, tensors, facts):
+    """Write an adapted model with a digest that is right, whatever is in it."""
+    text = json.dumps(facts)
+    save_file(tensors, path, metadata={"metagrad": text, "digest": artifact._digest(text, tensors)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t, f: f.update(format=2), "has format 2, this metagrad reads 1"),
+        (lambda t, f: f.update(classes=7), "classes cannot be so"),
+        (lambda t, f: f.update(classes=["a", "a", "b", "c"]), "classes cannot be so"),
+        (lambda t, f: f.update(classes=["a", "b"]), "another shape"),
+        (lambda t, f: f.update(temperature=0), "temperature cannot be so"),
+        (lambda t, f: f.update(temperature="1"), "temperature cannot be so"),
+        (lambda t, f: f.update(strange=float("nan")), "strange cannot be so"),
+        (lambda t, f: f.update(spread=None), "spread cannot be so"),
+        (lambda t, f: f["reading"].update(kind="x"), "reading cannot be so"),
+        (lambda t, f: f["reading"].update(size=28.5), "reading cannot be so"),
+        (lambda t, f: f.pop("facts"), "'facts'"),
+        (lambda t, f: t.pop("network/head.bias"), "head.bias is missing"),
+        (lambda t, f: t.update({"network/extra": torch.zeros(1)}), "extra is missing, or one too many"),
+        (lambda t, f: t.update({"network/head.bias": torch.zeros(1)}), "head.bias has another shape"),
+        (lambda t, f: t["network/head.weight"][0].fill_(float("nan")), "not finite"),
+        (lambda t, f: t.update(landmarks=torch.zeros(4, 3)), "another version"),
+        (lambda t, f: t.update(landmarks=torch.zeros(3, 3)), "one landmark a class"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(learned, pictures, capsys, change, says):
+    adapt(learned)
+    with safe_open("my.model", framework="pt") as file:
+        facts = json.loads(file.metadata()["metagrad"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    _written("same.model", tensors, facts)
+    assert main(["predict", "same.model", "new"]) == 0
+    change(tensors, facts)
+    _written("my.model", tensors, facts)
+    capsys.readouterr()
+    for words in (["predict", "my.model", "new"], ["export", "my.model", "--format", "pt2"]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{", '{"temperature": 0}', "\xff", "temperature=0", "ece='x'", "reject='x'",
+     "reject={'strangeness': 'x'}", "pixels=3", "pixels={'mean': [1, 2]}", "accuracy=None"],
+)  # fmt: skip
+def test_a_damaged_calibration_is_named(learned, pictures, capsys, text):
+    shutil.copytree(learned, "run")
+    path = pictures / "run" / CALIBRATION
+    name, equals, value = text.partition("=")
+    if equals:
+        text = json.dumps({**json.loads(path.read_text()), name: ast.literal_eval(value)})
+    path.write_text(text, encoding="latin-1")
+    for words in (["adapt", "run", "known", "--out", "my.model"], ["report", "run"]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "calibration.json is damaged" in err
+        assert "makes it anew" in err
+        assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

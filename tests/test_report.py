@@ -108,6 +108,31 @@ def test_without_data_there_are_no_pictures(runs, tmp_path, capsys, monkeypatch)
         assert main(bad) == 2
 
 
+@pytest.mark.parametrize("line", ["garbage", "3", "null", "[]", '{"loss": 1}', '{"step": 1, "loss": "x"}', "\xff\xfe"])
+def test_damaged_metrics_are_named_and_a_cut_off_end_is_not(runs, tmp_path, capsys, line):
+    path = tmp_path / "one" / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 40, "lo')
+    assert main(["report", "one"]) == 0
+    path.write_bytes(line.encode("latin-1") + b"\n" + whole)
+    capsys.readouterr()
+    assert main(["report", "one"]) == 2
+    err = capsys.readouterr().err
+    assert "metrics.jsonl is damaged in line 1" in err
+    assert len(err.splitlines()) == 1
+    path.write_bytes(whole + b'{"step": 41, "loss": 1e308}\n{"step": 42, "loss": NaN}\n')
+    assert main(["report", "one"]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "null", "3", '{"value": 1}', '{"value": "<b>", "ci95": 1, "protocol": {}}'])
+def test_a_damaged_result_is_named(runs, tmp_path, capsys, text):
+    (tmp_path / "one" / "result.json").write_text(text)
+    assert main(["report", "one"]) == 2
+    err = capsys.readouterr().err
+    assert "result.json is damaged" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_figures_take_the_page_s_colours_and_say_what_they_show():
     lines = [{"step": s, "loss": 1 / s, "val_accuracy": 0.5, "val_ci95": 0.1, "grad_norm": 0.1} for s in range(1, 2001)]
     found = {panel.title: panel for panel in panels([("a", lines), ("b", lines[:5])])}

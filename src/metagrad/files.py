@@ -6,8 +6,14 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from metagrad.errors import MetagradError
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value that was read from JSON is a number, and not one of true and false."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
-from metagrad.data.reading import Reading
+from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError
-from metagrad.files import write_atomically
+from metagrad.files import is_number, write_atomically
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import built
 
@@ -146,25 +147,66 @@ class Classifier:
                 raise MetagradError(f"{path} has format {facts['format']!r}, this metagrad reads {FORMAT}: {again}")
             if metadata.get("digest") != _digest(text, tensors):
                 raise MetagradError(f"{path} was altered since it was written: {again}")
+            _require_sound(facts)
             config, reading = TrainConfig(**facts["config"]), Reading(**facts["reading"])
             classes = tuple(facts["classes"])
             network = _rebuilt(config, reading, len(classes), tensors)
             landmarks = Landmarks(tensors["landmarks"], facts["spread"])
-            return cls(
+            found = cls(
                 network, classes, reading, config, landmarks, facts["temperature"], facts["strange"], facts["facts"]
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise MetagradError(f"{path} was written by another version of metagrad ({error}): {again}") from error
+            found.judge(torch.zeros(1, reading.channels, reading.size, reading.size, dtype=torch.uint8))
+            return found
+        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, AttributeError) as error:
+            raise MetagradError(
+                f"{path} is damaged, or was written by another version of metagrad ({_short(error)}): {again}"
+            ) from error
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _require_sound(facts: dict[str, Any]) -> None:
+    """Refuse facts of another kind than those that are written.
+
+    Raises
+    ------
+    ValueError
+        naming the first.
+    """
+    classes, reading = facts["classes"], facts["reading"]
+    sound = {
+        "classes": isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes),
+        "temperature": is_number(facts["temperature"]) and 1e-6 < facts["temperature"] < 1e6,
+        "strange": facts["strange"] is None or (is_number(facts["strange"]) and 0 <= facts["strange"] < math.inf),
+        "spread": is_number(facts["spread"]) and 0 <= facts["spread"] < math.inf,
+        "reading": reading["kind"] in get_args(Kind) and type(reading["size"]) is int and 0 < reading["size"] < 5000,
+        "facts": isinstance(facts["facts"], dict),
+    }
+    wrong = [name for name, right in sound.items() if not right]
+    if wrong or len(set(classes)) < len(classes):
+        raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
 
 
 def _rebuilt(config: TrainConfig, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
     ours = dataclasses.replace(config, ways=ways)
     _, model = built(ours, channels=reading.channels, size=reading.size)
     network = ordinary(model, {})
-    own = {name.removeprefix("network/"): leaf for name, leaf in tensors.items() if name.startswith("network/")}
-    for name, leaf in own.items():  # as load_state_dict does, for weights that ask for no gradient
-        path, _, key = name.rpartition(".")
-        getattr(network.get_submodule(path), key).copy_(leaf)
+    wanted = {f"network/{name}": leaf for name, leaf in network.state_dict().items()}
+    given = {name: leaf for name, leaf in tensors.items() if name != "landmarks"}
+    if wanted.keys() != given.keys():
+        raise ValueError(f"{min(wanted.keys() ^ given.keys())} is missing, or one too many")
+    for name, leaf in [*given.items(), ("landmarks", tensors["landmarks"])]:
+        like = wanted.get(name)
+        if like is not None and (leaf.shape != like.shape or leaf.dtype != like.dtype):
+            raise ValueError(f"{name} has another shape or type")
+        if not leaf.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    if tensors["landmarks"].dim() != 2 or len(tensors["landmarks"]) != ways:
+        raise ValueError("there is not one landmark a class")
+    for name, leaf in given.items():  # as load_state_dict does, for weights that ask for no gradient
+        wanted[name].copy_(leaf)
     return network
 
 

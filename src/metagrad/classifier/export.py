@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -56,7 +57,9 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
         with torch.no_grad():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         if form == "pt2":
-            torch.export.save(program, temporary, extra_files={"metagrad.json": json.dumps(facts, ensure_ascii=False)})
+            made = io.BytesIO()  # torch grumbles at a file of another ending
+            torch.export.save(program, made, extra_files={"metagrad.json": json.dumps(facts, ensure_ascii=False)})
+            temporary.write_bytes(made.getvalue())
         else:
             _onnx(program, temporary, facts)
 

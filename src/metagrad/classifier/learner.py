@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from metagrad.errors import MetagradError
 from metagrad.fewshot import R2D2, Batch, ProtoNet
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
+from metagrad.files import is_number
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import built
@@ -30,6 +32,36 @@ CALIBRATION = "calibration.json"
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
 _LEFT_OUT = 64  # at most so many are left out in turn
+
+
+def read_calibration(run: Path) -> dict[str, Any]:
+    """Return what :func:`metagrad.classifier.calibrate.calibrate` found for a run; nothing where it did not look.
+
+    Raises
+    ------
+    MetagradError
+        if the file is damaged.
+    """
+    path = run / CALIBRATION
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        reject, pixels = found.get("reject"), found.get("pixels")
+        numbers = [found[name] for name in ("temperature", "ece_before", "ece", "accuracy")]
+        if reject is not None:
+            numbers += [reject[name] for name in ("strangeness", "known_rejected", "unknown_rejected")]
+        if pixels is not None:
+            numbers += [pixels[name][place] for name in ("mean", "std") for place in range(3)]
+        if not all(is_number(number) and math.isfinite(number) for number in numbers):
+            raise ValueError("a number is none")
+        if not 1e-6 < found["temperature"] < 1e6:
+            raise ValueError("the temperature")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MetagradError(
+            f"{path} is damaged ({error}): remove it; metagrad train --resume {run} makes it anew"
+        ) from error
+    return dict(found)
 
 
 @dataclass(frozen=True)
@@ -77,8 +109,7 @@ class Learner:
             "step": state.facts["best_step"],
             "val_accuracy": state.facts["best_accuracy"],
         }
-        found = run / CALIBRATION
-        calibration = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
+        calibration = read_calibration(run)
         return replace(cls.now(opened, theta), facts=facts, calibration=calibration)
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metagrad.errors import MetagradError
+from metagrad.files import is_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +73,7 @@ class Report:
 
 def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Shown:
     """Return what a page shows of a run; tasks as pictures where the data are at hand."""
-    from metagrad.classifier.learner import CALIBRATION, Learner
+    from metagrad.classifier.learner import Learner, read_calibration
     from metagrad.report.episodes import looked_at
     from metagrad.report.page import Shown
 
@@ -82,7 +83,7 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     if dataset is not None and run.has("best"):
         with screen.status("looking at tasks"):
             grids, hardest = looked_at(Learner.of(run.folder), dataset)
-    result, calibration = _read(run.folder / "result.json"), _read(run.folder / CALIBRATION)
+    result, calibration = _result(run.folder / "result.json"), read_calibration(run.folder)
     return Shown(label, run.record, lines, result, calibration, grids, hardest)
 
 
@@ -99,11 +100,21 @@ def write_page(screen: Console, runs: list[Shown], out: Path) -> None:
     write_atomically(out, lambda path: _write(path, text), refused=refused)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _result(path: Path) -> dict[str, Any]:
+    """Return the result of a run that is finished; of another, nothing."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        protocol = found["protocol"]
+        numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
+        numbers += [protocol[name] for name in ("ways", "shots", "queries", "tasks")]
+        texts = [protocol["dataset"], protocol["split"]]
+        if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("a number or a name is none")
+        found["protocol"]["transductive"] = bool(protocol["transductive"])
+    except FileNotFoundError:
         return {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MetagradError(f"{path} is damaged ({error}): restore or remove it") from error
     return found
 
 

@@ -25,6 +25,7 @@ _STYLES: Sequence[dict[str, Any]] = (
     {"color": "#8a8a8a", "linestyle": (0, (5, 1))},
 )
 _INK = "#010203"  # a colour that nothing else has: it becomes the page's own
+_NONE = 1e30  # what is not below it cannot be drawn
 _POINTS = 600  # of a curve: more than a screen shows, little to load
 
 
@@ -54,7 +55,7 @@ def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
     def of(title: str, unit: str, key: str, *, log: bool = False, scale: float = 1.0) -> Panel:
         curves = []
         for label, lines in runs:
-            found = [(line["step"], line[key] * scale, line) for line in lines if key in line]
+            found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
             if not found:
                 continue
             ci = [line.get("val_ci95", 0.0) * scale for *_, line in found] if key == "val_accuracy" else None

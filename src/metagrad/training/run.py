@@ -31,7 +31,7 @@ from torch import Tensor
 
 import metagrad
 from metagrad.errors import MetagradError
-from metagrad.files import write_atomically
+from metagrad.files import is_number, write_atomically
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -134,7 +134,7 @@ class Run:
                 f"{folder} has run format {written!r}, this metagrad reads {FORMAT}: use the version that wrote it"
             )
         try:
-            dataset, _ = record["dataset"], record["data_digest"]
+            dataset, _, _ = record["dataset"], record["data_digest"], record["command"]
             if dataset not in DATASETS:
                 raise ValueError("the data set is unknown")
             # Options that are younger than the run have defaults that do what was done before there was a choice.
@@ -189,9 +189,25 @@ class Run:
             raise _storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines."""
-        with self.metrics_path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """Return the logged lines; one that a crash has cut off at the end is left out.
+
+        Raises
+        ------
+        MetagradError
+            for a line that is damaged.
+        """
+        found = []
+        with self.metrics_path.open(encoding="utf-8", errors="replace") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
+                    line = None
+                if isinstance(line, dict) and "step" in line and all(is_number(value) for value in line.values()):
+                    found.append(line)
+                elif text.endswith("\n"):
+                    raise MetagradError(f"{self.metrics_path} is damaged in line {number}: restore or remove that line")
+        return found
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
