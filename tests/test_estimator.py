@@ -1,6 +1,8 @@
 """The classifier in scikit-learn's clothes: its own checks, and what people do with estimators."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,3 +93,10 @@ def test_copies_and_what_is_wrong(learned, drawn):
         FewShotClassifier(str(learned)).fit(pictures, y[1:])
     with pytest.raises(Exception, match="is not a metagrad run"):
         FewShotClassifier("nowhere").fit(pictures, y)
+
+
+def test_without_scikit_learn_it_says_what_it_needs():
+    script = "import sys; sys.modules['sklearn'] = None\nimport metagrad\nmetagrad.FewShotClassifier"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'metagrad[sklearn]'" in done.stderr.splitlines()[-1]

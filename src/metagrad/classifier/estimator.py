@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+except ImportError as error:
+    raise ImportError("FewShotClassifier needs scikit-learn 1.6 or later: pip install 'metagrad[sklearn]'") from error
 
 from metagrad.classifier.learner import Learner
 from metagrad.data.reading import Reading
