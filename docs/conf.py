@@ -19,7 +19,7 @@ html_css_files = ["site.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # tests/test_docs.py says "force"
+nb_execution_mode = "auto"  # notebooks are kept without their outputs
 nb_execution_timeout = 300
 nb_merge_streams = True
 nb_execution_raise_on_error = True

@@ -83,7 +83,7 @@ class Classifier:
     def _quick(self) -> nn.Module:
         return quick(self.network)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file in one step.
 
         Raises
@@ -91,6 +91,7 @@ class Classifier:
         MetagradError
             if it cannot be written.
         """
+        path = Path(path)
         tensors = {f"network/{name}": leaf.contiguous() for name, leaf in self.network.state_dict().items()}
         tensors["landmarks"] = self.landmarks.means.contiguous()
         facts = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         names = [f"{number:0{digits}}" for number in index]  # in the order of the labels, as text too
         try:
             images = self._images(pictures, learner.reading)
-            self.classifier_ = learner.adapt(images, names)
+            adapted = learner.adapt(images, names)
         except MetagradError as error:
             raise ValueError(str(error)) from error
+        said = tuple(str(label) for label in self.classes_)
+        self.classifier_ = replace(adapted, classes=said if len(set(said)) == len(said) else adapted.classes)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

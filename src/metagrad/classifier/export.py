@@ -19,6 +19,12 @@ from metagrad.files import write_atomically
 Format = Literal["onnx", "pt2"]
 
 
+_READ = {
+    "strokes": "grey, ink 255 on paper 0 whichever is the darker, padded with paper to a square, Lanczos to",
+    "photograph": "upright, RGB, the largest square in the middle, bicubic to",
+}
+
+
 class _Probabilities(nn.Module):
     """Images ``(N, C, H, W)`` in [0, 1] to probabilities ``(N, classes)``."""
 
@@ -48,7 +54,7 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
     facts = {
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
         "reading": json.dumps({"kind": reading.kind, "size": reading.size, "channels": reading.channels}),
-        "input": "images: float32 (N, C, H, W), pixels / 255",
+        "input": f"images: float32 (N, C, H, W) in [0, 1]; {_READ[reading.kind]} {reading.size}x{reading.size}, / 255",
         "output": "probabilities: float32 (N, classes)",
     }
 

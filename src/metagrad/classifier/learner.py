@@ -31,7 +31,7 @@ from metagrad.tree import Params
 CALIBRATION = "calibration.json"
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
-_LEFT_OUT = 64  # at most so many are left out in turn
+_TURNS = 10  # at most so many times one image of each class is left out
 
 
 def read_calibration(run: Path) -> dict[str, Any]:
@@ -197,38 +197,36 @@ class Learner:
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, float] | None:
-        """Adapt without an image and classify it, for up to 64 images whose class has another one.
+        """Adapt without one image of each class and classify those, in turn, ten times at most.
 
-        Where a method adapts the head alone, the features of all images are computed once, with the batch statistics of
-        all: these know of no label. Other methods adapt the whole network anew for each.
+        One of *each*: a class that alone lacks an image loses against the others, and the accuracy would come out far
+        too low. Where a method adapts the head alone, the features of all images are computed once, with the batch
+        statistics of all: these know of no label. Other methods adapt the whole network anew.
 
         Return the fraction that was right, and of how many; ``None`` where every class has one image.
         """
         classes = sorted(set(labels))
         y, ways = torch.tensor([classes.index(label) for label in labels]), len(classes)
-        several = (torch.bincount(y, minlength=ways)[y] > 1).nonzero().flatten()
-        if not len(several):
+        counts = torch.bincount(y, minlength=ways)
+        turn = torch.stack([(y[:index] == y[index]).sum() for index in range(len(y))])  # the how-manieth of its class
+        turns = min(_TURNS, int(counts.max()))
+        if turns < 2:
             return None
-        if len(several) > _LEFT_OUT:
-            order = torch.randperm(len(several), generator=torch.Generator().manual_seed(0))
-            several = several[order[:_LEFT_OUT]]
-        right = done = 0
+        right = asked = 0
         head = self._head(images, y, ways)
-        for some in several.split(max(1, _AT_ONCE * 28**2 // (len(y) * self.reading.size**2)) if head is None else 64):
-            rest = torch.stack([(torch.arange(len(y)) != index).nonzero().flatten() for index in some])
+        for done in range(turns):
+            out = (turn == done) & (counts[y] > 1)
+            rest = ~out
             if head is None:
-                networks = self.solved(images[rest], y[rest], ways)
+                ((network, _),) = self.solved(images[rest][None], y[rest][None], ways)
                 with torch.inference_mode():
-                    scores = torch.cat([
-                        network(images[index : index + 1].float() / 255)
-                        for index, (network, _) in zip(some.tolist(), networks, strict=True)
-                    ])  # fmt: skip
+                    scores = network(images[out].float() / 255)
             else:
-                scores = head.scores(rest, y[rest], some)
-            right += int((scores.argmax(-1) == y[some]).sum())
-            done += len(some)
-            progress(done, len(several))
-        return {"accuracy": right / len(several), "images": len(several)}
+                scores = head.scores(rest, y[rest], out)
+            right += int((scores.argmax(-1) == y[out]).sum())
+            asked += int(out.sum())
+            progress(done + 1, turns)
+        return {"accuracy": right / asked, "images": asked}
 
     def _head(self, images: Tensor, y: Tensor, ways: int) -> _HeadAlone | None:
         """Return the head with the images' features, where the method adapts nothing else."""
@@ -259,7 +257,7 @@ class _HeadAlone:
     features: Tensor
 
     def scores(self, learned: Tensor, y: Tensor, asked: Tensor) -> Tensor:
-        """Return the scores ``(T, ways)`` of one image for each of T tasks, adapted to images ``(T, N)``."""
+        """Return the scores of the images ``asked``, adapted to those ``learned`` and their labels."""
         with torch.no_grad():
-            solution = self.method.adapt(self.model, self.theta, Batch(self.features[learned], y))
-            return self.method.predict(self.model, self.theta, solution, self.features[asked][:, None])[:, 0]
+            solution = self.method.adapt(self.model, self.theta, Batch(self.features[learned][None], y[None]))
+            return self.method.predict(self.model, self.theta, solution, self.features[asked][None])[0]

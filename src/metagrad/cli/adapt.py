@@ -55,7 +55,7 @@ class Adapt:
         with screen.status("adapting"):
             classifier = learner.adapt(support.images, support.labels)
         classifier.save(self.out)  # usable from here on, whatever becomes of what follows
-        with WorkProgress(screen, "leaving each picture out in turn") as progress:
+        with WorkProgress(screen, "leaving pictures out in turn") as progress:
             left = learner.leave_one_out(support.images, support.labels, progress=progress)
         classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": left})
         classifier.save(self.out)
@@ -84,7 +84,7 @@ def describe(classifier: Classifier) -> list[str]:
     ]
     left = facts["left_out"]
     if left is not None:
-        lines.append(f"  each left out and learned from the others: {left['accuracy']:.0%} of {left['images']} right")
+        lines.append(f"  one of each class left out in turn: {left['accuracy']:.0%} of {left['images']} right")
     else:
         lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
     if classifier.strange is None and classifier.temperature == 1.0:

@@ -71,7 +71,8 @@ def _table(classes: tuple[str, ...]) -> Writer:
 
     def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
-        print(f"{row[best]:6.1%}  {printable(instead or classes[best]):{width}}  {printable(path)}")
+        sure = "     –" if instead else f"{row[best]:6.1%}"
+        print(f"{sure}  {printable(instead or classes[best]):{width}}  {printable(path)}")
 
     return write
 
