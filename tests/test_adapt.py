@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from toyruns import config
 import metagrad
 from metagrad.classifier import artifact
 from metagrad.classifier.artifact import Classifier
-from metagrad.classifier.calibrate import auroc, ece, farthest, fitted, pixels
-from metagrad.classifier.learner import CALIBRATION, Learner
+from metagrad.classifier.calibrate import auroc, calibrate, ece, fitted
+from metagrad.classifier.calibration import CALIBRATION, Calibration, Size, farthest, pixels
+from metagrad.classifier.learner import Learner
 from metagrad.cli.main import main
+from metagrad.data import ImageClasses
 from metagrad.errors import MetagradError
+from metagrad.fewshot import EpisodeSampler
 from metagrad.training import loop
 from metagrad.training.run import Run
 
@@ -97,6 +101,48 @@ def test_reject_is_for_what_is_far(learned, pictures, capsys):
     assert rejected[0] < rejected[1]
 
 
+def test_what_is_expected_follows_the_number_of_classes_and_pictures(learned, tmp_path):
+    """Strangeness is a ratio of distances: of more classes, or pictures of each, another number is a lot."""
+    found = Learner.of(learned).calibration
+    assert {(size.ways, size.shots) for size in found.sizes} == {(w, s) for w in (2, 3, 7) for s in (1, 5)}, (
+        "8 validate"
+    )
+    assert found.own == found.sizes[0] == found.at(3, 1)
+    for size in found.sizes:
+        assert found.at(size.ways, size.shots).strangeness == pytest.approx(size.strangeness)
+    assert found.at(100, 9) == Size(100, 9, *list(vars(found.at(7, 5)).values())[2:]), "as at the largest"
+    one, two, five = (found.at(3, shots).strangeness for shots in (1, 2, 5))
+    assert min(one, five) < two < max(one, five)
+    (tmp_path / CALIBRATION).write_text(json.dumps(found.as_json()))
+    assert Calibration.read(tmp_path) == found
+
+
+def test_a_threshold_keeps_what_is_known_at_every_size(learned):
+    """Measured on classes that it was not chosen on: about one in twenty of the known is lost, whatever the size."""
+    learner, drawn = Learner.of(learned), dataset()
+    for ways, shots in ((2, 5), (5, 1)):
+        lost, asked = 0, 0
+        for seed in range(12):
+            few = EpisodeSampler(classes=drawn.test, ways=ways, shots=shots, queries=8 - shots)
+            task = few(1, generator=torch.Generator().manual_seed(seed))
+            support = (task.support.x[0] * 255).round().to(torch.uint8)
+            classifier = learner.adapt(support, [f"{label:02}" for label in task.support.y[0].tolist()])
+            strange = classifier.judge((task.query.x[0] * 255).round().to(torch.uint8))[1]
+            lost, asked = lost + int((strange > classifier.strange).sum()), asked + len(strange)
+        assert lost / asked < 0.12
+
+
+def test_without_unknown_classes_there_is_a_threshold_still(learned):
+    learner, drawn = Learner.of(learned), dataset()
+    few = replace(drawn, val=drawn.val.with_at_least(1))
+    few = replace(few, val=ImageClasses(few.val.images, few.val.counts[:3], few.val.names[:3], few.val.first[:3]))
+    found = calibrate(learner, few, tasks=8)
+    assert found.own.strangeness > 0
+    assert found.own.unknown_rejected is None
+    assert "other things" not in found.own.told()
+    assert found.at(2, 3).auroc is None, "unknown at one size of those it lies between"
+
+
 def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
     adapt(learned)
     whole = (pictures / "my.model").read_bytes()
@@ -162,15 +208,19 @@ def test_a_model_of_another_kind_is_refused(learned, pictures, capsys, change, s
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "3", "{", '{"temperature": 0}', "\xff", "temperature=0", "ece='x'", "reject='x'",
-     "reject={'strangeness': 'x'}", "pixels=3", "pixels={'mean': [1, 2]}", "accuracy=None"],
+    ["", "[]", "3", "{", '{"sizes": 0}', "\xff", "sizes=[]", "sizes=[{}]", "sizes='x'", "temperature=0", "ece='x'",
+     "strangeness=-1", "auroc='x'", "shots=7", "pixels=3", "pixels={'mean': [1, 2]}", "accuracy=None"],
 )  # fmt: skip
 def test_a_damaged_calibration_is_named(learned, pictures, capsys, text):
     shutil.copytree(learned, "run")
     path = pictures / "run" / CALIBRATION
     name, equals, value = text.partition("=")
     if equals:
-        text = json.dumps({**json.loads(path.read_text()), name: ast.literal_eval(value)})
+        facts = json.loads(path.read_text())
+        within = facts if name in facts else facts["sizes"][-1]
+        assert name in within
+        within[name] = ast.literal_eval(value)
+        text = json.dumps(facts)
     path.write_text(text, encoding="latin-1")
     for words in (["adapt", "run", "known", "--out", "my.model"], ["report", "run"]):
         assert main(words) == 2

@@ -1,27 +1,34 @@
-"""How far a classifier's probabilities can be trusted, and below which it should say that it knows no such thing.
+"""Find out how far a classifier's probabilities can be trusted, and when it should say that it knows no such thing.
 
 Found on validation classes, none of which the network was trained on: on one half of the tasks a temperature (Guo et
-al. 2017) and a threshold are chosen, on the other half they are judged.
+al. 2017) and a threshold are chosen, on the other half they are judged; then they are chosen on all. Both depend on how
+many classes there are and on how many images of each: they are found for several of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metagrad.classifier.calibration import Calibration, Size, pixels
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import EpisodeSampler
+from metagrad.training.config import TrainConfig
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
 _BINS = 15
 _TASKS = 16  # at once
+_MOST_WAYS = 20  # measured beside the run's own and 2
+_SHOTS = (1, 5)
+_OTHERS = 5  # classes that a task is not told of, at most
+_ASKED = 1000  # images of known classes to judge at each of those
 
 
 def calibrate(
@@ -31,8 +38,13 @@ def calibrate(
     tasks: int = 100,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Return a temperature and a threshold with what they are worth, from validation tasks of the run's own size.
+) -> Calibration:
+    """Return temperatures and thresholds with what they are worth, from validation tasks of several sizes.
+
+    Parameters
+    ----------
+    tasks:
+        of the run's own size; of others there are enough for 1000 images.
 
     Raises
     ------
@@ -42,55 +54,99 @@ def calibrate(
     if tasks < 4:
         raise MetagradError(f"calibration needs at least 4 tasks, got {tasks}")
     config = learner.config
-    classes = dataset.val.with_at_least(config.shots + config.queries)
-    others = min(config.ways, len(classes.names) - config.ways)  # classes that a task is not told of
-    sampler = EpisodeSampler(
-        classes=classes, ways=config.ways + max(0, others), shots=config.shots, queries=config.queries
+    sizes = {
+        size: tasks if size == (config.ways, config.shots) else max(8, -(-_ASKED // (size[0] * config.queries)))
+        for size in _sizes(config, dataset.val)
+    }
+    done, total = 0, sum(sizes.values())
+    found = []
+    for (ways, shots), count in sizes.items():
+        seen = Seen()
+        for number in looked_at(learner, dataset.val, seen, ways=ways, shots=shots, tasks=count, seed=seed):
+            progress(done + number, total)
+        done += count
+        found.append(_worth(seen, ways, shots))
+    protocol = (
+        f"{dataset.name} val, {config.queries} queries a class, {tasks} tasks of the run's own size, "
+        "each image by itself"
     )
-    drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
-    # Every task has its classes in the same order, so that what it is told of is the same part of each.
-    mine, own = drawn.support.y[0] < config.ways, drawn.query.y[0] < config.ways
-    support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
-    known, labels, near, far = [], [], [], []
+    return Calibration(protocol, tuple(found), pixels(_some(dataset.train)))
+
+
+def _sizes(config: TrainConfig, classes: ImageClasses) -> list[tuple[int, int]]:
+    """Return the numbers of classes and of images to measure at, the run's own first."""
+    shots = [config.shots]
+    shots += [
+        more
+        for more in _SHOTS
+        if more != config.shots and len(classes.with_at_least(more + config.queries).names) >= config.ways
+    ]
+    least = min(len(classes.with_at_least(number + config.queries).names) for number in shots)
+    most = min(_MOST_WAYS, least - 1)  # one at least is left that tasks are not told of
+    ways = [config.ways, *sorted({2, max(2, most)} - {config.ways})]
+    return [(one, number) for one in ways for number in shots]
+
+
+@dataclass
+class Seen:
+    """What was said of each task's images: scores and labels of known classes, strangeness of these and of others."""
+
+    known: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    near: list[Tensor] = field(default_factory=list)
+    far: list[Tensor] = field(default_factory=list)
+
+
+def looked_at(
+    learner: Learner, val: ImageClasses, seen: Seen, *, ways: int, shots: int, tasks: int, seed: int
+) -> Iterator[int]:
+    """Adapt to tasks that are told of ``ways`` classes and asked about others too; yield how many are done."""
+    queries = learner.config.queries
+    classes = val.with_at_least(shots + queries)
+    others = min(ways, _OTHERS, len(classes.names) - ways)
+    sampler = EpisodeSampler(classes=classes, ways=ways + others, shots=shots, queries=queries)
+    generator = torch.Generator().manual_seed(seed)
     for first in range(0, tasks, _TASKS):
-        some = slice(first, first + _TASKS)
-        networks = learner.solved((support[some] * 255).round().to(torch.uint8), y[some], config.ways)
-        for number, (network, _) in enumerate(networks, start=first):
+        drawn = sampler(min(_TASKS, tasks - first), generator=generator)
+        # Every task has its classes in the same order, so that what it is told of is the same part of each.
+        mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
+        support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
+        networks = learner.solved((support * 255).round().to(torch.uint8), y, ways)
+        for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
-                landmarks = Landmarks.of(judged(network, support[number])[1], y[number], config.ways)
+                landmarks = Landmarks.of(judged(network, support[number])[1], y[number], ways)
                 scores, features = judged(network, drawn.query.x[number])
                 strangeness = landmarks.strangeness(features)
-            known.append(scores[own])
-            labels.append(drawn.query.y[number, own])
-            near.append(strangeness[own])
-            far.append(strangeness[~own])
-            progress(number + 1, tasks)
-    half = tasks // 2
+            seen.known.append(scores[own])
+            seen.labels.append(drawn.query.y[number, own])
+            seen.near.append(strangeness[own])
+            seen.far.append(strangeness[~own])
+            yield first + number + 1
+
+
+def _worth(seen: Seen, ways: int, shots: int) -> Size:
+    """Choose on one half of the tasks, judge on the other; what is kept is chosen on all."""
+    half = len(seen.known) // 2
 
     def part(values: list[Tensor], second: bool) -> Tensor:
         return torch.cat(values[half:] if second else values[:half])
 
-    temperature = fitted(part(known, False), part(labels, False))
-    scores, truth = part(known, True), part(labels, True)
-    found: dict[str, Any] = {
-        "temperature": temperature,
-        "ece_before": ece(scores.softmax(-1), truth),
-        "ece": ece((scores / temperature).softmax(-1), truth),
-        "accuracy": float((scores.argmax(-1) == truth).float().mean()),
-        "tasks": tasks,
-        "protocol": f"{dataset.name} val, {config.ways}-way {config.shots}-shot, each image by itself",
-        "pixels": pixels(_some(dataset.train)),
-    }
-    if others > 0:
-        strange = float(part(near, False).quantile(KEPT))
-        found["reject"] = {
-            "strangeness": strange,
-            "known_rejected": float((part(near, True) > strange).float().mean()),
-            "unknown_rejected": float((part(far, True) > strange).float().mean()),
-            "auroc": auroc(part(far, True), part(near, True)),
-            "unknown_classes": others,
-        }
-    return found
+    temperature = fitted(part(seen.known, False), part(seen.labels, False))
+    strange = float(part(seen.near, False).quantile(KEPT))
+    scores, truth = part(seen.known, True), part(seen.labels, True)
+    near, far = part(seen.near, True), part(seen.far, True)
+    return Size(
+        ways,
+        shots,
+        temperature=fitted(torch.cat(seen.known), torch.cat(seen.labels)),
+        ece_before=ece(scores.softmax(-1), truth),
+        ece=ece((scores / temperature).softmax(-1), truth),
+        accuracy=float((scores.argmax(-1) == truth).float().mean()),
+        strangeness=float(torch.cat(seen.near).quantile(KEPT)),
+        known_rejected=float((near > strange).float().mean()),
+        unknown_rejected=float((far > strange).float().mean()) if len(far) else None,
+        auroc=auroc(far, near) if len(far) else None,
+    )
 
 
 def fitted(scores: Tensor, y: Tensor) -> float:
@@ -126,33 +182,8 @@ def auroc(high: Tensor, low: Tensor) -> float:
     return float((below + up_to).double().mean() / 2 / len(low))
 
 
-FACTS = ("brightness", "contrast", "detail")
-
-
 def _some(classes: ImageClasses, most: int = 2000) -> Tensor:
     """Return images of these classes alone: several splits may lie in one array."""
     spots = [torch.arange(a, a + n) for a, n in zip(classes.first.tolist(), classes.counts.tolist(), strict=True)]
     own = torch.cat(spots)
     return classes.images[own[:: max(1, len(own) // most)]]
-
-
-def pixels(images: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`look` sees."""
-    seen = look(images)
-    return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
-
-
-def look(images: Tensor) -> Tensor:
-    """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
-    x = images.float() / 255
-    detail = (x.diff(dim=-1).abs().mean((1, 2, 3)) + x.diff(dim=-2).abs().mean((1, 2, 3))) / 2
-    return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), detail], dim=1)
-
-
-def farthest(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
-    """Return how far the images are from those of training, in their standard deviations, and say in what."""
-    mean, std = torch.tensor(seen["mean"]), torch.tensor(seen["std"])
-    ours = look(images).median(0).values
-    off = (ours - mean).abs() / std.clamp(min=1e-6)
-    worst = int(off.argmax())
-    return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, there {mean[worst]:.2f} ± {std[worst]:.2f}"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,52 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.classifier.artifact import Classifier
+from metagrad.classifier.calibration import Calibration
 from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 from metagrad.fewshot import R2D2, Batch, ProtoNet
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
-from metagrad.files import is_number
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run, versions
 from metagrad.training.setup import built
 from metagrad.tree import Params
 
-CALIBRATION = "calibration.json"
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
 _TURNS = 10  # at most so many times one image of each class is left out
-
-
-def read_calibration(run: Path) -> dict[str, Any]:
-    """Return what :func:`metagrad.classifier.calibrate.calibrate` found for a run; nothing where it did not look.
-
-    Raises
-    ------
-    MetagradError
-        if the file is damaged.
-    """
-    path = run / CALIBRATION
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        reject, pixels = found.get("reject"), found.get("pixels")
-        numbers = [found[name] for name in ("temperature", "ece_before", "ece", "accuracy")]
-        if reject is not None:
-            numbers += [reject[name] for name in ("strangeness", "known_rejected", "unknown_rejected")]
-        if pixels is not None:
-            numbers += [pixels[name][place] for name in ("mean", "std") for place in range(3)]
-        if not all(is_number(number) and math.isfinite(number) for number in numbers):
-            raise ValueError("a number is none")
-        if not 1e-6 < found["temperature"] < 1e6:
-            raise ValueError("the temperature")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise MetagradError(
-            f"{path} is damaged ({error}): remove it; metagrad train --resume {run} makes it anew"
-        ) from error
-    return dict(found)
 
 
 @dataclass(frozen=True)
@@ -79,14 +46,14 @@ class Learner:
     facts:
         what a classifier should know of where it came from.
     calibration:
-        what :func:`metagrad.classifier.calibrate.calibrate` found; empty where it did not look.
+        what :func:`metagrad.classifier.calibrate.calibrate` found; ``None`` where it did not look.
     """
 
     config: TrainConfig
     reading: Reading
     theta: Params
     facts: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @classmethod
     def of(cls, run: Path) -> Learner:
@@ -109,8 +76,7 @@ class Learner:
             "step": state.facts["best_step"],
             "val_accuracy": state.facts["best_accuracy"],
         }
-        calibration = read_calibration(run)
-        return replace(cls.now(opened, theta), facts=facts, calibration=calibration)
+        return replace(cls.now(opened, theta), facts=facts, calibration=Calibration.read(run))
 
     @classmethod
     def now(cls, run: Run, theta: Params) -> Learner:
@@ -148,13 +114,16 @@ class Learner:
         with torch.inference_mode():
             scores, features = judged(network, images.float() / 255)
             landmarks = Landmarks.of(features, y, len(classes))
+        counts = torch.bincount(y)
+        expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
             **self.facts,
             "method": self.config.method,
             "trained": f"{self.config.ways}-way {self.config.shots}-shot",
-            "images": dict(zip(classes, torch.bincount(y).tolist(), strict=True)),
+            "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((scores.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
+            "expected": asdict(expected) if expected else None,
             "versions": versions(),
         }
         return Classifier(
@@ -163,8 +132,8 @@ class Learner:
             self.reading,
             self.config,
             landmarks,
-            temperature=self.calibration.get("temperature", 1.0),
-            strange=(self.calibration.get("reject") or {}).get("strangeness"),
+            temperature=expected.temperature if expected else 1.0,
+            strange=expected.strangeness if expected else None,
             facts=facts,
         )
 

@@ -35,7 +35,7 @@ class Adapt:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         allocator.keep_memory()
-        from metagrad.classifier.calibrate import farthest
+        from metagrad.classifier.calibration import farthest
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
@@ -45,8 +45,8 @@ class Adapt:
         with screen.status("reading pictures"):
             support = read_support(self.support, learner.reading)
         said = list(support.notes)
-        if "pixels" in learner.calibration:
-            off, where = farthest(support.images, learner.calibration["pixels"])
+        if learner.calibration is not None:
+            off, where = farthest(support.images, learner.calibration.pixels)
             if off > _FAR:
                 said.append(
                     f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "
@@ -73,6 +73,8 @@ class Adapt:
 
 def describe(classifier: Classifier) -> list[str]:
     """Say in a few lines what an adaptation came to."""
+    from metagrad.classifier.calibration import Size
+
     facts: dict[str, Any] = classifier.facts
     counts = facts["images"]
     few, many = min(counts.values()), max(counts.values())
@@ -80,13 +82,20 @@ def describe(classifier: Classifier) -> list[str]:
     lines = [
         f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {facts['method']} trained "
         f"{facts['trained']} on {facts['dataset']} (validation {facts['val_accuracy']:.1%})",
-        f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g}",
+        f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g} "
+        "(0: solved)",
     ]
     left = facts["left_out"]
     if left is not None:
         lines.append(f"  one of each class left out in turn: {left['accuracy']:.0%} of {left['images']} right")
     else:
         lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
-    if classifier.strange is None and classifier.temperature == 1.0:
+    if facts["expected"] is not None:
+        expected = Size(**facts["expected"])
+        lines.append(
+            f"  validation tasks of this size: {expected.accuracy:.0%} right, probabilities off by {expected.ece:.1%}; "
+            f"{expected.told()}"
+        )
+    else:
         lines.append("  probabilities are not calibrated: metagrad train --resume the run, which ends by doing it")
     return lines

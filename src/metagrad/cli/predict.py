@@ -32,7 +32,7 @@ class Predict:
     """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
     reject: bool = False
     """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
-    is. metagrad train says at its end how much of the unknown that finds."""
+    is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""

@@ -73,7 +73,8 @@ class Report:
 
 def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Shown:
     """Return what a page shows of a run; tasks as pictures where the data are at hand."""
-    from metagrad.classifier.learner import Learner, read_calibration
+    from metagrad.classifier.calibration import Calibration
+    from metagrad.classifier.learner import Learner
     from metagrad.report.episodes import looked_at
     from metagrad.report.page import Shown
 
@@ -83,8 +84,8 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     if dataset is not None and run.has("best"):
         with screen.status("looking at tasks"):
             grids, hardest = looked_at(Learner.of(run.folder), dataset)
-    result, calibration = _result(run.folder / "result.json"), read_calibration(run.folder)
-    return Shown(label, run.record, lines, result, calibration, grids, hardest)
+    result = _result(run.folder / "result.json")
+    return Shown(label, run.record, lines, result, Calibration.read(run.folder), grids, hardest)
 
 
 def write_page(screen: Console, runs: list[Shown], out: Path) -> None:

@@ -200,22 +200,19 @@ class Train:
 def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     """Find out how far the probabilities of classifiers that come of this run can be trusted."""
     from metagrad.classifier.calibrate import calibrate
-    from metagrad.classifier.learner import CALIBRATION, Learner
+    from metagrad.classifier.calibration import CALIBRATION
+    from metagrad.classifier.learner import Learner
     from metagrad.cli.progress import WorkProgress
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
         found = calibrate(
             Learner.of(run.folder), dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress
         )
-    run.write_json(CALIBRATION, found)
-    reject = found.get("reject")
-    said = ""
-    if reject is not None:
-        told, lost = reject["unknown_rejected"], reject["known_rejected"]
-        said = f"; --reject tells {told:.0%} of unknown classes and takes {lost:.0%} of known ones for such"
+    run.write_json(CALIBRATION, found.as_json())
+    own = found.own
     screen.print(
-        f"each image by itself, validation: accuracy {found['accuracy']:.1%}, probabilities off by {found['ece']:.1%} "
-        f"(uncalibrated {found['ece_before']:.1%}){said}",
+        f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "
+        f"(uncalibrated {own.ece_before:.1%}); {own.told()}",
         highlight=False,
         soft_wrap=True,
     )

@@ -58,7 +58,7 @@ def looked_at(
     sampler = episodes_of(dataset.val, config, which="val")
     drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
     names = _names(sampler, tasks, seed)
-    temperature = learner.calibration.get("temperature", 1.0)
+    temperature = learner.calibration.own.temperature if learner.calibration else 1.0
     grids: list[list[Row]] = []
     wrong: dict[tuple[str, str], list[int]] = {}
     pictures: dict[str, str] = {}

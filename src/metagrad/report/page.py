@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from metagrad.classifier.calibration import Calibration
 from metagrad.report.episodes import Confusion, Row
 from metagrad.report.figures import described, panels, svg
 
@@ -56,7 +57,7 @@ class Shown:
     label:
         what it is called here.
     record, lines, result, calibration:
-        ``config.json``, ``metrics.jsonl``, ``result.json`` and ``calibration.json``; the last two may be empty.
+        ``config.json``, ``metrics.jsonl``, ``result.json`` (may be empty), ``calibration.json`` if any.
     grids, hardest:
         what :func:`metagrad.report.episodes.looked_at` found; empty where the data are not at hand.
     """
@@ -65,7 +66,7 @@ class Shown:
     record: dict[str, Any]
     lines: list[dict[str, Any]]
     result: dict[str, Any]
-    calibration: dict[str, Any]
+    calibration: Calibration | None
     grids: list[list[Row]]
     hardest: list[Confusion]
 
@@ -114,8 +115,8 @@ def _results(runs: Sequence[Shown]) -> str:
             if protocol
             else run.record["dataset"]
         )
-        alone = f"{calibration['accuracy']:.1%}" if calibration else "–"
-        trust = f"{calibration['ece']:.1%}" if calibration else "–"
+        alone = f"{calibration.own.accuracy:.1%}" if calibration else "–"
+        trust = f"{calibration.own.ece:.1%}" if calibration else "–"
         last: dict[str, Any] = next((line for line in reversed(run.lines) if "seconds" in line), {})
         hours = f"{last['seconds'] / 60:.0f} min, {last['step']} meta-steps" if last else "–"
         memory = f"{result['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in result else "–"

@@ -1,0 +1,179 @@
+"""How far the probabilities of classifiers that come of a run can be trusted: what was found, kept beside the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metagrad.errors import MetagradError
+from metagrad.files import is_number
+
+CALIBRATION = "calibration.json"
+FACTS = ("brightness", "contrast", "detail")
+_MAYBE = ("unknown_rejected", "auroc")  # not known where no class is left that a task is not told of
+
+
+@dataclass(frozen=True)
+class Size:
+    """What validation tasks of one number of classes and of images a class came to, each image by itself.
+
+    Attributes
+    ----------
+    ways, shots:
+        classes, and images of each that were adapted to.
+    temperature:
+        what scores are divided by.
+    ece_before, ece:
+        expected calibration error, as a fraction, without it and with it.
+    accuracy:
+        fraction that was right.
+    strangeness:
+        the threshold of ``--reject``: above it an image is like none of the classes.
+    known_rejected, unknown_rejected:
+        fractions of images of known and of unknown classes that are above it; ``None`` where there were no unknown.
+    auroc:
+        probability that an image of an unknown class is stranger than one of a known class.
+    """
+
+    ways: int
+    shots: int
+    temperature: float
+    ece_before: float
+    ece: float
+    accuracy: float
+    strangeness: float
+    known_rejected: float
+    unknown_rejected: float | None
+    auroc: float | None
+
+    def told(self) -> str:
+        """Say what ``--reject`` does to tasks of this size."""
+        found = "" if self.unknown_rejected is None else f"{self.unknown_rejected:.0%} of pictures of other things and "
+        return f"--reject takes {found}{self.known_rejected:.0%} of those of its own classes for unknown"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on validation classes.
+
+    Attributes
+    ----------
+    protocol:
+        data set, split, and how it was asked.
+    sizes:
+        the first is the run's own; all pairs of the numbers of classes and of images that were tried.
+    pixels:
+        ``mean`` and ``std`` over training images of what :func:`look` sees.
+    """
+
+    protocol: str
+    sizes: tuple[Size, ...]
+    pixels: dict[str, list[float]]
+
+    @property
+    def own(self) -> Size:
+        """Tasks of the size that the run was trained on."""
+        return self.sizes[0]
+
+    def at(self, ways: int, shots: int) -> Size:
+        """Return what to expect of tasks of another size: between those measured, linear in the logarithms of both.
+
+        Beyond the largest and the smallest it is taken to stay as it is there.
+        """
+        names = [field.name for field in dataclasses.fields(Size)][2:]
+        found = {name: self._between(name, ways, shots) for name in names}
+        return Size(ways, shots, **found)
+
+    def _between(self, name: str, ways: int, shots: int) -> Any:
+        table = {(size.ways, size.shots): getattr(size, name) for size in self.sizes}
+        if None in table.values():
+            return None
+        rows, columns = (sorted({pair[axis] for pair in table}) for axis in (0, 1))
+        if name == "temperature":  # a ratio: 5 times from one size to another is seen
+            table = {pair: math.log(value) for pair, value in table.items()}
+        along = [np.interp(math.log(shots), np.log(columns), [table[row, one] for one in columns]) for row in rows]
+        found = float(np.interp(math.log(ways), np.log(rows), along))
+        return math.exp(found) if name == "temperature" else found
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what :meth:`read` reads."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, run: Path) -> Calibration | None:
+        """Read what was found for a run; ``None`` where nobody looked.
+
+        Raises
+        ------
+        MetagradError
+            if the file is damaged.
+        """
+        path = run / CALIBRATION
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            sizes = tuple(_sound(size) for size in found["sizes"])
+            pairs = {(size.ways, size.shots) for size in sizes}
+            if (
+                not sizes
+                or len(pairs) < len(sizes)
+                or len(pairs) != len({w for w, _ in pairs}) * len({s for _, s in pairs})
+            ):
+                raise ValueError("sizes are missing")
+            pixels = {name: [found["pixels"][name][place] for place in range(len(FACTS))] for name in ("mean", "std")}
+            if not all(is_number(one) and math.isfinite(one) for row in pixels.values() for one in row):
+                raise ValueError("pixels")
+            return cls(str(found["protocol"]), sizes, pixels)
+        except FileNotFoundError:
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise MetagradError(
+                f"{path} is damaged, or of another version ({error}): remove it; metagrad train --resume {run} "
+                "makes it anew"
+            ) from error
+
+
+def _sound(facts: dict[str, Any]) -> Size:
+    """Return the facts as what they should be.
+
+    Raises
+    ------
+    ValueError, TypeError
+        if they are something else.
+    """
+    for name, value in facts.items():
+        if not (is_number(value) and math.isfinite(value)) and not (value is None and name in _MAYBE):
+            raise ValueError(f"{name} is no number")
+    size = Size(**facts)
+    if not 1e-6 < size.temperature < 1e6 or size.ways < 2 or size.shots < 1 or size.strangeness < 0:
+        raise ValueError("a size cannot be so")
+    return size
+
+
+def pixels(images: Tensor) -> dict[str, list[float]]:
+    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`look` sees."""
+    seen = look(images)
+    return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
+
+
+def look(images: Tensor) -> Tensor:
+    """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
+    x = images.float() / 255
+    detail = (x.diff(dim=-1).abs().mean((1, 2, 3)) + x.diff(dim=-2).abs().mean((1, 2, 3))) / 2
+    return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), detail], dim=1)
+
+
+def farthest(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
+    """Return how far the images are from those of training, in their standard deviations, and say in what."""
+    mean, std = torch.tensor(seen["mean"]), torch.tensor(seen["std"])
+    ours = look(images).median(0).values
+    off = (ours - mean).abs() / std.clamp(min=1e-6)
+    worst = int(off.argmax())
+    return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, there {mean[worst]:.2f} ± {std[worst]:.2f}"
