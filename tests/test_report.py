@@ -151,6 +151,18 @@ def test_figures_take_the_page_s_colours_and_say_what_they_show():
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def test_ticks_are_whole_steps_and_nothing_to_solve_is_no_curve():
+    lines = [{"step": step, "grad_norm": 0.2 + step / 100, "residual": 0.0} for step in range(4)]
+    none = [{**line, "grad_norm": 0.0} for line in lines]
+    found = panels([("imaml", lines), ("protonet", none)])
+    assert [panel.title.split(":")[0] for panel in found] == ["Inner gradient norm"]
+    assert [curve.label for curve in found[0].curves] == ["imaml"]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg(found[0]))
+    assert {"0", "1", "2", "3"} <= set(texts), texts
+    assert not any("." in text for text in texts[: texts.index("meta-step")])
+    assert "×" not in "".join(texts), "0.2 to 0.23 needs no powers of ten"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_browser_has_nothing_to_say(runs, tmp_path):
     assert main(["report", *runs, "--out", "r.html"]) == 0

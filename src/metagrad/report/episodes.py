@@ -16,6 +16,8 @@ from metagrad.fewshot import EpisodeSampler
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import episodes_of
 
+TASKS = 60  # looked at for a page
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -48,7 +50,7 @@ class Confusion:
 
 
 def looked_at(
-    learner: Learner, dataset: Dataset, *, tasks: int = 60, shown: int = 2, seed: int = 0
+    learner: Learner, dataset: Dataset, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
 ) -> tuple[list[list[Row]], list[Confusion]]:
     """Return some validation tasks as pictures, and the pairs of classes most often mistaken.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
         curves = []
         for label, lines in runs:
             found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
-            if not found:
+            if not found or (log and not any(value for _, value, _ in found)):  # nothing was to be solved
                 continue
             ci = [line.get("val_ci95", 0.0) * scale for *_, line in found] if key == "val_accuracy" else None
             curves.append(_thinned(Curve(label, [f[0] for f in found], [f[1] for f in found], ci)))
@@ -100,9 +101,10 @@ def svg(panel: Panel) -> str:
                 [value + sign * ci for value, ci in zip(curve.values, curve.ci95, strict=True)] for sign in (-1, 1)
             )
             axes.fill_between(curve.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    positive = all(value > 0 for curve in panel.curves for value in curve.values)
-    if panel.log and positive:
+    values = [value for curve in panel.curves for value in curve.values]
+    if panel.log and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("meta-step", color=_INK)
     axes.set_ylabel(panel.unit, color=_INK)
     axes.grid(alpha=0.25, linewidth=0.6)

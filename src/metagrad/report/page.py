@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from metagrad.classifier.calibration import Calibration
-from metagrad.report.episodes import Confusion, Row
+from metagrad.report.episodes import TASKS, Confusion, Row
 from metagrad.report.figures import described, panels, svg
 
 # Published accuracies, per cent with 95 % intervals: of the iMAML paper, table 2, and of the papers it cites there.
@@ -30,21 +30,27 @@ _PUBLISHED = {"omniglot": _OMNIGLOT, "mini-imagenet": _MINI}
 _CSS = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; } h1, h2, h3, figcaption { break-after: avoid; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-size: .9rem; } svg { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; } th, td { padding: .25rem .6rem; text-align: left; vertical-align: middle; }
+th { font-weight: 600; overflow-wrap: break-word; hyphens: auto; }
 tr + tr > * { border-top: 1px solid var(--line); }
 .wide { overflow-x: auto; } code, pre { font: .85rem/1.4 ui-monospace, monospace; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; white-space: pre-wrap; }
 .differs { font-weight: 700; outline: 2px solid #c8553d; outline-offset: -2px; }
-.guess { display: inline-block; margin: .15rem; text-align: center; font-size: .7rem; width: 4.6rem;
-  overflow-wrap: anywhere; border: 2px solid #5f9e4a; border-radius: .3rem; padding: .15rem; vertical-align: top; }
+.guesses { display: flex; flex-wrap: wrap; gap: .3rem; align-items: start; }
+.guess { text-align: center; font-size: .7rem; line-height: 1.25; width: 4.4rem;
+  overflow-wrap: anywhere; border: 2px solid #5f9e4a; border-radius: .3rem; padding: .15rem; }
+@media (min-width: 48rem) { .said { min-width: 25rem; } }
 .guess.wrong { border: 2px dashed #c8553d; } img { image-rendering: pixelated; width: 3.5rem; height: 3.5rem; }
 .number { font-size: 2rem; font-weight: 700; } small, .quiet { font-size: .85rem; opacity: .8; }
 a:focus-visible, summary:focus-visible, [tabindex]:focus-visible { outline: 3px solid #2f86a6; outline-offset: 2px; }
-@media print { details > * { display: block; } section { break-inside: avoid; } }
+@page { margin: 14mm; }
+@media print { html { font-size: 62.5%; } body { padding: 0; max-width: none; } details { display: none; }
+  .wide { overflow: visible; } .figures { grid-template-columns: 1fr 1fr; } tr, figure, pre { break-inside: avoid; } }
 """
 
 
@@ -101,7 +107,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str
 
 
 def _results(runs: Sequence[Shown]) -> str:
-    rows = []
+    columns = []
     for run in runs:
         result, calibration = run.result, run.calibration
         protocol = result.get("protocol", {})
@@ -118,19 +124,19 @@ def _results(runs: Sequence[Shown]) -> str:
         alone = f"{calibration.own.accuracy:.1%}" if calibration else "–"
         trust = f"{calibration.own.ece:.1%}" if calibration else "–"
         last: dict[str, Any] = next((line for line in reversed(run.lines) if "seconds" in line), {})
-        hours = f"{last['seconds'] / 60:.0f} min, {last['step']} meta-steps" if last else "–"
+        spent = f"{_duration(last['seconds'])}, {last['step']} meta-steps" if last else "–"
         memory = f"{result['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in result else "–"
-        rows.append([escape(run.label), value, escape(asked), alone, trust, hours, memory])
-    head = [
-        "run",
-        "accuracy",
-        "on",
-        "validation, each image by itself",
-        "probabilities off by",
-        "training",
-        "peak memory",
-    ]
+        columns.append([escape(run.label), value, escape(asked), alone, trust, spent, memory])
+    names = ["", "accuracy", "on", "validation, each image by itself", "probabilities off by", "training",
+             "peak memory"]  # fmt: skip
+    head, *rows = ([name, *cells] for name, *cells in zip(names, *columns, strict=True))
     return "<h2>What came of it</h2>" + _table(head, rows, "results")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _published(runs: Sequence[Shown]) -> str:
@@ -175,8 +181,10 @@ def _episodes(run: Shown, several: bool) -> str:
                 f"{'✓' if g.right else f'✗ {escape(_short(g.said))}'} {g.probability:.0%}</span>"
                 for g in row.query
             )
-            rows.append([escape(_short(row.name)), support, guesses])
-        tables.append(_table(["class", "learned from", "said of others"], rows, f"task {number}"))
+            said = f'<td class="said"><div class="guesses">{guesses}</div></td>'
+            rows.append([escape(_short(row.name)), f'<div class="guesses">{support}</div>', said])
+        table = _table(["class", "learned from", "said of others"], rows, f"task {number}")
+        tables.append(f"<h3>Task {number}</h3>{table}")
     name = f" by {escape(run.label)}" if several else ""
     return (
         f"<h2>Tasks of validation classes{name}</h2><p>Each picture is judged by itself; a solid frame and ✓ is right, "
@@ -201,7 +209,8 @@ def _confusion(run: Shown, several: bool) -> str:
         for one in run.hardest
     ]
     name = f" by {escape(run.label)}" if several else ""
-    return f"<h2>Classes most often mistaken{name}</h2>" + _table(
+    note = f"<p>Among {TASKS} tasks of validation classes, each picture judged by itself.</p>"
+    return f"<h2>Classes most often mistaken{name}</h2>{note}" + _table(
         ["a picture of", "was taken for", "when both were in a task"], rows, "classes most often mistaken"
     )
 
