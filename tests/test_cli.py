@@ -58,7 +58,8 @@ def complaint(capsys, *words):
         ("evaluate nowhere --tasks 1", "--tasks must be at least 2"),
         ("train glyphs --seed 99999999999999999999999", "--seed must be below"),
         ("train glyphs --device meta", "cpu and cuda"),
-        ("evaluate", "RUN"),
+        ("evaluate", "metagrad evaluate needs RUN; see metagrad evaluate --help"),
+        ("adapt", "metagrad adapt needs RUN, SUPPORT, --out MODEL; see metagrad adapt --help"),
         ("learn", "learn"),
     ],
 )
@@ -184,6 +185,21 @@ def test_an_existing_run_is_not_overwritten(small, capsys):
     assert "30 ways" in complaint(capsys, "train", "omniglot", *SMALL, "--ways", "30", "--run", "other")
     assert not (small / "other").exists()
     assert {path: path.read_bytes() for path in (small / "run").iterdir()} == before
+
+
+def test_too_few_classes_and_what_else_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path / "cache"))
+    fill(tmp_path / "zoo", classes=3, each=4)
+    for number in range(5):
+        (tmp_path / "zoo" / "class 0" / f"broken {number}.jpg").write_text("no picture")
+    assert main(["data", "verify", "zoo", "--image-size", "16"]) == 2
+    said = capsys.readouterr()
+    assert "has 3 classes" in said.err
+    assert "skipped 5 files" in said.out
+    assert "broken 1.jpg: it is no picture" in said.out
+    assert "and 2 more" in said.out
+    assert "BytesIO" not in said.out
 
 
 def test_own_pictures_from_start_to_end(tmp_path, monkeypatch, capsys):

@@ -284,7 +284,7 @@ def test_what_is_no_picture_is_counted(tmp_path):
     (root / ".hidden" / "link").symlink_to("/nowhere")
     notes = folder.load(root, size=SIZE).notes
     assert "left out 1 folder of no pictures that can be read (icons)" in notes
-    assert "left out 2 files of other kinds (class 0/readme.txt)" in notes
+    assert "left out 2 files of other kinds (class 0/readme.txt; icons/a.ico)" in notes
     with pytest.raises(MetagradError, match="folder icons has no picture"):
         folder.load(root, size=SIZE, strict=True)
 

@@ -62,3 +62,46 @@ def test_photographs_are_read_as_folders_are():
         reading = Reading.of(dataset, size)
         assert (reading.kind, reading.size, reading.channels) == ("photograph", expected, 3)
         assert np.array_equal(reading(data), decode(data, expected))
+
+
+def shaded(image, light, seed=0):
+    """Photograph a drawing in this light, with a camera's noise."""
+    grey = np.asarray(image.convert("L"), float) * light
+    noisy = grey + np.random.default_rng(seed).normal(0, 3, grey.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+LINE = np.linspace(-1, 1, 140)
+LIGHTS = {
+    "slope": 0.7 + 0.25 * LINE[None],
+    "lamp": 0.95 - 0.3 * LINE[None] ** 2 - 0.2 * LINE[:, None] ** 2,
+    "shadow": 0.75 - 0.15 * np.tanh(4 * LINE)[:, None],
+}
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+@pytest.mark.parametrize(("paper", "ink"), [(240, 30), (20, 220)])
+def test_uneven_light_is_not_ink(light, paper, ink):
+    image = drawing(140, 140, paper, ink)
+    plain = STROKES(data_of(image)).astype(float)
+    seen = STROKES(data_of(shaded(image, LIGHTS[light]))).astype(float)
+    assert np.abs(seen - plain).mean() < 12
+    assert np.corrcoef(seen.ravel(), plain.ravel())[0, 1] > 0.9
+    if paper > ink and light != "shadow":  # of a shadow's edge something is left
+        with pytest.raises(ValueError, match="nothing is drawn"):
+            STROKES(data_of(shaded(Image.new("L", (140, 140), paper), LIGHTS[light])))
+
+
+def test_ink_that_crosses_the_border_is_no_light():
+    """A half of the page is black, with an edge: no smooth surface is like that."""
+    image = Image.new("L", (140, 140), 240)
+    ImageDraw.Draw(image).rectangle((-5, 60, 110, 150), fill=20)
+    seen = STROKES(data_of(image))[0]
+    assert seen[:10].max() <= 2
+    assert seen[16:, :18].min() >= 253
+
+
+def test_white_ink_on_nothing_is_read():
+    image = Image.new("RGBA", (105, 105), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), mask=drawing(paper=0, ink=255))
+    assert np.abs(STROKES(data_of(image)).astype(int) - STROKES(data_of(drawing()))).max() <= 2

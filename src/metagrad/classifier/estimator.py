@@ -17,7 +17,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 except ImportError as error:
-    raise ImportError("FewShotClassifier needs scikit-learn 1.6 or later: pip install 'metagrad[sklearn]'") from error
+    raise ImportError("FewShotClassifier needs scikit-learn 1.6 or later: pip install scikit-learn") from error
 
 from metagrad.classifier.learner import Learner
 from metagrad.data.reading import Reading

@@ -80,7 +80,7 @@ def _onnx(program: Any, path: Path, facts: dict[str, str]) -> None:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MetagradError("onnx needs it installed: pip install 'metagrad[onnx]', or take --format pt2") from error
+        raise MetagradError("onnx needs it installed: pip install onnx onnxscript, or take --format pt2") from error
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metagrad.data.archive import open_members
-from metagrad.data.pictures import ENDINGS, candidates
+from metagrad.data.pictures import ENDINGS, candidates, reason, some_of
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 
@@ -80,9 +80,9 @@ def read_support(source: Path, reading: Reading) -> Support:
         raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
     notes = []
     if skipped:
-        notes.append(f"skipped {len(skipped)} that cannot be read ({skipped[0]})")
+        notes.append(f"skipped {len(skipped)} that cannot be read ({some_of(skipped)})")
     if twice:
-        notes.append(f"left out {len(twice)} that repeat another of their class ({twice[0]})")
+        notes.append(f"left out {len(twice)} that repeat another of their class ({some_of(twice)})")
     return Support(torch.stack(images), tuple(labels), tuple(notes))
 
 
@@ -135,7 +135,5 @@ def _tried(read: Callable[[], bytes], reading: Reading) -> np.ndarray | str:
         if not data:
             return "it is empty"
         return reading(data)
-    except OSError as error:
-        return error.strerror or " ".join(str(error).split())[:120]
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return reason(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -57,17 +58,24 @@ class Data:
             raise MetagradError(f"--image-size must be at least 8, got {self.image_size}")
         from metagrad import data
         from metagrad.cli.progress import data_progress
+        from metagrad.data import pictures
         from metagrad.data.sources import read_json
 
         if self.what == "verify":
-            dataset = data.load(
-                "folder",
-                data_dir=self.name,
-                image_size=self.image_size,
-                split=None if self.split is None else read_json(self.split),
-                anew=True,
-                progress=data_progress(screen),
-            )
+            try:
+                dataset = data.load(
+                    "folder",
+                    data_dir=self.name,
+                    image_size=self.image_size,
+                    split=None if self.split is None else read_json(self.split),
+                    anew=True,
+                    progress=data_progress(screen),
+                )
+            except MetagradError:  # what is wrong with its files is worth knowing all the same
+                with contextlib.suppress(MetagradError):
+                    for note in pictures.load(Path(self.name), size=self.image_size).notes():
+                        screen.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+                raise
         elif self.name not in DATASETS:
             raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(DATASETS)}")
         elif self.name == "folder" and self.data_dir is None:

@@ -122,14 +122,20 @@ def _parse(words: list[str]) -> Any:
 
 def _one_line(box: str, words: list[str]) -> str:
     """Keep the complaint of a boxed message and drop the box."""
-    kept = []
+    kept: list[str] = []
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
         text = line.strip("│| ")
+        if kept and kept[0].startswith("Missing from ") and line.strip("│|").startswith(" " * 9):
+            continue  # what --help says of it
         if text.strip("─╭╮╰╯-+ "):
             kept.append(text)
         elif kept:  # the rule below the complaint
             break
     named = [word for word, known in zip(words, (_COMMANDS, _FIGURES), strict=False) if word in known]
     command = " ".join(["metagrad", *named])
-    said = " ".join(kept).rstrip(".:").replace("'None', ", "").replace(", 'None'", "")
+    if kept and kept[0].startswith("Missing from "):
+        return f"{kept[0].removeprefix('Missing from ').rstrip(':')} needs {', '.join(kept[1:])}; see {command} --help"
+    said = " ".join(kept).rstrip(".:")
+    for noise in ("'None', ", ", 'None'", ". Expected 1 values"):
+        said = said.replace(noise, "")
     return f"{said}; see {command} --help"

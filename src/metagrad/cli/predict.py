@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from rich.cells import cell_len, set_cell_size
 
 from metagrad.cli import allocator
 from metagrad.cli.text import printable, shown
@@ -32,7 +33,8 @@ class Predict:
     """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
     reject: bool = False
     """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
-    is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds."""
+    is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds. In jsonl its
+    class is null."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -67,12 +69,12 @@ Writer = Callable[[str, str | None, list[float], float], None]
 
 
 def _table(classes: tuple[str, ...]) -> Writer:
-    width = min(40, max(len(_UNKNOWN), *(len(name) for name in classes)))
+    width = max(cell_len(printable(name)) for name in (_UNKNOWN, *classes))
 
     def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
         sure = "     –" if instead else f"{row[best]:6.1%}"
-        print(f"{sure}  {printable(instead or classes[best]):{width}}  {printable(path)}")
+        print(f"{sure}  {set_cell_size(printable(instead or classes[best]), width)}  {printable(path)}")
 
     return write
 

@@ -265,7 +265,7 @@ def _tensorboard() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MetagradError("--tensorboard needs it installed: pip install 'metagrad[tensorboard]'") from error
+        raise MetagradError("--tensorboard needs it installed: pip install tensorboard") from error
     return SummaryWriter
 
 

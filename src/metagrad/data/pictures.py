@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metagrad.data.archive import Members, fingerprint, open_members
@@ -29,6 +29,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
+_NAMED = 3  # files in a note
 _RECIPE = 1  # raise it whenever decoding changes
 _MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
 
@@ -73,19 +74,19 @@ class Pictures:
         """Say in a few lines what was left out."""
         said = []
         if self.skipped:
-            name, why = next(iter(self.skipped.items()))
-            said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({name}: {why})")
+            bad = [f"{name}: {why}" for name, why in self.skipped.items()]
+            said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({some_of(bad)})")
         if self.twice:
             repeat = "repeats another of its class" if len(self.twice) == 1 else "repeat another of their class"
-            said.append(f"left out {files_of(len(self.twice))} that {repeat} ({self.twice[0]})")
+            said.append(f"left out {files_of(len(self.twice))} that {repeat} ({some_of(self.twice)})")
         if self.shared:
-            one, other = self.shared[0]
-            said.append(f"{files_of(len(self.shared))} in two classes at once ({one} is {other}): accuracy will be off")
+            same = some_of([f"{one} is {other}" for one, other in self.shared])
+            said.append(f"{files_of(len(self.shared))} in two classes at once ({same}): accuracy will be off")
         if self.empty:
             said.append(f"left out {len(self.empty)} folder{'s' * (len(self.empty) > 1)} of no pictures that can be "
-                        f"read ({self.empty[0]})")  # fmt: skip
+                        f"read ({some_of(self.empty)})")  # fmt: skip
         if self.others:
-            said.append(f"left out {files_of(len(self.others))} of other kinds ({self.others[0]})")
+            said.append(f"left out {files_of(len(self.others))} of other kinds ({some_of(self.others)})")
         if self.archives:
             said.append(f"did not open {files_of(len(self.archives))} inside ({self.archives[0]}): unpack them first")
         return tuple(said)
@@ -187,6 +188,21 @@ def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
 def files_of(count: int) -> str:
     """Return ``"1 file"``, ``"2 files"``."""
     return f"{count} file{'s' * (count != 1)}"
+
+
+def some_of(names: list[str]) -> str:
+    """Return the first few, and how many more there are."""
+    rest = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return "; ".join(names[:_NAMED]) + rest
+
+
+def reason(error: Exception) -> str:
+    """Say in a line why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):  # it names an object of Python's
+        return "it is no picture of a kind that is known, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def candidates(
@@ -294,12 +310,12 @@ def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
     try:
         return decode(data, size)
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
-        return " ".join(str(error).split())[:120] or type(error).__name__
+        return reason(error)
 
 
 @contextmanager
-def opened(stream: IO[bytes], at_least: int | None = None) -> Iterator[Image.Image]:
-    """Open one picture, upright and RGB; ``at_least`` so many pixels a side are enough.
+def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white") -> Iterator[Image.Image]:
+    """Open one picture, upright and RGB, transparent parts ``behind``; ``at_least`` so many pixels a side are enough.
 
     Raises
     ------
@@ -312,7 +328,7 @@ def opened(stream: IO[bytes], at_least: int | None = None) -> Iterator[Image.Ima
             raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
-        yield _rgb(ImageOps.exif_transpose(image))
+        yield _rgb(ImageOps.exif_transpose(image), behind)
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -321,14 +337,14 @@ def decode(data: bytes, size: int) -> np.ndarray:
         return square(image, size)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, behind: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         grey = np.asarray(image, dtype=np.float64)
         top = max(65535.0, grey.max()) if image.mode != "F" or grey.max() > 1 else 1.0
         return Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, behind), clear).convert("RGB")
     return image.convert("RGB")
 
 

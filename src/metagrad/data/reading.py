@@ -16,6 +16,11 @@ _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
 _FAINT = 16  # grey values between paper and ink below which nothing is drawn
 
 
+class _Blank(ValueError):
+    def __init__(self) -> None:
+        super().__init__("nothing is drawn on it")
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a picture file becomes an image for a network.
@@ -53,8 +58,15 @@ class Reading:
             for a picture of too many pixels, or one of strokes with nothing drawn on it; Pillow raises what it likes
             for a damaged one.
         """
-        with opened(io.BytesIO(data), at_least=2 * self.size if self.kind == "photograph" else None) as image:
-            return self.picture(image)
+        if self.kind == "photograph":
+            with opened(io.BytesIO(data), at_least=2 * self.size) as image:
+                return self.picture(image)
+        try:
+            with opened(io.BytesIO(data), at_least=20 * self.size) as image:
+                return self.picture(image)
+        except _Blank:  # light ink on nothing at all shows on black
+            with opened(io.BytesIO(data), at_least=20 * self.size, behind="black") as image:
+                return self.picture(image)
 
     def picture(self, image: Image.Image) -> np.ndarray:
         """Return uint8 ``(channels, size, size)`` of a picture; raise as a call does."""
@@ -63,15 +75,64 @@ class Reading:
 
 def _strokes(image: Image.Image, size: int) -> np.ndarray:
     grey = np.asarray(image.convert("L"), dtype=np.float64)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper, least, most = float(np.median(border)), grey.min(), grey.max()
-    ink = least if paper - least >= most - paper else most
-    if abs(paper - ink) < _FAINT:
-        raise ValueError("nothing is drawn on it")
-    drawn = ((paper - grey) / (paper - ink) * 255).clip(0, 255).round().astype(np.uint8)
+    ink = _lit(grey) if _unevenly_lit(grey) else None
+    ink = _flat(grey) if ink is None else ink
+    drawn = (ink * 255).clip(0, 255).round().astype(np.uint8)
     side = max(drawn.shape)
     whole = ImageOps.pad(Image.fromarray(drawn), (side, side), color=0)
     small = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
     if small.max() < _PALE:  # a thin pen on a large page
         small = (small * (255.0 / small.max())).round().astype(np.uint8)
     return small[None].copy()  # Pillow's own memory is not for writing
+
+
+def _border(grey: np.ndarray) -> np.ndarray:
+    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+
+
+def _flat(grey: np.ndarray) -> np.ndarray:
+    """Return how much ink there is on paper that is as bright everywhere: 0 none, 1 the most."""
+    paper, least, most = float(np.median(_border(grey))), grey.min(), grey.max()
+    ink = least if paper - least >= most - paper else most
+    if abs(paper - ink) < _FAINT:
+        raise _Blank
+    return (paper - grey) / (paper - ink)
+
+
+def _unevenly_lit(grey: np.ndarray) -> bool:
+    """Say whether the paper, which most of the border is, is brighter here than there."""
+    low, high = np.quantile(_border(grey), (0.2, 0.8))
+    return bool(high - low > _FAINT)
+
+
+def _lit(grey: np.ndarray) -> np.ndarray | None:
+    """Return the same of a photograph of paper, with a shadow on it: its brightness is a smooth surface.
+
+    The surface is a polynomial of the second degree, fitted to pixels that are not ink: those near it. ``None`` where
+    it fits badly: then it is ink that crosses the border.
+    """
+    height, width = grey.shape
+    thin = grey[:: -(-height // 64), :: -(-width // 64)]
+    powers = np.stack([_surface(one, thin.shape).ravel() for one in np.eye(6)], axis=1)
+    near, noise = np.ones(thin.shape, bool), 0.0
+    for _ in range(8):
+        weights, *_ = np.linalg.lstsq(powers[near.ravel()], thin[near], rcond=None)
+        surface = _surface(weights, thin.shape)
+        noise = 1.5 * float(np.median(np.abs(thin - surface)[near]))
+        near = np.abs(thin - surface) < max(2.5 * noise, 4.0)
+    off = _surface(weights, grey.shape) - grey
+    low, high = np.quantile(off, (0.005, 0.995))
+    sign, most = (1, high) if high >= -low else (-1, -low)
+    floor = 2.5 * noise  # of the camera
+    if most - floor < _FAINT and noise > _FAINT / 2:
+        return None
+    if most - floor < _FAINT:
+        raise _Blank
+    return (sign * off - floor) / (most - floor)
+
+
+def _surface(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a polynomial of the second degree at every pixel; x and y go from -1 to 1."""
+    y, x = (np.linspace(-1, 1, side) for side in shape)
+    one, a, b, aa, ab, bb = weights
+    return (one + a * x + aa * x * x)[None] + (b * y + bb * y * y)[:, None] + ab * np.outer(y, x)
