@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.data import Dataset
-from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
+from metagrad.errors import DivergedError, MetagradError, NotFiniteError
 from metagrad.fewshot import (
     Algorithm,
     EpisodeSampler,
@@ -30,6 +29,7 @@ from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.config import TrainConfig
+from metagrad.training.health import against_divergence, kept, require_finite, warn_dead, warn_noise
 from metagrad.training.measure import measure
 from metagrad.training.run import Run, State
 from metagrad.training.setup import build, choose_device, samplers
@@ -133,12 +133,12 @@ def train(
                     assert isinstance(algorithm, AdaptsWeights)
                     metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
         except (DivergedError, NotFiniteError) as error:
-            advice = _against_divergence(config, error)
-            raise MetagradError(f"meta-step {progress['step'] + 1}: {error}: {advice}{_kept(run)}") from error
+            advice = against_divergence(config, error)
+            raise MetagradError(f"meta-step {progress['step'] + 1}: {error}: {advice}{kept(run)}") from error
         chunk = metrics.chunks  # what fits into memory, should the first choice not have
         share = 1.0 if fixed is not None else len(tasks) / config.tasks
         numbers, asked = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
-        _require_finite(progress["step"] + 1, numbers, theta, run)
+        require_finite(progress["step"] + 1, numbers, theta, run)
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
         if asked or time.monotonic() - saved > config.checkpoint_seconds:
             save("last", draws)
@@ -157,7 +157,7 @@ def train(
         if step % LOG_EVERY == 0 or step == config.meta_steps:
             times = {name: round(progress[name], 2) for name in ("seconds", "cpu_seconds")}
             line = {"step": step, **_mean(window), **summary(theta), **times}
-            _warn(config, progress, line, ranks)
+            warn_noise(config, progress, line, ranks)
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line))
             window.clear()
@@ -166,7 +166,7 @@ def train(
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line, theta))
-            _warn_dead(config, progress, found, ranks)
+            warn_dead(config, progress, found, ranks)
             if found.accuracy > progress["best_accuracy"]:
                 progress.update(best_accuracy=found.accuracy, best_step=step)
                 save("best", generator.get_state())
@@ -238,60 +238,6 @@ def _over_ranks(
     return found, summed[len(means)] > 0
 
 
-def _warn(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
-    """Say once in a run that the linear solve left more than there was, or that the inner steps are too long."""
-    said = None
-    if line.get("residual", 0.0) > 1.0:
-        matrix = "" if config.curvature == "gauss_newton" else "--curvature gauss_newton, "
-        said = (
-            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
-            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
-            f"use {matrix}a larger --lam or more --cg-steps"
-        )
-    stable = config.stable_at(line.get("max_curvature", 0.0))
-    if said is None and stable is not None and config.inner_lr is not None and config.inner_lr > stable:
-        said = (
-            f"by meta-step {line['step']} the inner steps of {config.inner_lr:g} go back and forth: the curvature "
-            f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
-            "--inner-solver hessian-free finds its own"
-        )
-    if said is None or progress.get("warned"):
-        return
-    progress["warned"] = True
-    if ranks.first:
-        warnings.warn(said, MetagradWarning, stacklevel=3)
-
-
-def _warn_dead(config: TrainConfig, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
-    """Say once in a run that it knows no class any more; finite numbers alone do not show that."""
-    chance, best = 1 / config.ways, progress["best_accuracy"]
-    if found.accuracy > chance + found.ci95 or progress.get("dead"):
-        return
-    fell = best > chance + max(5 * found.ci95, 0.02)
-    if not fell and found.loss < 1.5 * math.log(config.ways):
-        return  # it may not have begun to learn
-    progress["dead"] = True
-    if ranks.first:
-        after = f", after {best:.1%} at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
-        warnings.warn(
-            f"meta-step {progress['step']}: validation is at chance, {found.accuracy:.1%} (loss {found.loss:.2g})"
-            f"{after}; "
-            "the features have died and do not come back: begin anew with a smaller --outer-lr or --inner-lr",
-            MetagradWarning,
-            stacklevel=3,
-        )
-
-
-def _against_divergence(config: TrainConfig, error: Exception) -> str:
-    """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
-    lr = config.inner_lr or 0.0
-    if config.lam is not None and config.lam * lr > 2:
-        return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
-    if config.linear_solver == "neumann" and isinstance(error, DivergedError):
-        return "lower --inner-lr (the Neumann series takes a quarter of it), or --outer-lr where it comes late"
-    return "lower --inner-lr, or --outer-lr where it comes late"
-
-
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
     """Average a window of steps; of the curvature, the smallest counts."""
     line = {name: sum(entry[name] for entry in window) / len(window) for name in window[0]}
@@ -299,23 +245,6 @@ def _mean(window: list[dict[str, float]]) -> dict[str, float]:
         line["min_curvature"] = min(entry["min_curvature"] for entry in window)
     # A mean that is infinite is that of bounds there are none of.
     return {name: float(f"{value:.6g}") for name, value in line.items() if math.isfinite(value)}
-
-
-def _require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run) -> None:
-    gradient = torch.stack([leaf.grad.square().sum() for leaf in theta.values() if leaf.grad is not None]).sum()
-    if math.isfinite(numbers["loss"]) and bool(gradient.isfinite()):
-        return
-    if not math.isfinite(numbers["grad_norm"]) or numbers["grad_norm"] > 1e3:
-        cause = "the inner steps diverge: lower --inner-lr"
-    elif numbers.get("residual", 0.0) > 1.0:
-        cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
-    else:
-        cause = "the outer steps are too large: lower --outer-lr"
-    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{_kept(run)}")
-
-
-def _kept(run: Run) -> str:
-    return f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
 
 
 def _validate(

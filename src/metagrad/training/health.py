@@ -1,0 +1,95 @@
+"""What is said of a run that goes wrong while it trains: once, with the option to turn."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from metagrad.errors import DivergedError, MetagradError, MetagradWarning
+from metagrad.fewshot import Evaluation
+from metagrad.ranks import Ranks
+from metagrad.training.config import TrainConfig
+from metagrad.training.run import Run
+from metagrad.tree import Params
+
+
+def warn_noise(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
+    """Say once in a run that the linear solve left more than there was, or that the inner steps are too long."""
+    said = None
+    if line.get("residual", 0.0) > 1.0:
+        matrix = "" if config.curvature == "gauss_newton" else "--curvature gauss_newton, "
+        said = (
+            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
+            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
+            f"use {matrix}a larger --lam or more --cg-steps"
+        )
+    stable = config.stable_at(line.get("max_curvature", 0.0))
+    if said is None and stable is not None and config.inner_lr is not None and config.inner_lr > stable:
+        said = (
+            f"by meta-step {line['step']} the inner steps of {config.inner_lr:g} go back and forth: the curvature "
+            f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
+            "--inner-solver hessian-free finds its own"
+        )
+    if said is None or progress.get("warned"):
+        return
+    progress["warned"] = True
+    if ranks.first:
+        warnings.warn(said, MetagradWarning, stacklevel=3)
+
+
+def warn_dead(config: TrainConfig, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
+    """Say once in a run that it knows no class any more; finite numbers alone do not show that."""
+    chance, best = 1 / config.ways, progress["best_accuracy"]
+    if found.accuracy > chance + found.ci95 or progress.get("dead"):
+        return
+    fell = best > chance + max(5 * found.ci95, 0.02)
+    if not fell and found.loss < 1.5 * math.log(config.ways):
+        return  # it may not have begun to learn
+    progress["dead"] = True
+    if ranks.first:
+        after = f", after {best:.1%} at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
+        warnings.warn(
+            f"meta-step {progress['step']}: validation is at chance, {found.accuracy:.1%} (loss {found.loss:.2g})"
+            f"{after}; "
+            "the features have died and do not come back: begin anew with a smaller --outer-lr or --inner-lr",
+            MetagradWarning,
+            stacklevel=3,
+        )
+
+
+def against_divergence(config: TrainConfig, error: Exception) -> str:
+    """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
+    lr = config.inner_lr or 0.0
+    if config.lam is not None and config.lam * lr > 2:
+        return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
+    if config.linear_solver == "neumann" and isinstance(error, DivergedError):
+        return "lower --inner-lr (the Neumann series takes a quarter of it), or --outer-lr where it comes late"
+    return "lower --inner-lr, or --outer-lr where it comes late"
+
+
+def require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run) -> None:
+    """Refuse a loss or a gradient that is no number, before it becomes weights.
+
+    Raises
+    ------
+    MetagradError
+        naming the likeliest cause.
+    """
+    gradient = torch.stack([leaf.grad.square().sum() for leaf in theta.values() if leaf.grad is not None]).sum()
+    if math.isfinite(numbers["loss"]) and bool(gradient.isfinite()):
+        return
+    if not math.isfinite(numbers["grad_norm"]) or numbers["grad_norm"] > 1e3:
+        cause = "the inner steps diverge: lower --inner-lr"
+    elif numbers.get("residual", 0.0) > 1.0:
+        cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
+    else:
+        cause = "the outer steps are too large: lower --outer-lr"
+    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{kept(run)}")
+
+
+def kept(run: Run) -> str:
+    """Say that a run's last checkpoint is there, if it is."""
+    return f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
