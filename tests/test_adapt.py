@@ -4,7 +4,10 @@ import ast
 import csv
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +102,62 @@ def test_reject_is_for_what_is_far(learned, pictures, capsys):
     known, strange = (rows_of(capsys, "my.model", place, "--reject") for place in ("new", "strange"))
     rejected = [sum(row["class"] == "unknown" for row in rows) / len(rows) for rows in (known, strange)]
     assert rejected[0] < rejected[1]
+
+
+def test_nothing_that_is_read_is_replaced(learned, pictures, capsys):
+    shutil.copytree(learned, "run")
+    shutil.make_archive("known", "zip", "known")
+    adapt(learned)
+    places = [
+        ("adapt", "run", "known", "--out", "run/best.safetensors"),
+        ("adapt", "run", "known.zip", "--out", "known.zip"),
+        ("adapt", "run", "known", "--out", "known/kind 0 ё/0.png"),
+        ("report", "run", "--out", "run/config.json"),
+        ("export", "my.model", "--format", "pt2", "--out", "my.model"),
+    ]
+    for words in places:
+        before = Path(words[-1]).read_bytes()
+        assert main(list(words)) == 2
+        assert "would replace" in capsys.readouterr().err
+        assert Path(words[-1]).read_bytes() == before
+    assert main(["adapt", "run", "known", "--out", "run/mine.model"]) == 0
+    assert main(["adapt", "run", "known", "--out", "run/mine.model"]) == 0, "a model beside a run may be made anew"
+
+
+def test_what_is_left_out_is_said(learned, pictures, capsys):
+    (pictures / "known" / "kind h").mkdir()
+    (pictures / "known" / "kind h" / "1.heic").write_bytes(b"x")
+    Image.new("L", (9, 9)).save(pictures / "known" / "loose.png")
+    (pictures / "known" / "kind z").mkdir()
+    (pictures / "known" / "kind z" / "inner\n\x1b[2J.zip").write_bytes(b"x")
+    assert adapt(learned) == 0
+    said = capsys.readouterr().out
+    assert "2 files of other kinds, or in no class folder (kind h/1.heic; loose.png)" in said
+    assert "did not open 1 file" in said
+    assert "\x1b" not in said
+
+
+def test_odd_files_do_not_stop_the_rest(learned, pictures, capsys):
+    adapt(learned)
+    os.mkfifo(pictures / "new" / "pipe.png")
+    Image.new("L", (2000, 4)).save(pictures / "new" / "long.png")
+    (pictures / "new" / "bad\udcff.png").write_bytes((pictures / "new/kind 0 ё/2.png").read_bytes())
+    for form in ("table", "csv", "jsonl"):
+        capsys.readouterr()
+        done = subprocess.run([sys.executable, "-m", "metagrad", "predict", "my.model", "new", "--format", form],
+                              capture_output=True)  # fmt: skip
+        assert done.returncode == 0
+        assert b"not a plain file" in done.stderr
+        assert b"too long for a drawing" in done.stderr
+        assert b"Traceback" not in done.stderr
+        assert len(done.stdout.splitlines()) == 17 + (form == "csv")
+    (pictures / "list").write_bytes(b"\xef\xbb\xbfnew/bad\xff.png\n\xff\xfe\n")
+    quiet = f"{sys.executable} -m metagrad predict my.model - --format csv < list | true"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", quiet], capture_output=True, env=environment)
+    assert b"BrokenPipe" not in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 0
 
 
 def test_what_is_expected_follows_the_number_of_classes_and_pictures(learned, tmp_path):

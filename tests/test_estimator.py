@@ -99,4 +99,22 @@ def test_without_scikit_learn_it_says_what_it_needs():
     script = "import sys; sys.modules['sklearn'] = None\nimport metagrad\nmetagrad.FewShotClassifier"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "pip install 'metagrad[sklearn]'" in done.stderr.splitlines()[-1]
+    assert "pip install scikit-learn" in done.stderr.splitlines()[-1]
+
+
+def test_a_fit_that_fails_leaves_the_one_before(learned, drawn):
+    pictures, y = drawn
+    model = FewShotClassifier(str(learned)).fit(pictures, y)
+    before = model.predict_proba(pictures)
+    for X, labels in ((pictures, ["z"] * len(y)), (pictures[:, None], y), (pictures[:0], [])):
+        with pytest.raises(ValueError, match=r"one class|are \(n, H, W\)|no pictures|labels|samples"):
+            model.fit(X, labels)
+        assert np.array_equal(model.predict_proba(pictures), before)
+    with pytest.raises(ValueError, match="fitted on an array of pictures, asked about rows"):
+        model.predict(pictures[0])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read \(it is no picture"):
+        FewShotClassifier().fit([tmp_path / "a.png"] * 2, ["a", "b"])

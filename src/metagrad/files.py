@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from metagrad.errors import MetagradError
 
 def is_number(value: Any) -> bool:
     """Say whether a value that was read from JSON is a number, and not one of true and false."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 10**300  # else it is beyond every float
+    return isinstance(value, float)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError]) -> None:
@@ -49,4 +52,26 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         raise refused(error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+            with contextlib.suppress(OSError):  # a name too long cannot even be looked for
+                temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+
+
+def require_apart(out: Path, *sources: Path, names: tuple[str, ...] = ()) -> None:
+    """Refuse to write where something is read from.
+
+    Parameters
+    ----------
+    sources:
+        files, or folders of which no file of these ``names`` (of any, where there are none) may be replaced.
+
+    Raises
+    ------
+    MetagradError
+        saying which.
+    """
+    here = out.resolve()
+    for source in sources:
+        there = source.resolve()
+        within = there in here.parents and out.exists() and (not names or out.name in names)
+        if here == there or within:
+            raise MetagradError(f"--out {out} would replace what is read from {source}: name another file")

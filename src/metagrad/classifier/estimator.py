@@ -20,6 +20,7 @@ except ImportError as error:
     raise ImportError("FewShotClassifier needs scikit-learn 1.6 or later: pip install scikit-learn") from error
 
 from metagrad.classifier.learner import Learner
+from metagrad.data.pictures import reason
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 
@@ -70,22 +71,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         pictures = self._pictures(X, y)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        self.classes_, index = np.unique(y, return_inverse=True)
+        classes, index = np.unique(y, return_inverse=True)
         if len(pictures) != len(y):
             raise ValueError(f"X has {len(pictures)} pictures, y has {len(y)} labels")
-        if len(self.classes_) < 2:
-            raise ValueError(f"FewShotClassifier needs two classes at least, y has one class: {self.classes_[0]!r}")
+        if len(classes) < 2:
+            raise ValueError(f"FewShotClassifier needs two classes at least, y has one class: {classes[0]}")
         learner = Learner.of(Path(self.run))
-        if not _is_files(pictures):
-            self.range_ = float(np.min(pictures)), float(np.max(pictures))
-        digits = len(str(len(self.classes_)))
+        span = None if _is_files(pictures) else (float(np.min(pictures)), float(np.max(pictures)))
+        digits = len(str(len(classes)))
         names = [f"{number:0{digits}}" for number in index]  # in the order of the labels, as text too
         try:
-            images = self._images(pictures, learner.reading)
+            images = _images(pictures, learner.reading, span)
             adapted = learner.adapt(images, names)
         except MetagradError as error:
             raise ValueError(str(error)) from error
-        said = tuple(str(label) for label in self.classes_)
+        # Only now, so that what was fitted before stays whole where this fit fails.
+        self.classes_, self.range_, self.form_ = classes, span, _form(pictures)
+        said = tuple(str(label) for label in classes)
         self.classifier_ = replace(adapted, classes=said if len(set(said)) == len(said) else adapted.classes)
         return self
 
@@ -104,7 +106,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _judged(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
-        images = self._images(self._pictures(X), self.classifier_.reading)
+        pictures = self._pictures(X)
+        if _form(pictures) != self.form_:
+            raise ValueError(f"fitted on {self.form_}, asked about {_form(pictures)}")
+        images = _images(pictures, self.classifier_.reading, self.range_)
         probabilities, strangeness = self.classifier_.judge(images)
         probabilities = probabilities.double()
         return (probabilities / probabilities.sum(1, keepdim=True)).numpy(), strangeness.numpy()
@@ -117,25 +122,43 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(found, np.ndarray) and found.ndim in (3, 4) and found.dtype.kind in "uif":
             if not np.isfinite(found).all():
                 raise ValueError("the pictures contain NaN or infinite numbers")
+            if found.ndim == 4 and found.shape[-1] not in (3, 4):
+                raise ValueError(f"pictures are (n, H, W) or (n, H, W, 3), these are {found.shape}")
+            if not found.size:
+                raise ValueError(f"there are no pictures: {found.shape}")
             return found
         if isinstance(y, str):
             return validate_data(self, X, reset=False, dtype=np.float64)
         return validate_data(self, X, y, dtype=np.float64)[0]
-
-    def _images(self, pictures: Any, reading: Reading) -> torch.Tensor:
-        if _is_files(pictures):
-            read = [reading(Path(path).read_bytes()) for path in pictures]
-        else:
-            least, most = self.range_
-            scaled = ((pictures - least) / max(most - least, 1e-300) * 255).clip(0, 255).round().astype(np.uint8)
-            read = [_picture(one, reading) for one in scaled]
-        return torch.from_numpy(np.stack(read))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
+
+
+def _form(pictures: Any) -> str:
+    """Say what pictures were given as."""
+    if _is_files(pictures):
+        return "files"
+    return "rows of a matrix" if pictures.ndim == 2 else "an array of pictures"
+
+
+def _images(pictures: Any, reading: Reading, span: tuple[float, float] | None) -> torch.Tensor:
+    if span is None:
+        return torch.from_numpy(np.stack([_read(Path(path), reading) for path in pictures]))
+    least, most = span
+    scaled = ((pictures - least) / max(most - least, 1e-300) * 255).clip(0, 255).round().astype(np.uint8)
+    return torch.from_numpy(np.stack([_picture(one, reading) for one in scaled]))
+
+
+def _read(path: Path, reading: Reading) -> np.ndarray:
+    data = path.read_bytes()
+    try:
+        return reading(data)
+    except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
+        raise ValueError(f"{path} cannot be read ({reason(error)})") from error
 
 
 def _is_files(pictures: Any) -> bool:

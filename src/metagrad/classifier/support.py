@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metagrad.data.archive import open_members
-from metagrad.data.pictures import ENDINGS, candidates, reason, some_of
+from metagrad.data.pictures import ENDINGS, candidates, files_of, reason, some_of
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 
@@ -53,7 +53,7 @@ def read_support(source: Path, reading: Reading) -> Support:
         if there is none, a class has none that can be read, or a picture lies in two classes.
     """
     with open_members(source) as members:
-        names, _, _ = candidates(members)
+        names, archives, others = candidates(members)
         if not names:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
@@ -83,6 +83,10 @@ def read_support(source: Path, reading: Reading) -> Support:
         notes.append(f"skipped {len(skipped)} that cannot be read ({some_of(skipped)})")
     if twice:
         notes.append(f"left out {len(twice)} that repeat another of their class ({some_of(twice)})")
+    if others:
+        notes.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
+    if archives:
+        notes.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
     return Support(torch.stack(images), tuple(labels), tuple(notes))
 
 
@@ -96,7 +100,7 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
     """
     for place in places:
         if place == "-":
-            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+            yield from (Path(line.removeprefix("\ufeff").rstrip("\r\n")) for line in lines if line.strip())
             continue
         path = Path(place)
         if not path.is_dir():
@@ -120,12 +124,18 @@ def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Pat
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
         rest = iter(paths)
         while some := list(islice(rest, _AT_ONCE)):
-            results = list(pool.map(lambda path: _tried(path.read_bytes, reading), some))
+            results = list(pool.map(lambda path: _tried(partial(_contents, path), reading), some))
             good = [(path, result) for path, result in zip(some, results, strict=True) if not isinstance(result, str)]
             bad = [(path, result) for path, result in zip(some, results, strict=True) if isinstance(result, str)]
             blank = np.empty((0, reading.channels, reading.size, reading.size), np.uint8)
             images = torch.from_numpy(np.stack([result for _, result in good]) if good else blank)
             yield [path for path, _ in good], images, bad
+
+
+def _contents(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a plain file")  # a pipe would be waited for
+    return path.read_bytes()
 
 
 def _tried(read: Callable[[], bytes], reading: Reading) -> np.ndarray | str:

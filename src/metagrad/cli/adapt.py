@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metagrad.cli import allocator
+from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ class Adapt:
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
+        from metagrad.files import require_apart
+        from metagrad.training.run import FILES
 
+        require_apart(self.out, self.support)
+        require_apart(self.out, self.run, names=FILES)
         screen = console()
         learner = Learner.of(self.run)
         with screen.status("reading pictures"):
@@ -62,7 +67,7 @@ class Adapt:
         for line in describe(classifier):
             screen.print(line, highlight=False, markup=False, soft_wrap=True)
         for line in said:
-            screen.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
+            screen.print(f"note: {printable(line)}", highlight=False, markup=False, soft_wrap=True)
         size = self.out.stat().st_size / 1024
         screen.print(
             f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES",

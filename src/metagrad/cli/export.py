@@ -27,12 +27,12 @@ class Export:
         out = self.out or self.model.with_name(f"{self.model.stem}.{self.format}")
         if out.is_dir():
             raise MetagradError(f"--out {out} is a folder: name a file")
-        if self.out is None and out == self.model:
-            raise MetagradError(f"{out} is the model itself: name another file with --out")
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.export import export
         from metagrad.cli.progress import console
+        from metagrad.files import require_apart
 
+        require_apart(out, self.model)
         screen = console()
         classifier = Classifier.load(self.model)
         with screen.status("exporting"):

@@ -66,12 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metagrad {metagrad.__version__}")
         return 0
     warnings.showwarning = _show(warnings.showwarning)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # names of files are bytes, not always text
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="surrogateescape")
+    warnings.filterwarnings("ignore", module="PIL")  # what it thinks of a picture's metadata
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
     try:
         command = _parse(words or ["--help"])
-        return command.main(words)
+        code = int(command.main(words))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that has seen enough is found out here, not at the end of the process
+        return code
     except MetagradError as error:
-        who = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        who = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
         print(f"metagrad{who}: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of --help has seen enough

@@ -49,7 +49,7 @@ class Predict:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         write = _WRITERS[self.format](classifier.classes)
         done, skipped, last = 0, 0, time.monotonic()
-        for paths, images, bad in read_all(listed(self.images, sys.stdin), classifier.reading):
+        for paths, images, bad in read_all(listed(self.images, sys.stdin or ()), classifier.reading):
             probabilities, strangeness = classifier.judge(images)
             for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
                 far = self.reject and classifier.strange is not None and strange > classifier.strange

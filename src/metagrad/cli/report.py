@@ -41,7 +41,10 @@ class Report:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         from metagrad.cli.progress import console
+        from metagrad.files import require_apart
+        from metagrad.training.run import FILES
 
+        require_apart(self.out, *self.runs, names=FILES)
         screen = console()
         names = [folder.resolve().name for folder in self.runs]
         labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]
@@ -97,7 +100,13 @@ def write_page(screen: Console, runs: list[Shown], out: Path) -> None:
         return MetagradError(f"cannot write {out} ({error.strerror or error}): choose another --out")
 
     with screen.status("writing the page"):
-        text = page(runs)
+        try:
+            text = page(runs)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            which = ", ".join(run.label for run in runs)
+            raise MetagradError(
+                f"a file of {which} is damaged ({type(error).__name__}: {error}): restore it"
+            ) from error
     write_atomically(out, lambda path: _write(path, text), refused=refused)
 
 

@@ -30,7 +30,7 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
 _NAMED = 3  # files in a note
-_RECIPE = 1  # raise it whenever decoding changes
+_RECIPE = 2  # raise it whenever decoding changes
 _MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
 
 
@@ -340,7 +340,10 @@ def decode(data: bytes, size: int) -> np.ndarray:
 def _rgb(image: Image.Image, behind: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         grey = np.asarray(image, dtype=np.float64)
-        top = max(65535.0, grey.max()) if image.mode != "F" or grey.max() > 1 else 1.0
+        grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
+        most = grey.max()  # a scanner's 8 or 12 bits may lie in 16
+        tops = (1 if image.mode == "F" else 255, 255, 4095, 65535)
+        top = next((one for one in tops if most <= one), most)
         return Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         clear = image.convert("RGBA")

@@ -13,6 +13,7 @@ from metagrad.data.pictures import opened, square
 
 Kind = Literal["strokes", "photograph"]
 _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
+_LONGEST = 20  # times its width
 _FAINT = 16  # grey values between paper and ink below which nothing is drawn
 
 
@@ -74,6 +75,9 @@ class Reading:
 
 
 def _strokes(image: Image.Image, size: int) -> np.ndarray:
+    if max(image.size) > _LONGEST * min(image.size):
+        raise ValueError(f"it has {image.width}×{image.height} pixels: too long for a drawing")
+    image = image.reduce(max(1, max(image.size) // (80 * size)))  # a square around it must fit into memory
     grey = np.asarray(image.convert("L"), dtype=np.float64)
     ink = _lit(grey) if _unevenly_lit(grey) else None
     ink = _flat(grey) if ink is None else ink
@@ -81,6 +85,8 @@ def _strokes(image: Image.Image, size: int) -> np.ndarray:
     side = max(drawn.shape)
     whole = ImageOps.pad(Image.fromarray(drawn), (side, side), color=0)
     small = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
+    if not small.max():
+        raise _Blank
     if small.max() < _PALE:  # a thin pen on a large page
         small = (small * (255.0 / small.max())).round().astype(np.uint8)
     return small[None].copy()  # Pillow's own memory is not for writing

@@ -112,7 +112,9 @@ def svg(panel: Panel) -> str:
     axes.spines[["left", "bottom"]].set_color(_INK)
     axes.tick_params(colors=_INK, which="both")
     if len(panel.curves) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        legend = axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        for name in legend.get_texts():
+            name.set_parse_math(False)  # it is a folder's
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "metagrad"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -38,6 +38,12 @@ from metagrad.training.config import DATASETS, TrainConfig
 FORMAT = 1
 
 
+FILES = (
+    "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
+    "evaluations.jsonl", ".lock",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class State:
     """Everything a run needs to continue bit for bit.
