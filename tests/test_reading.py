@@ -105,3 +105,10 @@ def test_white_ink_on_nothing_is_read():
     image = Image.new("RGBA", (105, 105), (255, 255, 255, 0))
     image.paste((255, 255, 255, 255), mask=drawing(paper=0, ink=255))
     assert np.abs(STROKES(data_of(image)).astype(int) - STROKES(data_of(drawing()))).max() <= 2
+
+
+@pytest.mark.parametrize("most", [255, 4095, 65535])
+def test_few_bits_in_sixteen_are_read(most):
+    grey = np.asarray(drawing(), np.float64) / 255 * most
+    seen = STROKES(data_of(Image.fromarray(grey.astype(np.uint16))))
+    assert np.abs(seen.astype(int) - STROKES(data_of(drawing()))).max() <= 2

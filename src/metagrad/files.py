@@ -56,13 +56,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
                 temporary.unlink(missing_ok=True)  # gone already if it was moved into place
 
 
-def require_apart(out: Path, *sources: Path, names: tuple[str, ...] = ()) -> None:
+def require_apart(out: Path, *sources: Path, ours: Callable[[str], bool] = lambda name: False) -> None:
     """Refuse to write where something is read from.
 
     Parameters
     ----------
     sources:
-        files, or folders of which no file of these ``names`` (of any, where there are none) may be replaced.
+        files, or folders.
+    ours:
+        says of a file's name whether it is one that is read from such a folder.
 
     Raises
     ------
@@ -72,6 +74,6 @@ def require_apart(out: Path, *sources: Path, names: tuple[str, ...] = ()) -> Non
     here = out.resolve()
     for source in sources:
         there = source.resolve()
-        within = there in here.parents and out.exists() and (not names or out.name in names)
+        within = there in here.parents and out.exists() and ours(out.name)
         if here == there or within:
             raise MetagradError(f"--out {out} would replace what is read from {source}: name another file")

@@ -40,11 +40,12 @@ class Adapt:
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
+        from metagrad.data.pictures import ENDINGS
         from metagrad.files import require_apart
         from metagrad.training.run import FILES
 
-        require_apart(self.out, self.support)
-        require_apart(self.out, self.run, names=FILES)
+        require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
+        require_apart(self.out, self.run, ours=FILES.__contains__)
         screen = console()
         learner = Learner.of(self.run)
         with screen.status("reading pictures"):

@@ -44,7 +44,7 @@ class Report:
         from metagrad.files import require_apart
         from metagrad.training.run import FILES
 
-        require_apart(self.out, *self.runs, names=FILES)
+        require_apart(self.out, *self.runs, ours=FILES.__contains__)
         screen = console()
         names = [folder.resolve().name for folder in self.runs]
         labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]

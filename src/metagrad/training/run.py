@@ -40,7 +40,7 @@ FORMAT = 1
 
 FILES = (
     "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
-    "evaluations.jsonl", ".lock",
+    "evaluations.jsonl", "checks.jsonl", ".lock",
 )  # fmt: skip
 
 
