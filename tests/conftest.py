@@ -24,3 +24,18 @@ def learned(tmp_path_factory):
                  "--val-tasks", "20", "--test-tasks", "4"]  # fmt: skip
         assert main(["train", "omniglot", *words, "--run", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Lay out four new kinds of drawings, two of each to learn from and four to label; go there."""
+    from PIL import Image
+    from strokes import drawings
+
+    monkeypatch.chdir(tmp_path)
+    for kind, some in enumerate(drawings(4, 6, 7)):
+        for number, one in enumerate(some):
+            folder = tmp_path / ("known" if number < 2 else "new") / f"kind {kind} ё"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(one).save(folder / f"{number}.png")
+    return tmp_path

@@ -1,8 +1,10 @@
 """The command: one line and exit code 2 for what a person can put right."""
 
 import csv
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,7 +85,12 @@ def test_help_explains_every_option(capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     assert stop.value.code == 0
-    assert "(default: None)" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "(default: None)" not in text
+    for line, after in itertools.pairwise(text.splitlines()):
+        word = re.match(r"│ {11,}(\S+)", after)
+        if word and re.match(r"│ {11,}\S", line):
+            assert len(line.rstrip("│ ")) + 1 + len(word[1]) > 78, f"there was room for another word:\n{line}\n{after}"
 
 
 def test_version(capsys):

@@ -114,6 +114,22 @@ def test_a_fit_that_fails_leaves_the_one_before(learned, drawn):
         model.predict(pictures[0])
 
 
+def test_bits_and_what_is_no_list_of_pictures(learned, drawn):
+    pictures, y = drawn
+    bits = pictures < 128
+    found = FewShotClassifier(learned).fit(bits, y).predict(bits)
+    assert (found == FewShotClassifier(learned).fit(bits.astype(float), y).predict(bits.astype(float))).all()
+    cases = [
+        (FewShotClassifier(learned), ["a.png", None], ["a", "b"], ValueError, "picture 1 is no file name"),
+        (FewShotClassifier(learned), "a.png", ["a"], ValueError, r"not one name: \['a.png'\]"),
+        (FewShotClassifier(learned), pictures, [y[0], None, *y[2:]], ValueError, "several kinds"),
+        (FewShotClassifier(None), pictures, y, TypeError, 'run is a directory or "glyphs", not None'),
+    ]
+    for model, X, labels, kind, says in cases:
+        with pytest.raises(kind, match=says):
+            model.fit(X, np.array(labels, dtype=object))
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"a\.png cannot be read \(it is no picture"):

@@ -148,6 +148,12 @@ def test_figures_take_the_page_s_colours_and_say_what_they_show():
     assert "<svg" in svg(Panel("t", "", [Curve("one point", [1.0], [0.0])], log=True))
 
 
+def test_a_run_s_name_is_no_formula_and_is_not_left_out():
+    names = ["$two", "_one $x^2$"]
+    drawn = svg(Panel("t", "", [Curve(name, [1.0, 2.0], [1.0, 2.0]) for name in names]))
+    assert re.findall(r">([^<>]*(?:one|two)[^<>]*)</text>", drawn) == names
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

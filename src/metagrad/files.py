@@ -37,6 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         as ``refused`` says; what was at ``path`` before is still there, and no temporary file is left.
     """
     temporary = None
+    path = Path(os.path.realpath(path))  # a link stays; what it leads to is replaced
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are for their owner alone, and a cache or a run may be shared.
@@ -54,6 +55,21 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         if temporary is not None:
             with contextlib.suppress(OSError):  # a name too long cannot even be looked for
                 temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+
+
+def require_text(*names: str | Path) -> None:
+    """Refuse names of files that are bytes but no text: what reads and writes weights cannot follow them.
+
+    Raises
+    ------
+    MetagradError
+        naming the first.
+    """
+    for name in names:
+        try:
+            str(name).encode()
+        except UnicodeEncodeError as error:
+            raise MetagradError(f"{name}: this name is not text in UTF-8: choose another, or rename it") from error
 
 
 def require_apart(out: Path, *sources: Path, ours: Callable[[str], bool] = lambda name: False) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, write_atomically
+from metagrad.files import is_number, require_text, write_atomically
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import built
 
@@ -92,6 +92,7 @@ class Classifier:
             if it cannot be written.
         """
         path = Path(path)
+        require_text(path)
         tensors = {f"network/{name}": leaf.contiguous() for name, leaf in self.network.state_dict().items()}
         tensors["landmarks"] = self.landmarks.means.contiguous()
         facts = {
@@ -128,6 +129,7 @@ class Classifier:
         MetagradError
             if it is no such file, is cut off or altered, or was written by another version.
         """
+        require_text(path)
         again = "adapt again with metagrad adapt"
         try:
             with safe_open(path, framework="pt") as file:

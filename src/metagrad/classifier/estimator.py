@@ -65,13 +65,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        TypeError
+            if ``run`` is no path.
         ValueError
             for fewer than two classes, labels that are no classes, or pictures that are none.
         """
+        if not isinstance(self.run, str | Path):
+            raise TypeError(f'run is a directory or "glyphs", not {self.run!r}')
         pictures = self._pictures(X, y)
         y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
-        classes, index = np.unique(y, return_inverse=True)
+        try:
+            check_classification_targets(y)
+            classes, index = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"labels of several kinds have no order ({error}): make all text, or numbers") from error
         if len(pictures) != len(y):
             raise ValueError(f"X has {len(pictures)} pictures, y has {len(y)} labels")
         if len(classes) < 2:
@@ -119,14 +126,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if _is_files(X):
             return list(X)
         found = np.asarray(X) if not hasattr(X, "sparse") else X
-        if isinstance(found, np.ndarray) and found.ndim in (3, 4) and found.dtype.kind in "uif":
+        if isinstance(found, np.ndarray) and found.ndim in (3, 4) and found.dtype.kind in "buif":
             if not np.isfinite(found).all():
                 raise ValueError("the pictures contain NaN or infinite numbers")
             if found.ndim == 4 and found.shape[-1] not in (3, 4):
                 raise ValueError(f"pictures are (n, H, W) or (n, H, W, 3), these are {found.shape}")
             if not found.size:
                 raise ValueError(f"there are no pictures: {found.shape}")
-            return found
+            return found.astype(np.uint8) if found.dtype.kind == "b" else found
         if isinstance(y, str):
             return validate_data(self, X, reset=False, dtype=np.float64)
         return validate_data(self, X, y, dtype=np.float64)[0]
@@ -162,7 +169,14 @@ def _read(path: Path, reading: Reading) -> np.ndarray:
 
 
 def _is_files(pictures: Any) -> bool:
-    return isinstance(pictures, Sequence | np.ndarray) and len(pictures) > 0 and isinstance(pictures[0], str | Path)
+    if isinstance(pictures, str | Path):
+        raise ValueError(f"give a list of pictures, not one name: [{str(pictures)!r}]")
+    if not (isinstance(pictures, Sequence | np.ndarray) and len(pictures) > 0 and isinstance(pictures[0], str | Path)):
+        return False
+    for number, one in enumerate(pictures):
+        if not isinstance(one, str | Path):
+            raise ValueError(f"picture {number} is no file name but {one!r}")
+    return True
 
 
 def _picture(one: np.ndarray, reading: Reading) -> np.ndarray:

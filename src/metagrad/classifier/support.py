@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def read_support(source: Path, reading: Reading) -> Support:
     empty = sorted({name.rpartition("/")[0] for name in names.values()} - set(labels))
     if empty:
         raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
-    notes = []
+    notes = [f"{one!r} and {other!r} are two classes, though named alike" for one, other in _alike(set(labels))]
     if skipped:
         notes.append(f"skipped {len(skipped)} that cannot be read ({some_of(skipped)})")
     if twice:
@@ -88,6 +89,16 @@ def read_support(source: Path, reading: Reading) -> Support:
     if archives:
         notes.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
     return Support(torch.stack(images), tuple(labels), tuple(notes))
+
+
+def _alike(names: set[str]) -> list[tuple[str, str]]:
+    """Return pairs of names that differ in case, or in how their accents are written, alone."""
+    seen: dict[str, str] = {}
+    return [
+        (first, name)
+        for name in sorted(names)
+        if (first := seen.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)) != name
+    ]
 
 
 def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:

@@ -18,7 +18,8 @@ class Export:
     model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
     """The file that metagrad adapt wrote."""
     format: Literal["onnx", "pt2"] = "onnx"
-    """onnx: for onnxruntime and others, in any language (needs metagrad[onnx]). pt2: for PyTorch, torch.export.load."""
+    """onnx: for onnxruntime and others, in any language (needs the packages onnx and onnxscript). pt2: for PyTorch,
+    torch.export.load."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """File to write; one that is there is replaced. Default: MODEL with the format as its ending."""
 

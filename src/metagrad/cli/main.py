@@ -8,10 +8,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import docstring_parser
 import tyro
 
 import metagrad
@@ -120,12 +121,30 @@ def _parse(words: list[str]) -> Any:
     if not rest[0].startswith("-") and rest[0] not in commands:
         raise MetagradError(f"{prog} has no {rest[0]!r}: there are {', '.join(commands)}")
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _flowing_help():
             return tyro.extras.subcommand_cli_from_dict(commands, args=rest, prog=prog, description=about)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise MetagradError(_one_line(said.getvalue(), words)) from None
+
+
+@contextlib.contextmanager
+def _flowing_help() -> Iterator[None]:
+    """Let --help break lines where its width ends; tyro begins anew where a field's docstring has an indented line."""
+    usual = docstring_parser.parse_from_object
+
+    def parse(*what: Any) -> Any:
+        found = usual(*what)
+        for param in found.params:
+            param.description = " ".join((param.description or "").split())
+        return found
+
+    docstring_parser.parse_from_object = parse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = usual
 
 
 def _one_line(box: str, words: list[str]) -> str:

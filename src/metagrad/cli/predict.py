@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,26 +42,35 @@ class Predict:
         allocator.keep_memory()
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.support import listed, read_all
+        from metagrad.cli.progress import WorkProgress, console
 
+        if sys.stdout is None:
+            raise MetagradError("standard output is closed: there is nowhere to write to")
         classifier = Classifier.load(self.model)
         if self.reject and classifier.strange is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
+        if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
+            _say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
+        pictures = list(listed(self.images, sys.stdin or ()))
         write = _WRITERS[self.format](classifier.classes)
-        done, skipped, last = 0, 0, time.monotonic()
-        for paths, images, bad in read_all(listed(self.images, sys.stdin or ()), classifier.reading):
-            probabilities, strangeness = classifier.judge(images)
-            for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
-                far = self.reject and classifier.strange is not None and strange > classifier.strange
-                write(str(path), _UNKNOWN if far else None, row, strange)
-            for path, why in bad:
-                print(f"metagrad: {printable(str(path))} cannot be read ({why})", file=sys.stderr)
-            done, skipped = done + len(paths), skipped + len(bad)
-            if time.monotonic() - last > 2 and not sys.stdout.isatty():
-                last = time.monotonic()
-                print(f"metagrad: {done} pictures", file=sys.stderr)
+        done = skipped = 0
+        with WorkProgress(console(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
+            for paths, images, bad in read_all(pictures, classifier.reading):
+                probabilities, strangeness = classifier.judge(images)
+                for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
+                    far = self.reject and classifier.strange is not None and strange > classifier.strange
+                    write(str(path), _UNKNOWN if far else None, row, strange)
+                for path, why in bad:
+                    _say(f"{printable(str(path))} cannot be read ({why})")
+                done, skipped = done + len(paths), skipped + len(bad)
+                progress(done + skipped, len(pictures))
         if skipped and not done:
-            raise MetagradError(f"none of the {skipped} pictures can be read")
+            raise MetagradError("it cannot be read" if skipped == 1 else f"none of the {skipped} pictures can be read")
         return 0
+
+
+def _say(text: str) -> None:
+    print(f"metagrad: {text}", file=sys.stderr)
 
 
 Writer = Callable[[str, str | None, list[float], float], None]
@@ -80,13 +88,16 @@ def _table(classes: tuple[str, ...]) -> Writer:
 
 
 def _csv(classes: tuple[str, ...]) -> Writer:
+    def safe(text: str) -> str:
+        return shown(printable(text) if sys.stdout.isatty() else text)
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["picture", "class", "probability", "strangeness", *(shown(name) for name in classes)])
+    writer.writerow(["picture", "class", "probability", "strangeness", *(safe(name) for name in classes)])
 
     def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
         numbers = [f"{number:.6g}" for number in (row[best], strange, *row)]
-        writer.writerow([shown(path), shown(instead or classes[best]), *numbers])
+        writer.writerow([safe(path), safe(instead or classes[best]), *numbers])
 
     return write
 

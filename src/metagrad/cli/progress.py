@@ -23,12 +23,12 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-def console(*, quiet: bool = False) -> Console:
+def console(*, quiet: bool = False, stderr: bool = False) -> Console:
     """Return the console that commands print on; a quiet one prints nothing."""
-    return _Console(quiet=quiet)
+    return _Console(quiet=quiet, stderr=stderr)
 
 
 def data_progress(console: Console) -> Any:
@@ -59,6 +59,7 @@ class WorkProgress:
             console=console,
             disable=not console.is_terminal or console.quiet,
             transient=True,
+            redirect_stdout=False,  # it may be a file, while the bar is on a terminal
         )
         self.task = self.bar.add_task(what, total=None)
 
@@ -83,7 +84,7 @@ class WorkProgress:
             self.printed = now
             left = (now - self.began) * (total - done) / max(done - self.first, 1e-9)
             self.console.print(f"{self.what}: {done / total:.0%}, {_clock(left)} left", highlight=False, soft_wrap=True)
-            sys.stdout.flush()
+            self.console.file.flush()
 
 
 class TrainProgress:

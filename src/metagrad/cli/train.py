@@ -55,7 +55,7 @@ class Train:
     strict: bool = False
     """mini-imagenet, tiered-imagenet, folder: refuse a picture that cannot be read, rather than skip it."""
     tensorboard: bool = False
-    """Also write TensorBoard scalars into DIR/tensorboard (needs metagrad[tensorboard])."""
+    """Also write TensorBoard scalars into DIR/tensorboard (needs the package tensorboard)."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 
     def main(self, words: list[str]) -> int:

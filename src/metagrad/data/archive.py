@@ -95,6 +95,8 @@ class _ZipMembers(Members):
     def read(self, name: str) -> bytes:
         info = self._infos[name]
         self._refuse_size(name, info.file_size)
+        if info.flag_bits & 1:
+            raise MetagradError(f"{self.source}: member {name!r} is encrypted: unpack it and name the folder")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # zipfile bounds how much it inflates at a time for these two methods only.
             raise MetagradError(

@@ -93,9 +93,10 @@ def svg(panel: Panel) -> str:
     """Draw a panel; the text is text, and black is ``currentColor``."""
     figure = Figure(figsize=(6.2, 3.0), layout="constrained")
     axes = figure.subplots()
+    drawn = []
     for curve, style in zip(panel.curves, _cycled(len(panel.curves)), strict=True):
         marker = "o" if len(curve.steps) == 1 else ""
-        axes.plot(curve.steps, curve.values, label=curve.label, linewidth=1.6, marker=marker, **style)
+        drawn += axes.plot(curve.steps, curve.values, linewidth=1.6, marker=marker, **style)
         if curve.ci95 is not None:
             low, high = (
                 [value + sign * ci for value, ci in zip(curve.values, curve.ci95, strict=True)] for sign in (-1, 1)
@@ -112,7 +113,8 @@ def svg(panel: Panel) -> str:
     axes.spines[["left", "bottom"]].set_color(_INK)
     axes.tick_params(colors=_INK, which="both")
     if len(panel.curves) > 1:
-        legend = axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        names = [curve.label for curve in panel.curves]  # given here: a line's own is left out where it begins with _
+        legend = axes.legend(drawn, names, frameon=False, fontsize=8, labelcolor=_INK)
         for name in legend.get_texts():
             name.set_parse_math(False)  # it is a folder's
     text = io.StringIO()

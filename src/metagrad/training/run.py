@@ -31,7 +31,7 @@ from torch import Tensor
 
 import metagrad
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, write_atomically
+from metagrad.files import is_number, require_text, write_atomically
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -94,6 +94,7 @@ class Run:
         MetagradError
             if ``folder`` exists and is not empty, or cannot be made.
         """
+        require_text(folder, *command)
         record = {
             "format": FORMAT,
             "dataset": dataset,
