@@ -123,6 +123,7 @@ def test_bits_and_what_is_no_list_of_pictures(learned, drawn):
         (FewShotClassifier(learned), ["a.png", None], ["a", "b"], ValueError, "picture 1 is no file name"),
         (FewShotClassifier(learned), "a.png", ["a"], ValueError, r"not one name: \['a.png'\]"),
         (FewShotClassifier(learned), pictures, [y[0], None, *y[2:]], ValueError, "several kinds"),
+        (FewShotClassifier(learned), np.ones((2, 4, 200)), ["a", "b"], ValueError, "too long for a drawing"),
         (FewShotClassifier(None), pictures, y, TypeError, 'run is a directory or "glyphs", not None'),
     ]
     for model, X, labels, kind, says in cases:

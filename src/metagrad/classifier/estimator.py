@@ -21,7 +21,7 @@ except ImportError as error:
 
 from metagrad.classifier.learner import Learner
 from metagrad.data.pictures import reason
-from metagrad.data.reading import Reading
+from metagrad.data.reading import Blank, Reading
 from metagrad.errors import MetagradError
 
 
@@ -188,5 +188,5 @@ def _picture(one: np.ndarray, reading: Reading) -> np.ndarray:
         one = filled.reshape((side, side, 3) if channels == 3 else (side, side))
     try:
         return reading.picture(Image.fromarray(one).convert("RGB"))
-    except ValueError:  # a blank one: as good a picture as any here
+    except Blank:  # as good a picture as any here
         return np.zeros((reading.channels, reading.size, reading.size), np.uint8)

@@ -17,7 +17,9 @@ _LONGEST = 20  # times its width
 _FAINT = 16  # grey values between paper and ink below which nothing is drawn
 
 
-class _Blank(ValueError):
+class Blank(ValueError):
+    """Nothing is drawn on a picture of strokes."""
+
     def __init__(self) -> None:
         super().__init__("nothing is drawn on it")
 
@@ -65,7 +67,7 @@ class Reading:
         try:
             with opened(io.BytesIO(data), at_least=20 * self.size) as image:
                 return self.picture(image)
-        except _Blank:  # light ink on nothing at all shows on black
+        except Blank:  # light ink on nothing at all shows on black
             with opened(io.BytesIO(data), at_least=20 * self.size, behind="black") as image:
                 return self.picture(image)
 
@@ -86,7 +88,7 @@ def _strokes(image: Image.Image, size: int) -> np.ndarray:
     whole = ImageOps.pad(Image.fromarray(drawn), (side, side), color=0)
     small = np.asarray(whole.resize((size, size), Image.Resampling.LANCZOS))
     if not small.max():
-        raise _Blank
+        raise Blank
     if small.max() < _PALE:  # a thin pen on a large page
         small = (small * (255.0 / small.max())).round().astype(np.uint8)
     return small[None].copy()  # Pillow's own memory is not for writing
@@ -101,7 +103,7 @@ def _flat(grey: np.ndarray) -> np.ndarray:
     paper, least, most = float(np.median(_border(grey))), grey.min(), grey.max()
     ink = least if paper - least >= most - paper else most
     if abs(paper - ink) < _FAINT:
-        raise _Blank
+        raise Blank
     return (paper - grey) / (paper - ink)
 
 
@@ -133,7 +135,7 @@ def _lit(grey: np.ndarray) -> np.ndarray | None:
     if most - floor < _FAINT and noise > _FAINT / 2:
         return None
     if most - floor < _FAINT:
-        raise _Blank
+        raise Blank
     return (sign * off - floor) / (most - floor)
 
 
