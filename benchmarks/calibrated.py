@@ -1,6 +1,7 @@
 """Whether probabilities and --reject hold where classes and pictures of each are not as many as in training.
 
     python benchmarks/calibrated.py glyphs                          # the model that comes along
+    python benchmarks/calibrated.py glyphs --handwriting data       # on Omniglot's drawings, read from their files
     python benchmarks/calibrated.py runs/imaml --data-dir data
 
 Test classes, each image by itself, 600 images of known classes a size or more. Shown for each size: accuracy, and the
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from handwriting import as_read
 from metagrad import data
 from metagrad.classifier.calibrate import Seen, ece, looked_at
 from metagrad.classifier.learner import Learner
@@ -29,11 +31,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory, or glyphs")
     parser.add_argument("--data-dir", type=Path, help="where the data lie (as for metagrad train)")
+    parser.add_argument("--handwriting", type=Path, help="folder of Omniglot's archives: judge on its test characters")
     options = parser.parse_args()
     learner = Learner.of(options.run)
     if learner.calibration is None:
         raise MetagradError(f"{options.run} was not calibrated: metagrad train --resume it")
-    classes = data.load(learner.facts["dataset"], data_dir=options.data_dir).test
+    if options.handwriting:
+        classes = as_read(
+            data.load("omniglot", data_dir=options.handwriting).test, options.handwriting, learner.reading
+        )
+    else:
+        classes = data.load(learner.facts["dataset"], data_dir=options.data_dir).test
     print("size     right  said   error, own size  here   known lost, own size  here   others found, own size  here")
     for ways, shots in _SIZES:
         seen = Seen()

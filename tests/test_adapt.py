@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_new_classes_are_learned_and_told(learned, pictures, capsys):
     rows = rows_of(capsys, "my.model", "new")
     assert len(rows) == 16
     right = [row["picture"].split("/")[1] == row["class"] for row in rows]
-    assert sum(right) >= 12, "chance is 4"
+    assert sum(right) >= 10, "chance is 4, with a place on the page that tells nothing"
     for row in rows:
         probabilities = [float(row[f"kind {kind} ё"]) for kind in range(4)]
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
@@ -231,7 +232,23 @@ def test_pictures_unlike_those_of_training_are_said(learned, pictures, capsys):
         (pictures / "noise" / str(number % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(one).save(pictures / "noise" / str(number % 2) / f"{number}.png")
     assert adapt(learned, known="noise") == 0
-    assert "unlike those of omniglot" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "unlike those of omniglot" in said
+    assert "chance alone may give as much (50% on average)" in said
+    for number in range(6):  # a sky, a meadow and something in it, sharp enough for strokes
+        y = np.linspace(0, 1, 60)[:, None, None]
+        image = np.where(y < 0.5, [90, 150, 230], [60, 140, 40]) * np.ones((60, 60, 1))
+        image[20 + 3 * number : 40, 25:35] = [200, 40, 30]
+        (pictures / "meadow" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(pictures / "meadow" / str(number % 2) / f"{number}.png")
+    assert adapt(learned, known="meadow") == 0
+    assert re.search(r"look like photographs.* differ by \d{2,3} of 255", capsys.readouterr().out)
+    for place, some in enumerate(sorted(Path("known").glob("*/*.png"))):  # in blue ink, on yellow paper
+        grey = np.asarray(Image.open(some))[..., None] / 255.0
+        Image.fromarray((grey * [255, 240, 200] + (1 - grey) * [20, 30, 160]).astype(np.uint8)).save(some)
+        assert place < 8
+    assert adapt(learned) == 0
+    assert "photographs" not in capsys.readouterr().out
 
 
 def test_without_calibration(learned, pictures, capsys):

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from strokes import dataset
 
 from metagrad.classifier.calibrate import auroc, calibrate, ece, fitted
-from metagrad.classifier.calibration import CALIBRATION, Calibration, Size, farthest, pixels
+from metagrad.classifier.calibration import CALIBRATION, Calibration, farthest, pixels
 from metagrad.classifier.learner import Learner
 from metagrad.data import ImageClasses
 from metagrad.errors import MetagradError
@@ -24,7 +25,7 @@ def test_what_is_expected_follows_the_number_of_classes_and_pictures(learned, tm
     assert found.own == found.sizes[0] == found.at(3, 1)
     for size in found.sizes:
         assert found.at(size.ways, size.shots).strangeness == pytest.approx(size.strangeness)
-    assert found.at(100, 9) == Size(100, 9, *list(vars(found.at(7, 5)).values())[2:]), "as at the largest"
+    assert found.at(100, 9) == found.at(7, 5), "beyond the largest nothing is claimed"
     one, two, five = (found.at(3, shots).strangeness for shots in (1, 2, 5))
     assert min(one, five) < two < max(one, five)
     (tmp_path / CALIBRATION).write_text(json.dumps(found.as_json()))
@@ -72,3 +73,10 @@ def test_temperature_error_and_ranks():
     noisy = dark + torch.randint(0, 9, dark.shape, generator=g, dtype=torch.uint8)
     assert farthest(light, pixels(noisy))[0] > 10
     assert farthest(noisy, pixels(noisy))[0] < 2
+
+
+def test_the_model_that_comes_along_says_what_it_is_worth_on_handwriting():
+    learner = Learner.of(Path("glyphs"))
+    assert learner.calibration.of == "validation classes of omniglot"
+    assert 0.8 < learner.calibration.at(5, 1).accuracy < learner.facts["val_accuracy"], "letters of fonts are easier"
+    assert learner.calibration.at(300, 50) == learner.calibration.at(20, 5), "more was not measured"

@@ -2,6 +2,7 @@
 
     metagrad train glyphs --meta-steps 2000 --val-every 200 --val-tasks 400 --run runs/glyphs
     python tools/ship_model.py runs/glyphs
+    python benchmarks/handwriting.py --data-dir data      # its calibration on drawings by hand
 
 Left out is what only --resume needs: Adam's moments, the metrics.
 """

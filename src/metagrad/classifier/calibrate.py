@@ -70,7 +70,7 @@ def calibrate(
         f"{dataset.name} val, {config.queries} queries a class, {tasks} tasks of the run's own size, "
         "each image by itself"
     )
-    return Calibration(protocol, tuple(found), pixels(_some(dataset.train)))
+    return Calibration(f"validation classes of {dataset.name}", protocol, tuple(found), pixels(_some(dataset.train)))
 
 
 def _sizes(config: TrainConfig, classes: ImageClasses) -> list[tuple[int, int]]:

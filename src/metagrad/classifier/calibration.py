@@ -66,6 +66,8 @@ class Calibration:
 
     Attributes
     ----------
+    of:
+        what the tasks were made of, in a few words.
     protocol:
         data set, split, and how it was asked.
     sizes:
@@ -74,6 +76,7 @@ class Calibration:
         ``mean`` and ``std`` over training images of what :func:`look` sees.
     """
 
+    of: str
     protocol: str
     sizes: tuple[Size, ...]
     pixels: dict[str, list[float]]
@@ -86,8 +89,10 @@ class Calibration:
     def at(self, ways: int, shots: int) -> Size:
         """Return what to expect of tasks of another size: between those measured, linear in the logarithms of both.
 
-        Beyond the largest and the smallest it is taken to stay as it is there.
+        Beyond the largest and the smallest it is that of these, and says so in its ``ways`` and ``shots``.
         """
+        ways = sorted((min(s.ways for s in self.sizes), ways, max(s.ways for s in self.sizes)))[1]
+        shots = sorted((min(s.shots for s in self.sizes), shots, max(s.shots for s in self.sizes)))[1]
         names = [field.name for field in dataclasses.fields(Size)][2:]
         found = {name: self._between(name, ways, shots) for name in names}
         return Size(ways, shots, **found)
@@ -130,7 +135,7 @@ class Calibration:
             pixels = {name: [found["pixels"][name][place] for place in range(len(FACTS))] for name in ("mean", "std")}
             if not all(is_number(one) and math.isfinite(one) for row in pixels.values() for one in row):
                 raise ValueError("pixels")
-            return cls(str(found["protocol"]), sizes, pixels)
+            return cls(str(found["of"]), str(found["protocol"]), sizes, pixels)
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

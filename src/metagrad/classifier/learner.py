@@ -124,6 +124,7 @@ class Learner:
             "fit": float((scores.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
             "expected": asdict(expected) if expected else None,
+            "expected_of": self.calibration.of if self.calibration else None,
             "versions": versions(),
         }
         return Classifier(

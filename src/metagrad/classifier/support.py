@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import unicodedata
@@ -11,17 +12,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.data.archive import open_members
+from metagrad.data.archive import Members, open_members
 from metagrad.data.pictures import ENDINGS, candidates, files_of, reason, some_of
-from metagrad.data.reading import Reading
+from metagrad.data.reading import COLOURED, Reading
 from metagrad.errors import MetagradError
 
 _AT_ONCE = 64
+_LOOKED_AT = 50  # pictures whose colours are looked at
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def read_support(source: Path, reading: Reading) -> Support:
                 "files into it"
             )
         found = [(names[name], _tried(partial(members.read, name), reading)) for name in sorted(names)]
+        coloured = _coloured(members, sorted(names)[:: len(names) // _LOOKED_AT + 1], reading)
     images, labels, skipped, twice = [], [], [], []
     seen: dict[bytes, str] = {}
     for name, result in found:
@@ -80,6 +84,11 @@ def read_support(source: Path, reading: Reading) -> Support:
     if empty:
         raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
     notes = [f"{one!r} and {other!r} are two classes, though named alike" for one, other in _alike(set(labels))]
+    if coloured > COLOURED:
+        notes.append(
+            "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
+            f"{coloured:.0f} of 255 from place to place, those of drawings by less than {COLOURED:.0f}; expect little"
+        )
     if skipped:
         notes.append(f"skipped {len(skipped)} that cannot be read ({some_of(skipped)})")
     if twice:
@@ -89,6 +98,15 @@ def read_support(source: Path, reading: Reading) -> Support:
     if archives:
         notes.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
     return Support(torch.stack(images), tuple(labels), tuple(notes))
+
+
+def _coloured(members: Members, names: list[str], reading: Reading) -> float:
+    """Return how much the colours of pictures differ from place to place, in the median; 0 where that is usual."""
+    found = []
+    for name in names if reading.kind == "strokes" else []:
+        with contextlib.suppress(Exception):  # it was said already that it cannot be read
+            found.append(reading.colours(members.read(name)))
+    return median(found) if found else 0.0
 
 
 def _alike(names: set[str]) -> list[tuple[str, str]]:

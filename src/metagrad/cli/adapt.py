@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,16 +92,21 @@ def describe(classifier: Classifier) -> list[str]:
         f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g} "
         "(0: solved)",
     ]
-    left = facts["left_out"]
+    left, chance = facts["left_out"], 1 / len(counts)
     if left is not None:
         lines.append(f"  one of each class left out in turn: {left['accuracy']:.0%} of {left['images']} right")
+        if left["accuracy"] < chance + 1.64 * math.sqrt(chance * (1 - chance) / left["images"]):
+            lines.append(
+                f"    chance alone may give as much ({chance:.0%} on average): perhaps it cannot tell these apart"
+            )
     else:
         lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
     if facts["expected"] is not None:
         expected = Size(**facts["expected"])
+        size = f"{expected.ways} classes, {expected.shots} picture{'s' * (expected.shots > 1)} of each"
         lines.append(
-            f"  validation tasks of this size: {expected.accuracy:.0%} right, probabilities off by {expected.ece:.1%}; "
-            f"{expected.told()}"
+            f"  to compare with: {size}, {facts['expected_of']}: {expected.accuracy:.0%} right, probabilities off by "
+            f"{expected.ece:.1%}; {expected.told()}"
         )
     else:
         lines.append("  probabilities are not calibrated: metagrad train --resume the run, which ends by doing it")
