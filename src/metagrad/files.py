@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
     temporary = None
     path = Path(os.path.realpath(path))  # a link stays; what it leads to is replaced
     try:
+        if path.exists() and not path.is_file():  # a device, a pipe: the move would do away with it
+            raise OSError(errno.EINVAL, "it is no plain file")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are for their owner alone, and a cache or a run may be shared.
         temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
@@ -55,6 +58,29 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         if temporary is not None:
             with contextlib.suppress(OSError):  # a name too long cannot even be looked for
                 temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+
+
+def require_readable(path: Path, *, missing: str) -> None:
+    """Refuse what cannot be opened as a plain file, in the system's words rather than a library's.
+
+    Parameters
+    ----------
+    missing:
+        what to do where there is no such file.
+
+    Raises
+    ------
+    MetagradError
+        saying why.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise MetagradError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}: name a file")
+        path.open("rb").close()
+    except PermissionError as error:
+        raise MetagradError(f"cannot read {path} (permission denied): ask its owner for permission") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise MetagradError(f"{path} does not exist: {missing}") from error
 
 
 def require_text(*names: str | Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, require_text, write_atomically
+from metagrad.files import is_number, require_readable, require_text, write_atomically
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import built
 
@@ -130,15 +130,12 @@ class Classifier:
             if it is no such file, is cut off or altered, or was written by another version.
         """
         require_text(path)
+        require_readable(path, missing="make it with metagrad adapt")
         again = "adapt again with metagrad adapt"
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError as error:
-            raise MetagradError(f"{path} does not exist: make it with metagrad adapt") from error
-        except IsADirectoryError as error:
-            raise MetagradError(f"{path} is a folder: name the file that metagrad adapt wrote") from error
         except (SafetensorError, OSError, ValueError) as error:
             raise MetagradError(f"{path} is not an adapted model, or is cut off ({error}): {again}") from error
         if "metagrad" not in metadata:

@@ -78,6 +78,11 @@ class Learner:
         }
         return replace(cls.now(opened, theta), facts=facts, calibration=Calibration.read(run))
 
+    @property
+    def most(self) -> int:
+        """How many images one adaptation takes at most."""
+        return _MOST // self.reading.size**2
+
     @classmethod
     def now(cls, run: Run, theta: Params) -> Learner:
         """Return what a run that is training has learned so far."""
@@ -104,10 +109,9 @@ class Learner:
             raise MetagradError(
                 f"there is one class only ({classes[0]}): show at least two" if classes else "no images"
             )
-        most = _MOST // self.reading.size**2
-        if len(images) > most:
+        if len(images) > self.most:
             raise MetagradError(
-                f"{len(images)} support images are more than {most}: a few of each class are enough, test on the rest"
+                f"{len(images)} support images are more than {self.most}: a few of each class do, test on the rest"
             )
         y = torch.tensor([classes.index(label) for label in labels])
         ((network, grad_norm),) = self.solved(images[None], y[None], len(classes))

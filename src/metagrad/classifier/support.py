@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.data.archive import Members, open_members
+from metagrad.data.archive import DEFAULT_MAX_MEMBER_BYTES, Members, open_members
 from metagrad.data.pictures import ENDINGS, candidates, files_of, reason, some_of
 from metagrad.data.reading import COLOURED, Reading
 from metagrad.errors import MetagradError
@@ -46,7 +46,7 @@ class Support:
     notes: tuple[str, ...] = field(default=())
 
 
-def read_support(source: Path, reading: Reading) -> Support:
+def read_support(source: Path, reading: Reading, *, most: int) -> Support:
     """Read every picture below ``source``, a folder or zip with one folder a class.
 
     A file that cannot be read is skipped, as is one that repeats another of its class; both are said.
@@ -54,7 +54,7 @@ def read_support(source: Path, reading: Reading) -> Support:
     Raises
     ------
     MetagradError
-        if there is none, a class has none that can be read, or a picture lies in two classes.
+        if there is none, or more than ``most``, a class has none that can be read, or a picture lies in two classes.
     """
     with open_members(source) as members:
         names, archives, others = candidates(members)
@@ -62,6 +62,10 @@ def read_support(source: Path, reading: Reading) -> Support:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
                 "files into it"
+            )
+        if len(names) > most:
+            raise MetagradError(
+                f"{source} has {len(names)} pictures, more than {most}: a few of each class do, test on the rest"
             )
         found = [(names[name], _tried(partial(members.read, name), reading)) for name in sorted(names)]
         coloured = _coloured(members, sorted(names)[:: len(names) // _LOOKED_AT + 1], reading)
@@ -138,7 +142,7 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
             yield path
             continue
         none = True
-        for folder, folders, files in os.walk(path):
+        for folder, folders, files in os.walk(path, onerror=_refuse_folder):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 if name.lower().endswith(ENDINGS) and not name.startswith("."):
@@ -161,9 +165,15 @@ def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Pat
             yield [path for path, _ in good], images, bad
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise MetagradError(f"{error.filename} cannot be listed ({error.strerror}): ask its owner for permission")
+
+
 def _contents(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError("it is not a plain file")  # a pipe would be waited for
+    if path.stat().st_size > DEFAULT_MAX_MEMBER_BYTES:
+        raise OSError(f"it has {path.stat().st_size / 2**20:.0f} MB, more than {DEFAULT_MAX_MEMBER_BYTES // 2**20}")
     return path.read_bytes()
 
 

@@ -50,7 +50,7 @@ class Adapt:
         screen = console()
         learner = Learner.of(self.run)
         with screen.status("reading pictures"):
-            support = read_support(self.support, learner.reading)
+            support = read_support(self.support, learner.reading, most=learner.most)
         said = list(support.notes)
         if learner.calibration is not None:
             off, where = farthest(support.images, learner.calibration.pixels)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
+import json
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,10 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"metagrad {metagrad.__version__}")
         return 0
     warnings.showwarning = _show(warnings.showwarning)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # names of files are bytes, not always text
+    codecs.register_error("metagrad", _as_bytes)
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "metagrad"), (sys.stderr, "metagrad")):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors="surrogateescape")
+                stream.reconfigure(errors=errors)
+    if threading.current_thread() is threading.main_thread():  # what is half done is tidied up, as after Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.filterwarnings("ignore", module="PIL")  # what it thinks of a picture's metadata
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
     try:
@@ -89,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"metagrad: {error}: check the path, its permissions and the space there", file=sys.stderr)
         return 2
+    except OverflowError as error:
+        print(f"metagrad: a number is too large ({error}): lower it", file=sys.stderr)
+        return 2
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -97,6 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("metagrad: interrupted", file=sys.stderr)
         return 130
+
+
+def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    """Encode what an output cannot: bytes of file names as they are, other characters as JSON writes them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    made = b""
+    for char in error.object[error.start : error.end]:
+        if 0xDC80 <= ord(char) <= 0xDCFF:
+            made += bytes([ord(char) - 0xDC00])
+        else:
+            made += json.dumps(char)[1:-1].encode("ascii")
+    return made, error.end
 
 
 def _show(usual: Callable[..., None]) -> Callable[..., None]:

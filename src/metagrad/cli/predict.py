@@ -52,6 +52,8 @@ class Predict:
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
             _say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
         pictures = list(listed(self.images, sys.stdin or ()))
+        if not pictures:
+            raise MetagradError("no picture is named on standard input")
         write = _WRITERS[self.format](classifier.classes)
         done = skipped = 0
         with WorkProgress(console(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
@@ -65,7 +67,8 @@ class Predict:
                 done, skipped = done + len(paths), skipped + len(bad)
                 progress(done + skipped, len(pictures))
         if skipped and not done:
-            raise MetagradError("it cannot be read" if skipped == 1 else f"none of the {skipped} pictures can be read")
+            none = "the only picture that is named cannot" if skipped == 1 else f"none of the {skipped} pictures can"
+            raise MetagradError(f"{none} be read")
         return 0
 
 

@@ -139,10 +139,12 @@ class Train:
         return opened
 
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
+        import torch
+
         from metagrad import data
         from metagrad.ranks import launch_id, restarted
         from metagrad.training.run import Run
-        from metagrad.training.setup import choose_device, samplers, too_few
+        from metagrad.training.setup import build, choose_device, samplers, too_few
 
         resume = self.resume
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
@@ -169,7 +171,9 @@ class Train:
         own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
         if name == "folder":
             own |= _own_data(self.data_dir, dataset)
-        samplers(config, dataset, choose_device(config.device))  # refuses before a directory is made
+        samplers(config, dataset, choose_device(config.device))  # these refuse before a directory is made
+        method, model = build(config, dataset, torch.device("cpu"))
+        method.init(model)
         folder = self.run or _default_folder(name, config)
         made_by = ["metagrad", *words]
         run = Run.create(folder, name, config, command=made_by, digest=dataset.digest, launch=launch_id(), data=own)

@@ -170,6 +170,8 @@ def open_members(
         return _FolderMembers(source, files, max_member_bytes)
     if not source.exists():
         raise MetagradError(f"{source} does not exist; name a zip file or an extracted folder")
+    if not source.is_file():  # a pipe would be waited for, a device never ends
+        raise MetagradError(f"{source} is no plain file; name a zip file or an extracted folder")
     try:
         archive = zipfile.ZipFile(source)
     except _ZIP_ERRORS as error:
@@ -266,11 +268,21 @@ def _checked_infos(source: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.
     return infos
 
 
+def folder_name(folder: Path) -> str:
+    """Return what the names of a folder's members begin with: its own name, where it can be one of a zip's."""
+    # absolute() rather than resolve(): a link named "images" to a folder of another name is "images" here.
+    name = folder.absolute().name
+    try:
+        _refuse_unsafe_name(folder, name)
+    except MetagradError:  # "..", or a name that only another system takes for an absolute one
+        return "folder"
+    return "folder" if name.startswith((".", "__MACOSX")) else name
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield (member name, entry) for every file below ``folder``, refusing what would lead out of it."""
     root = folder.resolve()
-    # absolute() rather than resolve(): a link named "images" to a folder of another name is "images" here.
-    pending = [(folder.absolute().name, root)]
+    pending = [(folder_name(folder), root)]
     while pending:
         prefix, path = pending.pop()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from metagrad.data.archive import Members, fingerprint, open_members
+from metagrad.data.archive import Members, fingerprint, folder_name, open_members
 from metagrad.data.cache import atomic_save, cache_root
 from metagrad.data.mapped import open_rows, read_facts, write_facts, write_rows
 from metagrad.errors import MetagradError
@@ -200,6 +201,9 @@ def reason(error: Exception) -> str:
     """Say in a line why a picture cannot be read."""
     if isinstance(error, UnidentifiedImageError):  # it names an object of Python's
         return "it is no picture of a kind that is known, or damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        counted = re.search(r"[0-9]+", str(error))  # the first number it says
+        return f"it has {int(counted[0]) if counted else 0:,} pixels, more than {_MOST_PIXELS:,}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:120] or type(error).__name__
@@ -214,7 +218,7 @@ def candidates(
     ]
     chosen = [name for name in visible if name.lower().endswith(ENDINGS)]
     if members.source.is_dir():  # names begin with the folder's own
-        own = len(members.source.absolute().name) + 1
+        own = len(folder_name(members.source)) + 1
         short = {name: name[own:] for name in chosen}
     else:
         top = _common_folder(chosen)
@@ -339,12 +343,16 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 def _rgb(image: Image.Image, behind: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
-        grey = np.asarray(image, dtype=np.float64)
-        grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
+        grey = np.asarray(image)  # may have a hundred million pixels: nothing of eight bytes each is made of it
+        if image.mode == "F":
+            grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
         most = grey.max()  # a scanner's 8 or 12 bits may lie in 16
         tops = (1 if image.mode == "F" else 255, 255, 4095, 65535)
         top = next((one for one in tops if most <= one), most)
-        return Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = grey if grey.min() >= 0 else grey.clip(0, None)
+        seen = np.empty(grey.shape, np.uint8)
+        np.multiply(grey, np.float32(255 / top), out=seen, dtype=np.float32, casting="unsafe")
+        return Image.fromarray(seen).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, behind), clear).convert("RGB")

@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from metagrad.report.episodes import Row
 
 # Readable on white and on black; dashes tell runs apart where colour does not.
-_STYLES: Sequence[dict[str, Any]] = (
-    {"color": "#2f86a6"},
-    {"color": "#c8553d", "linestyle": "--"},
-    {"color": "#5f9e4a", "linestyle": (0, (1, 1))},
-    {"color": "#a0709c", "linestyle": "-."},
-    {"color": "#8a8a8a", "linestyle": (0, (5, 1))},
-)
+_COLOURS = ("#2f86a6", "#c8553d", "#5f9e4a", "#a0709c", "#8a8a8a")
+_DASHES: Sequence[tuple[float, ...]] = ((), (4, 2), (1, 1), (6, 2, 1, 2), (8, 1))
 _INK = "#010203"  # a colour that nothing else has: it becomes the page's own
 _NONE = 1e30  # what is not below it cannot be drawn
 _POINTS = 600  # of a curve: more than a screen shows, little to load
@@ -32,12 +27,16 @@ _POINTS = 600  # of a curve: more than a screen shows, little to load
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's line: meta-steps, values, and half widths of their 95 % intervals where there are any."""
+    """One run's line: meta-steps, values, and half widths of their 95 % intervals where there are any.
+
+    ``run`` is the how-manieth run of the page it is of: it has the same colour and dashes in every figure.
+    """
 
     label: str
     steps: list[float]
     values: list[float]
     ci95: list[float] | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,12 @@ def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
 
     def of(title: str, unit: str, key: str, *, log: bool = False, scale: float = 1.0) -> Panel:
         curves = []
-        for label, lines in runs:
+        for number, (label, lines) in enumerate(runs):
             found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
             if not found or (log and not any(value for _, value, _ in found)):  # nothing was to be solved
                 continue
             ci = [line.get("val_ci95", 0.0) * scale for *_, line in found] if key == "val_accuracy" else None
-            curves.append(_thinned(Curve(label, [f[0] for f in found], [f[1] for f in found], ci)))
+            curves.append(_thinned(Curve(label, [f[0] for f in found], [f[1] for f in found], ci, number)))
         return Panel(title, unit, curves, log)
 
     found = [
@@ -86,22 +85,22 @@ def _thinned(curve: Curve) -> Curve:
         parts = [values[first : first + size] for first in range(0, len(values), size)]
         return [sum(part) / len(part) for part in parts]
 
-    return Curve(curve.label, means(curve.steps), means(curve.values))
+    return Curve(curve.label, means(curve.steps), means(curve.values), run=curve.run)
 
 
 def svg(panel: Panel) -> str:
     """Draw a panel; the text is text, and black is ``currentColor``."""
     figure = Figure(figsize=(6.2, 3.0), layout="constrained")
     axes = figure.subplots()
-    drawn = []
-    for curve, style in zip(panel.curves, _cycled(len(panel.curves)), strict=True):
-        marker = "o" if len(curve.steps) == 1 else ""
-        drawn += axes.plot(curve.steps, curve.values, linewidth=1.6, marker=marker, **style)
+    for curve in panel.curves:
+        color, dashes = _style(curve.run)
+        marker, line = "o" if len(curve.steps) == 1 else "", (0, dashes) if dashes else "-"
+        axes.plot(curve.steps, curve.values, linewidth=1.6, marker=marker, color=color, linestyle=line)
         if curve.ci95 is not None:
             low, high = (
                 [value + sign * ci for value, ci in zip(curve.values, curve.ci95, strict=True)] for sign in (-1, 1)
             )
-            axes.fill_between(curve.steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            axes.fill_between(curve.steps, low, high, color=color, alpha=0.2, linewidth=0)
     values = [value for curve in panel.curves for value in curve.values]
     if panel.log and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
@@ -112,19 +111,25 @@ def svg(panel: Panel) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_INK)
     axes.tick_params(colors=_INK, which="both")
-    if len(panel.curves) > 1:
-        names = [curve.label for curve in panel.curves]  # given here: a line's own is left out where it begins with _
-        legend = axes.legend(drawn, names, frameon=False, fontsize=8, labelcolor=_INK)
-        for name in legend.get_texts():
-            name.set_parse_math(False)  # it is a folder's
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "metagrad"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _embedded(text.getvalue(), panel.title)
 
 
-def _cycled(count: int) -> list[dict[str, Any]]:
-    return [_STYLES[number % len(_STYLES)] for number in range(count)]
+def _style(run: int) -> tuple[str, tuple[float, ...]]:
+    """Return a colour and dashes; 25 runs have different ones."""
+    return _COLOURS[run % len(_COLOURS)], _DASHES[(run + run // len(_COLOURS)) % len(_DASHES)]
+
+
+def legend(run: int) -> str:
+    """Return a piece of a run's line as SVG."""
+    color, dashes = _style(run)
+    spaced = " ".join(f"{1.6 * length:g}" for length in dashes)
+    return (
+        '<svg class="line" width="40" height="8" aria-hidden="true"><line x1="0" y1="4" x2="40" y2="4" '
+        f'stroke="{color}" stroke-width="2.4" stroke-dasharray="{spaced}"/></svg>'
+    )
 
 
 def _embedded(text: str, title: str) -> str:

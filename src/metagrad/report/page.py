@@ -10,7 +10,7 @@ from typing import Any
 
 from metagrad.classifier.calibration import Calibration
 from metagrad.report.episodes import TASKS, Confusion, Row
-from metagrad.report.figures import described, panels, svg
+from metagrad.report.figures import described, legend, panels, svg
 
 # Published accuracies, per cent with 95 % intervals: of the iMAML paper, table 2, and of the papers it cites there.
 _OMNIGLOT = {
@@ -41,6 +41,9 @@ tr + tr > * { border-top: 1px solid var(--line); }
 .wide { overflow-x: auto; } code, pre { font: .85rem/1.4 ui-monospace, monospace; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; white-space: pre-wrap; }
 .differs { font-weight: 700; outline: 2px solid #c8553d; outline-offset: -2px; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; overflow-wrap: anywhere; }
+.line { display: inline; vertical-align: middle; }
+thead th { overflow-wrap: anywhere; min-width: 5rem; max-width: 16rem; vertical-align: bottom; }
 .guesses { display: flex; flex-wrap: wrap; gap: .3rem; align-items: start; }
 .guess { text-align: center; font-size: .7rem; line-height: 1.25; width: 4.4rem;
   overflow-wrap: anywhere; border: 2px solid #5f9e4a; border-radius: .3rem; padding: .15rem; }
@@ -126,7 +129,7 @@ def _results(runs: Sequence[Shown]) -> str:
         last: dict[str, Any] = next((line for line in reversed(run.lines) if "seconds" in line), {})
         spent = f"{_duration(last['seconds'])}, {last['step']} meta-steps" if last else "–"
         memory = f"{result['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in result else "–"
-        columns.append([escape(run.label), value, escape(asked), alone, trust, spent, memory])
+        columns.append([_named(run.label), value, escape(asked), alone, trust, spent, memory])
     names = ["", "accuracy", "on", "validation, each image by itself", "probabilities off by", "training",
              "peak memory"]  # fmt: skip
     head, *rows = ([name, *cells] for name, *cells in zip(names, *columns, strict=True))
@@ -164,7 +167,9 @@ def _curves(runs: Sequence[Shown]) -> str:
             f'aria-label="{escape(panel.title)}. {says}">{svg(panel)}</div>'
             f"<details><summary>in words</summary><p>{says}</p></details></figure>"
         )
-    return f'<h2>How it went</h2><div class="figures">{"".join(found)}</div>' if found else ""
+    names = "".join(f"<li>{legend(number)} {escape(run.label)}</li>" for number, run in enumerate(runs))
+    lines = f'<ul class="legend">{names}</ul>' if len(runs) > 1 else ""
+    return f'<h2>How it went</h2>{lines}<div class="figures">{"".join(found)}</div>' if found else ""
 
 
 def _episodes(run: Shown, several: bool) -> str:
@@ -190,6 +195,12 @@ def _episodes(run: Shown, several: bool) -> str:
         f"<h2>Tasks of validation classes{name}</h2><p>Each picture is judged by itself; a solid frame and ✓ is right, "
         f"a dashed one and ✗ is wrong.</p>{''.join(tables)}"
     )
+
+
+def _named(label: str) -> str:
+    """Return a run's name for a column; the middle of a long one is left out."""
+    short = label if len(label) <= 40 else f"{label[:24]}…{label[-12:]}"
+    return f'<span title="{escape(label)}">{escape(short)}</span>' if short != label else escape(label)
 
 
 def _short(name: str) -> str:
@@ -226,7 +237,7 @@ def _options(runs: Sequence[Shown]) -> str:
         rows.append([escape(name), *(f"<td{mark}>{escape(str(value))}</td>" for value in values)])
     note = "<p>Framed: what differs between the runs.</p>" if len(runs) > 1 else ""
     return f"<h2>Options and versions</h2>{note}" + _table(
-        ["", *(escape(run.label) for run in runs)], rows, "options and versions"
+        ["", *(_named(run.label) for run in runs)], rows, "options and versions"
     )
 
 

@@ -224,6 +224,8 @@ class TrainConfig:
                 raise MetagradError(f"--{name.replace('_', '-')} must be a whole number, got {value!r}")
             if value is not None and value < least:
                 raise MetagradError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+            if value is not None and value > _MOST and name != "seed":
+                raise MetagradError(f"--{name.replace('_', '-')} must be at most {_MOST:,}, got {value}")
         if self.inner_tol is not None and not 0 <= self.inner_tol < math.inf:
             raise MetagradError(f"--inner-tol must not be negative, got {self.inner_tol}")
         if self.linear_solver == "woodbury" and self.curvature == "hessian":
@@ -264,6 +266,7 @@ _CHOICES: dict[str, Any] = {
     "features": Features, "precision": Precision,
 }  # fmt: skip
 _WOODBURY = 1024  # its default max_size
+_MOST = 10**9  # of anything that is counted
 _STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}
 _LEAST = {
     "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "meta_steps": 1, "seed": 0, "filters": 1, "inner_steps": 1,

@@ -31,7 +31,7 @@ from torch import Tensor
 
 import metagrad
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, require_text, write_atomically
+from metagrad.files import is_number, require_readable, require_text, write_atomically
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -134,6 +134,8 @@ class Run:
         try:
             record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             written = record["format"]
+        except PermissionError as error:
+            raise MetagradError(f"cannot read {folder} (permission denied): ask its owner for permission") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
         if written != FORMAT:
@@ -257,18 +259,14 @@ class Run:
 
     def _read(self, name: str) -> State:
         path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            raise MetagradError(
-                f"{self.folder} has not come to its first validation: metagrad train --resume {self.folder}"
-            )
+        again = f"{self.folder} has not come to its first validation: metagrad train --resume {self.folder}"
+        require_readable(path, missing=again)
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
                 state = State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
             trained_as = facts["trained_as"]
             _ = facts["step"], facts["metrics_bytes"], state.tensors["generator"]
-        except PermissionError as error:
-            raise MetagradError(f"cannot read {path} (permission denied): ask its owner for permission") from error
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
         if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
