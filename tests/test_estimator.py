@@ -16,7 +16,7 @@ from strokes import drawings
 
 from metagrad import FewShotClassifier
 
-# What an estimator of pictures cannot do, and why.
+# What an estimator of pictures cannot do, and why; docs/howto/own-images.md says it.
 EXPECTED = {
     "check_classifiers_train": "its data are clouds of points, which are no pictures: a network that has learned to "
     "see strokes tells few of them apart",

@@ -4,8 +4,11 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from commands import adapt, rows_of
@@ -96,3 +99,70 @@ def test_a_class_called_unknown_and_an_output_that_is_closed(learned, pictures, 
     assert closed.returncode == 2
     assert "standard output is closed" in closed.stderr
     assert len(closed.stderr.splitlines()) == 1
+
+
+def test_what_is_no_plain_file_is_neither_read_nor_replaced(learned, pictures, capsys):
+    adapt(learned)
+    for name in ("pipe", "pipe.zip"):
+        os.mkfifo(name)
+    for words in (
+        ["predict", "pipe", "new"], ["data", "verify", "pipe.zip"],
+        ["adapt", str(learned), "pipe.zip", "--out", "a.model"],
+        ["adapt", str(learned), "known", "--out", "pipe"], ["export", "my.model", "--format", "pt2", "--out", "pipe"],
+        ["report", str(learned), "--out", "pipe"], ["adapt", str(learned), "/dev/zero", "--out", "a.model"],
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert main(words) == 2, words
+        assert "no plain file" in capsys.readouterr().err, words
+    assert Path("pipe").is_fifo()
+    Path("large.png").touch()
+    os.truncate("large.png", 100 * 2**20)
+    assert main(["predict", "my.model", "large.png"]) == 2
+    assert "it has 100 MB, more than 64" in capsys.readouterr().err
+
+
+def test_any_encoding_of_the_output_will_do(learned, pictures, capsys):
+    adapt(learned)
+
+    def said(encoding, form):
+        done = subprocess.run(
+            [sys.executable, "-m", "metagrad", "predict", "my.model", "new", "--format", form],
+            capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode(encoding).splitlines()
+
+    assert "kind 0 ё" in said("utf-8", "table")[0]
+    assert "kind 0 \\u0451" in said("ascii", "table")[0]
+    lines = [[json.loads(line) for line in said(encoding, "jsonl")] for encoding in ("ascii", "utf-8")]
+    assert lines[0] == lines[1]
+
+
+def test_a_list_that_is_empty_and_one_that_is_stopped(learned, pictures, capsys, monkeypatch):
+    adapt(learned)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["predict", "my.model", "-"]) == 2
+    assert "no picture is named" in capsys.readouterr().err
+    waiting = subprocess.Popen(
+        [sys.executable, "-u", "-m", "metagrad", "predict", "my.model", "-"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONVERBOSE": "1"},
+    )  # fmt: skip
+    for line in waiting.stderr:
+        if b"metagrad.classifier.support" in line:  # imported by then
+            break
+    time.sleep(0.5)
+    waiting.terminate()
+    assert b"metagrad: interrupted" in waiting.communicate()[1]
+    assert waiting.returncode == 130
+
+
+def test_folders_of_any_name(learned, pictures, capsys, monkeypatch):
+    for name in (".known", "__MACOSX of mine", "a:b"):
+        shutil.copytree("known", name)
+        assert adapt(learned, known=name) == 0, name
+        assert "4 classes, 2 pictures each" in capsys.readouterr().out
+    monkeypatch.chdir("known/kind 0 ё")
+    assert adapt(learned, known="..", out="../../up.model") == 0
+    monkeypatch.setattr("metagrad.classifier.learner._MOST", 5 * 28**2)
+    assert adapt(learned, known="..", out="../../up.model") == 2
+    assert "has 8 pictures, more than 5" in capsys.readouterr().err

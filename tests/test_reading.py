@@ -1,11 +1,13 @@
 """A picture read alone is what its data set would have made of it."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from metagrad.data import omniglot
 from metagrad.data.pictures import decode
@@ -145,3 +147,21 @@ def test_few_bits_in_sixteen_are_read(most):
     grey = np.asarray(drawing(), np.float64) / 255 * most
     seen = STROKES(data_of(Image.fromarray(grey.astype(np.uint16))))
     assert np.abs(seen.astype(int) - STROKES(data_of(drawing()))).max() <= 2
+
+
+def test_the_reader_in_the_docs_reads_as_metagrad_does(tmp_path):
+    """For those who use an exported network without metagrad; drawings in even light."""
+    page = Path(__file__).parents[1] / "docs" / "howto" / "own-images.md"
+    (block,) = re.findall(r"```python\n(import json.*?)```", page.read_text(encoding="utf-8"), re.S)
+    readers = block[block.index("def photograph") : block.index("paths =")]
+    scope = {"np": np, "Image": Image, "ImageOps": ImageOps}
+    exec(readers, scope)
+    for number, image in enumerate((drawing(), drawing(300, 200, 30, 220), stroke(90, 30), stroke(300, 14))):
+        path = tmp_path / f"{number}.png"
+        image.save(path)
+        theirs, ours = scope["strokes"](path, 28).astype(float), STROKES(path.read_bytes()).astype(float)
+        assert np.abs(theirs - ours).mean() < 2, number
+    noise = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "p.png")
+    theirs, ours = scope["photograph"](tmp_path / "p.png", 32), decode((tmp_path / "p.png").read_bytes(), 32)
+    assert np.abs(theirs.astype(float) - ours).mean() < 2

@@ -20,7 +20,8 @@ Format = Literal["onnx", "pt2"]
 
 
 _READ = {
-    "strokes": "grey, ink 255 on paper 0 whichever is the darker, padded with paper to a square, Lanczos to",
+    "strokes": "grey, paper (the median of the border) 0 and the strongest ink 255, whichever is the darker; the "
+    "square in whose middle is what is drawn, two thirds of it in the longer direction; Lanczos to",
     "photograph": "upright, RGB, the largest square in the middle, bicubic to",
 }
 
@@ -93,6 +94,10 @@ def _onnx(program: Any, path: Path, facts: dict[str, str]) -> None:
         logging.getLogger("torch.onnx").setLevel(level)
     assert made is not None
     model = made.model_proto
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):  # there is one that varies, of a name that torch gave
+                dim.dim_param = "N"
     for key, value in facts.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value

@@ -142,6 +142,7 @@ class Train:
         import torch
 
         from metagrad import data
+        from metagrad.data.sources import data_directory
         from metagrad.ranks import launch_id, restarted
         from metagrad.training.run import Run
         from metagrad.training.setup import build, choose_device, samplers, too_few
@@ -171,6 +172,8 @@ class Train:
         own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
         if name == "folder":
             own |= _own_data(self.data_dir, dataset)
+        elif (where := data_directory(self.data_dir)) is not None and name != "glyphs":
+            own["data_dir"] = str(where.absolute())
         samplers(config, dataset, choose_device(config.device))  # these refuse before a directory is made
         method, model = build(config, dataset, torch.device("cpu"))
         method.init(model)

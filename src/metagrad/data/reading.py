@@ -93,7 +93,7 @@ class Reading:
 def _strokes(image: Image.Image, size: int) -> np.ndarray:
     if max(image.size) > _LONGEST * min(image.size):
         raise ValueError(f"it has {image.width}×{image.height} pixels: too long for a drawing")
-    image = image.reduce(max(1, max(image.size) // (80 * size)))  # a square around it must fit into memory
+    image = image.reduce(max(1, max(image.size) // (20 * size)))  # what is a 20th of the page high is left whole
     grey = np.asarray(image.convert("L"), dtype=np.float64)
     ink = _lit(grey) if _unevenly_lit(grey) else None
     ink = _flat(grey) if ink is None else ink

@@ -252,7 +252,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, int | float):
                 raise MetagradError(f"--{name.replace('_', '-')} must be a number, got {value!r}")
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not 0 < value < _LARGEST:
                 raise MetagradError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
         if self.seed >= 2**62:
             raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
@@ -267,6 +267,7 @@ _CHOICES: dict[str, Any] = {
 }  # fmt: skip
 _WOODBURY = 1024  # its default max_size
 _MOST = 10**9  # of anything that is counted
+_LARGEST = 1e38  # beyond float32 there is infinity
 _STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}
 _LEAST = {
     "ways": 2, "shots": 1, "queries": 1, "tasks": 1, "meta_steps": 1, "seed": 0, "filters": 1, "inner_steps": 1,

@@ -87,7 +87,7 @@ class Run:
         launch:
             names the ``torchrun`` launch that makes it (:meth:`made_by`).
         data:
-            of the data: ``image_size``, and what it takes to load a set of one's own again: ``split``, ``data_dir``.
+            of the data: ``image_size``, ``data_dir`` where they lay, and the ``split`` of a set of one's own.
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -91,6 +92,8 @@ def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> 
         if they are not there, or are others.
     """
     remembered = run.record.get("data_dir")
+    if run.dataset != "folder" and ("METAGRAD_DATA" in os.environ or not os.path.exists(remembered or "")):
+        remembered = None  # where to look was said anew, or they were moved
     dataset = data.load(
         run.dataset,
         data_dir=data_dir or (Path(remembered) if remembered else None),
