@@ -67,7 +67,9 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
             raise MetagradError(
                 f"{source} has {len(names)} pictures, more than {most}: a few of each class do, test on the rest"
             )
-        found = [(names[name], _tried(partial(members.read, name), reading)) for name in sorted(names)]
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+            read = pool.map(lambda name: _tried(partial(members.read, name), reading), sorted(names))
+            found = [(names[name], result) for name, result in zip(sorted(names), read, strict=True)]
         coloured = _coloured(members, sorted(names)[:: len(names) // _LOOKED_AT + 1], reading)
     images, labels, skipped, twice = [], [], [], []
     seen: dict[bytes, str] = {}
@@ -154,7 +156,7 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
 
 def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Path], Tensor, list[tuple[Path, str]]]]:
     """Read pictures a few at a time: those that could be read, their images, and the others with the reason."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         rest = iter(paths)
         while some := list(islice(rest, _AT_ONCE)):
             results = list(pool.map(lambda path: _tried(partial(_contents, path), reading), some))

@@ -332,7 +332,8 @@ def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white"
             raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
-        yield _rgb(ImageOps.exif_transpose(image), behind)
+        ImageOps.exif_transpose(image, in_place=True)
+        yield _rgb(image, behind)
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -356,7 +357,7 @@ def _rgb(image: Image.Image, behind: str) -> Image.Image:
     if "A" in image.getbands() or "transparency" in image.info:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, behind), clear).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:

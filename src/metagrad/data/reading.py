@@ -68,10 +68,10 @@ class Reading:
             with opened(io.BytesIO(data), at_least=2 * self.size) as image:
                 return self.picture(image)
         try:
-            with opened(io.BytesIO(data), at_least=20 * self.size) as image:
+            with opened(io.BytesIO(data), at_least=10 * self.size) as image:
                 return self.picture(image)
         except Blank:  # light ink on nothing at all shows on black
-            with opened(io.BytesIO(data), at_least=20 * self.size, behind="black") as image:
+            with opened(io.BytesIO(data), at_least=10 * self.size, behind="black") as image:
                 return self.picture(image)
 
     def colours(self, data: bytes) -> float:
@@ -157,8 +157,11 @@ def _lit(grey: np.ndarray) -> np.ndarray | None:
     powers = np.stack([_surface(one, thin.shape).ravel() for one in np.eye(6)], axis=1)
     near, noise = np.ones(thin.shape, bool), 0.0
     for _ in range(8):
-        weights, *_ = np.linalg.lstsq(powers[near.ravel()], thin[near], rcond=None)
-        surface = _surface(weights, thin.shape)
+        some = powers[near.ravel()]
+        weights = np.linalg.solve(
+            some.T @ some + 1e-9 * np.eye(6), some.T @ thin[near]
+        )  # six unknowns: no need of more
+        surface = (powers @ weights).reshape(thin.shape)
         noise = 1.5 * float(np.median(np.abs(thin - surface)[near]))
         near = np.abs(thin - surface) < max(2.5 * noise, 4.0)
     off = _surface(weights, grey.shape) - grey
