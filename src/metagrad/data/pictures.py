@@ -31,7 +31,7 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
 _NAMED = 3  # files in a note
-_RECIPE = 2  # raise it whenever decoding changes
+_RECIPE = 3  # raise it whenever decoding changes
 _MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
 
 
