@@ -5,10 +5,12 @@ import json
 import pytest
 from toyruns import config, new_run, toy
 
+from metagrad import data
 from metagrad.errors import MetagradError
 from metagrad.training import loop
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
+from metagrad.training.setup import load_data
 
 
 def test_one_process_a_run(tmp_path):
@@ -128,3 +130,22 @@ def test_a_changed_configuration_does_not_continue_another_run(tmp_path):
 def test_options_that_do_not_go_together_are_named(options, said):
     with pytest.raises(MetagradError, match=said):
         TrainConfig(**options).resolved("glyphs")
+
+
+def test_data_are_looked_for_where_they_lay(tmp_path, monkeypatch):
+    """Unless it is said anew, or they are there no more."""
+    asked = []
+    monkeypatch.setattr(data, "load", lambda name, *, data_dir, **options: asked.append(data_dir) or toy())
+    monkeypatch.delenv("METAGRAD_DATA", raising=False)
+    there = tmp_path / "data"
+    there.mkdir()
+    where = {"data_dir": str(there)}
+    run = Run.create(tmp_path / "run", "omniglot", config(), command=[], digest=toy().digest, data=where)
+    load_data(run, data_dir=None, progress=None)
+    load_data(run, data_dir=tmp_path, progress=None)
+    monkeypatch.setenv("METAGRAD_DATA", "elsewhere")
+    load_data(run, data_dir=None, progress=None)
+    monkeypatch.delenv("METAGRAD_DATA")
+    there.rmdir()
+    load_data(run, data_dir=None, progress=None)
+    assert asked == [there, tmp_path, None, None]

@@ -94,7 +94,9 @@ def describe(classifier: Classifier) -> list[str]:
     ]
     left, chance = facts["left_out"], 1 / len(counts)
     if left is not None:
-        lines.append(f"  one of each class left out in turn: {left['accuracy']:.0%} of {left['images']} right")
+        lines.append(
+            f"  one of each class left out, ten times at most: {left['accuracy']:.0%} of {left['images']} right"
+        )
         if left["accuracy"] < chance + 1.64 * math.sqrt(chance * (1 - chance) / left["images"]):
             lines.append(
                 f"    chance alone may give as much ({chance:.0%} on average): perhaps it cannot tell these apart"
