@@ -100,7 +100,8 @@ def svg(panel: Panel) -> str:
             low, high = (
                 [value + sign * ci for value, ci in zip(curve.values, curve.ci95, strict=True)] for sign in (-1, 1)
             )
-            axes.fill_between(curve.steps, low, high, color=color, alpha=0.2, linewidth=0)
+            alpha = 0.2 / len(panel.curves) ** 0.5  # where many lie over each other the lines are still seen
+            axes.fill_between(curve.steps, low, high, color=color, alpha=alpha, linewidth=0)
     values = [value for curve in panel.curves for value in curve.values]
     if panel.log and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
