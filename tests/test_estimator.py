@@ -68,7 +68,9 @@ def test_forms_of_pictures_give_the_same(learned, drawn, tmp_path):
     for name, probabilities in found.items():
         np.testing.assert_allclose(probabilities, found["arrays"], atol=1e-5, err_msg=name)
     classes = np.unique(y)
-    assert (classes[found["rows"].argmax(1)] == y[new]).mean() > 0.6, "chance is a quarter"
+    assert (classes[found["rows"].argmax(1)] == y[new]).mean() > 0.6, (
+        "chance is a quarter; the kinds' places tell nothing"
+    )
 
 
 def test_in_pipelines_and_cross_validation(learned, drawn):

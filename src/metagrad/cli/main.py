@@ -96,9 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"metagrad: {error}: check the path, its permissions and the space there", file=sys.stderr)
         return 2
-    except OverflowError as error:
-        print(f"metagrad: a number is too large ({error}): lower it", file=sys.stderr)
-        return 2
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

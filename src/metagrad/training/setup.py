@@ -92,7 +92,7 @@ def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> 
         if they are not there, or are others.
     """
     remembered = run.record.get("data_dir")
-    if run.dataset != "folder" and ("METAGRAD_DATA" in os.environ or not os.path.exists(remembered or "")):
+    if run.dataset != "folder" and (os.environ.get("METAGRAD_DATA") or not os.path.exists(remembered or "")):
         remembered = None  # where to look was said anew, or they were moved
     dataset = data.load(
         run.dataset,
