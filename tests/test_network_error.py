@@ -29,7 +29,7 @@ def test_rows_of_a_trained_network(tmp_path):
         assert abs(row.cosine) <= 1 + 1e-12
         # The law of cosines ties the three together.
         assert row.error**2 == pytest.approx(1 + row.length**2 - 2 * row.length * row.cosine, abs=1e-9)
-    save(draw_network(rows, "caption"), tmp_path / "figure.png")
+    save(draw_network(rows, "caption"), tmp_path / "figure.png", "png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

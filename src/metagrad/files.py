@@ -1,36 +1,40 @@
-"""Files that are complete or absent, whatever happens while they are written."""
+"""Files that are complete or absent, whatever happens while they are written, and that never lead elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from metagrad.errors import MetagradError
 
-
-def is_number(value: Any) -> bool:
-    """Say whether a value that was read from JSON is a number, and not one of true and false."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 10**300  # else it is beyond every float
-    return isinstance(value, float)
+_TEMPORARY = re.compile(r"\.metagrad-[0-9a-f]{16}\.tmp")
+# Windows has neither: a link is not followed to be opened there anyway, and bytes are bytes with O_BINARY.
+_OWN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError], follow: bool = False
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    A file that is replaced passes its permissions on. Once this returns, the file survives a power cut.
 
     Parameters
     ----------
     path:
         the file to make or replace; missing folders are made.
     write:
-        called with the temporary path, which ends as ``path`` does.
+        called with the temporary path, ``.metagrad-<16 hexadecimal digits>.tmp``.
     refused:
         makes the exception to raise from what the system said (disk full, no permission).
+    follow:
+        for a path that a person named: if it is a link, what it leads to is replaced. Otherwise the link itself is.
 
     Raises
     ------
@@ -38,26 +42,106 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, refused: Call
         as ``refused`` says; what was at ``path`` before is still there, and no temporary file is left.
     """
     temporary = None
-    path = Path(os.path.realpath(path))  # a link stays; what it leads to is replaced
+    if follow:
+        path = Path(os.path.realpath(path))
     try:
-        if path.exists() and not path.is_file():  # a device, a pipe: the move would do away with it
-            raise OSError(errno.EINVAL, "it is no plain file")
+        mode = _mode_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are for their owner alone, and a cache or a run may be shared.
-        temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
+        temporary = path.with_name(f".metagrad-{secrets.token_hex(8)}.tmp")
+        # Private from the first byte on where the old file was. Not tempfile: its files are for their owner alone, and
+        # a cache or a run may be shared.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _OWN_FILE, 0o666 if mode is None else mode))
+        mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
         write(temporary)
         temporary.chmod(mode)  # a library may have put a file of its own there, for its owner alone
         with temporary.open("rb+") as written:  # else a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise refused(error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):  # a name too long cannot even be looked for
                 temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+
+
+def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradError], follow: bool = False) -> None:
+    """Write a text file as :func:`write_atomically` does, in UTF-8."""
+    write_atomically(
+        path, lambda part: _ignore(part.write_text(text, encoding="utf-8")), refused=refused, follow=follow
+    )
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line of text to a file; one that a kill or a full disk cut off before is completed first.
+
+    A file that has other names (hard links) gets a copy of its own, so that they stay as they are.
+
+    Raises
+    ------
+    OSError
+        if the system refuses, or ``path`` is a link; the file is as it was before.
+    """
+    _unshare(path)
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | _OWN_FILE, 0o666)
+    try:
+        size = os.fstat(file).st_size
+        cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        data = f"{chr(10) if cut else ''}{line}\n".encode()
+        try:
+            if os.write(file, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut a file to ``size`` bytes; other names (hard links) of it keep their content.
+
+    Raises
+    ------
+    OSError
+        if the system refuses, or ``path`` is a link.
+    """
+    _unshare(path)
+    file = os.open(path, os.O_WRONLY | _OWN_FILE)
+    try:
+        os.ftruncate(file, size)
+    finally:
+        os.close(file)
+
+
+def sync_file(path: Path) -> None:
+    """Make sure that what was appended to a file survives a power cut; a file that is not there is none."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems sync none
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def is_leftover(name: str) -> bool:
+    """Say whether a file of this name is a temporary one, left by a process that was killed while it wrote."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder of our own that nobody writes to now; nothing else is touched."""
+    for entry in os.scandir(folder):
+        if is_leftover(entry.name) and entry.is_file(follow_symlinks=False):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
 
 
 def require_readable(path: Path, *, missing: str) -> None:
@@ -119,3 +203,44 @@ def require_apart(out: Path, *sources: Path, ours: Callable[[str], bool] = lambd
         within = there in here.parents and out.exists() and ours(out.name)
         if here == there or within:
             raise MetagradError(f"--out {out} would replace what is read from {source}: name another file")
+
+
+def _mode_of(path: Path) -> int | None:
+    """Return the permissions of the plain file at ``path``, ``None`` where there is none; a link has none.
+
+    Raises
+    ------
+    OSError
+        if there is something else, a device or a pipe, or a file that is write-protected.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        return None
+    if not stat.S_ISREG(status.st_mode):  # the move would do away with it
+        raise OSError(errno.EINVAL, "it is no plain file")
+    mode = stat.S_IMODE(status.st_mode)
+    if not mode & stat.S_IWUSR:  # its owner took care that it is not replaced; root would do it all the same
+        raise OSError(errno.EACCES, "it is write-protected")
+    return mode
+
+
+def _unshare(path: Path) -> None:
+    """Give a file of several names (hard links) a copy of its own."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        data = path.read_bytes()
+        write_atomically(path, lambda part: _ignore(part.write_bytes(data)), refused=_as_it_is)
+
+
+def _as_it_is(error: OSError) -> MetagradError:
+    raise error
+
+
+def _ignore(count: int) -> None:
+    del count

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, require_readable, require_text, write_atomically
+from metagrad.files import require_readable, require_text, write_atomically
+from metagrad.strict_json import is_number
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import built
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metagrad.errors import MetagradError
-from metagrad.files import is_number
+from metagrad.strict_json import is_number
 
 CALIBRATION = "calibration.json"
 FACTS = ("brightness", "contrast", "detail")

@@ -73,7 +73,7 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
     def refused(error: OSError) -> MetagradError:
         return MetagradError(f"cannot write {path} ({error.strerror or error}): choose another --out")
 
-    write_atomically(path, write, refused=refused)
+    write_atomically(path, write, refused=refused, follow=True)
 
 
 def _onnx(program: Any, path: Path, facts: dict[str, str]) -> None:

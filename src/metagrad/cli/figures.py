@@ -26,8 +26,11 @@ def write_figure(screen: Console, out: Path, name: str, figure: Figure, rows: Se
         path = out / f"{name}.{ending}"
         write_atomically(
             path,
-            lambda part: _save_rows(rows, protocol, part) if part.suffix == ".csv" else save(figure, part),
+            lambda part, form=ending: (  # type: ignore[misc]
+                _save_rows(rows, protocol, part) if form == "csv" else save(figure, part, form)
+            ),
             refused=lambda error, path=path: _refused(path, error),  # type: ignore[misc]
+            follow=True,
         )
         say(screen, str(path))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metagrad.errors import MetagradError
-from metagrad.files import is_number
+from metagrad.strict_json import is_number
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -205,10 +205,10 @@ def draw_heads(rows: Sequence[CurveRow], caption: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its path ends, ``.png`` or ``.svg``; the same figure gives the same bytes."""
+def save(figure: Figure, path: Path, form: str) -> None:
+    """Write a figure as ``"png"`` or ``"svg"``; the same figure gives the same bytes."""
     with matplotlib.rc_context({"svg.hashsalt": "metagrad"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(path, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
 
 
 def _plain(axes: Axes) -> None:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 import metagrad
 from metagrad.errors import MetagradError
-from metagrad.files import is_number, require_readable, require_text, write_atomically
+from metagrad.files import is_leftover, remove_leftovers, require_readable, require_text, write_atomically
 from metagrad.ranks import ALONE, Ranks
+from metagrad.strict_json import is_number
 from metagrad.training.config import DATASETS, TrainConfig
 
 FORMAT = 1
@@ -111,12 +112,9 @@ class Run:
             if folder.exists() and not folder.is_dir():
                 raise MetagradError(f"{folder} is a file: choose another --run")
             folder.mkdir(parents=True, exist_ok=True)
+            _require_unused(folder)  # before it is locked: a folder that is refused stays as it was
             with run:  # two processes may have chosen the same folder: the second must find it taken
-                if any(path.name != ".lock" for path in folder.iterdir()):
-                    raise MetagradError(
-                        f"{folder} exists already: continue it with --resume {folder}, delete it, or choose another "
-                        "--run"
-                    )
+                _require_unused(folder)
                 run.write_json("config.json", record)
         except OSError as error:
             raise _storage_error(folder, error) from error
@@ -170,8 +168,7 @@ class Run:
             return self
         try:
             self._lock.acquire(timeout=0)
-            for left in self.folder.glob(".*-*"):  # by a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
         except filelock.Timeout as error:
             raise MetagradError(f"another process is working in {self.folder}: wait for it or stop it") from error
         except OSError as error:
@@ -293,6 +290,14 @@ class Run:
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         path = self.folder / name
         write_atomically(path, write, refused=lambda error: _storage_error(path, error))
+
+
+def _require_unused(folder: Path) -> None:
+    """Refuse a folder in which there is anything but what a run that was killed at its very beginning leaves."""
+    if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
+        # Two runs that began at the same moment are told the same, and what is there is nobody's to delete unasked.
+        advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
+        raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
 
 
 def versions() -> dict[str, str]:
