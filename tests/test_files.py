@@ -122,7 +122,7 @@ def test_appending_and_truncating_refuse_links_and_leave_other_names_alone(tmp_p
     victim.write_text("precious\n")
     link.symlink_to(victim)
     for change in (lambda: append_line(link, "x"), lambda: truncate(link, 0)):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="symbolic"):
             change()
     os.link(victim, other)
     append_line(other, "more")
@@ -146,6 +146,6 @@ def test_a_full_disk_leaves_no_half_of_a_line(tmp_path, monkeypatch):
     append_line(path, "one")
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:2]))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="space"):
         append_line(path, "two")
     assert path.read_text() == "one\n"

@@ -68,9 +68,11 @@ def write_atomically(
 
 def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradError], follow: bool = False) -> None:
     """Write a text file as :func:`write_atomically` does, in UTF-8."""
-    write_atomically(
-        path, lambda part: _ignore(part.write_text(text, encoding="utf-8")), refused=refused, follow=follow
-    )
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write, refused=refused, follow=follow)
 
 
 def append_line(path: Path, line: str) -> None:

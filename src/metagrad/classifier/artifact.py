@@ -119,6 +119,7 @@ class Classifier:
             path,
             write,
             refused=lambda e: MetagradError(f"cannot write {path} ({e.strerror or e}): choose another --out"),
+            follow=True,
         )
 
     @classmethod

@@ -52,6 +52,7 @@ class Report:
             screen,
             [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)],
             self.out,
+            follow=True,
         )
         size = os.path.getsize(self.out) / 1024
         screen.print(
@@ -91,9 +92,12 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     return Shown(label, run.record, lines, result, Calibration.read(run.folder), grids, hardest)
 
 
-def write_page(screen: Console, runs: list[Shown], out: Path) -> None:
-    """Write the page of these runs; a file that is there is replaced once the new one is whole."""
-    from metagrad.files import write_atomically
+def write_page(screen: Console, runs: list[Shown], out: Path, *, follow: bool = False) -> None:
+    """Write the page of these runs; a file that is there is replaced once the new one is whole.
+
+    ``follow``: if ``out`` is a link, what it leads to is replaced; for a path that a person named.
+    """
+    from metagrad.files import write_text
     from metagrad.report.page import page
 
     def refused(error: OSError) -> MetagradError:
@@ -107,7 +111,7 @@ def write_page(screen: Console, runs: list[Shown], out: Path) -> None:
             raise MetagradError(
                 f"a file of {which} is damaged ({type(error).__name__}: {error}): restore it"
             ) from error
-    write_atomically(out, lambda path: _write(path, text), refused=refused)
+    write_text(out, text, refused=refused, follow=follow)
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -126,7 +130,3 @@ def _result(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MetagradError(f"{path} is damaged ({error}): restore or remove it") from error
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
