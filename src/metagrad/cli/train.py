@@ -76,17 +76,21 @@ class Train:
         from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.ranks import joined
         from metagrad.training.loop import train
+        from metagrad.training.setup import learned
 
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
             run, dataset, resume = self._prepare(ranks, words, data_progress(screen))
             with run:
-                if resume:
+                first = 0
+                if ranks.from_first(run.has("last")):
+                    channels, *_, size = dataset.train.images.shape[1:]
+                    first = learned(run, "last", channels=channels, size=size, ranks=ranks).facts["step"]
+                if resume:  # only now, that it is known to be able to go on
                     self._raise_meta_steps(run)
                     if "--device" in _options(words):
                         run.config = dataclasses.replace(run.config, device=self.config.device)
-                first = run.load("last", ranks).facts["step"] if ranks.from_first(run.has("last")) else 0
                 screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
                 steps = run.config.meta_steps
                 assert steps is not None
@@ -212,10 +216,9 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     from metagrad.cli.progress import WorkProgress
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
-        found = calibrate(
-            Learner.of(run.folder), dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress
-        )
-    run.write_json(CALIBRATION, found.as_json())
+        learner = Learner.of(run.folder, calibrated=False)
+        found = calibrate(learner, dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress)
+    run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     own = found.own
     screen.print(
         f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "
