@@ -75,7 +75,9 @@ def failed(run: Run, step: int, error: Exception) -> str:
 
 def _against_divergence(config: TrainConfig, error: Exception) -> str:
     """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
-    lr = config.inner_lr or 0.0
+    if config.inner_lr is None:
+        return "lower --outer-lr"
+    lr = config.inner_lr
     if config.lam is not None and config.lam * lr > 2:
         return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
     if config.linear_solver == "neumann" and isinstance(error, DivergedError):

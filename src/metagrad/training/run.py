@@ -247,7 +247,8 @@ class Run:
         trained_as = facts["trained_as"]
         if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
             raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
-        if stored.digest is None:
+        if stored.digest is None and self.folder not in _SAID:
+            _SAID.add(self.folder)
             warnings.warn(
                 f"{self.folder} has checkpoints without a checksum, written by an older metagrad: whether they are as "
                 "they were written cannot be told",
@@ -357,6 +358,7 @@ class Run:
         return found
 
 
+_SAID: set[Path] = set()  # runs of which it was said, once in a process, that they have no checksums
 # What grows line by line; a link in place of one would be written through.
 _APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
 
