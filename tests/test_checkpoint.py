@@ -77,6 +77,12 @@ def test_one_bit_anywhere_in_a_checkpoint_is_noticed(run, name):
     Run.open(run).load(name)
 
 
+def test_a_checkpoint_that_lost_its_checksum_is_refused(run):
+    changed(run / "best.safetensors", lambda leaves, facts: None, digest=False)
+    with pytest.raises(MetagradError, match="has no checksum"):
+        Run.open(run).load("best")
+
+
 def put(name, change):
     return lambda leaves, facts: leaves.__setitem__(name, change(leaves[name]))
 
@@ -85,7 +91,7 @@ def say(**facts):
     return lambda leaves, old: old.update(facts)
 
 
-@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -108,9 +114,11 @@ def say(**facts):
         (say(run="another"), "another run"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(run, change, says, digest):
+def test_a_checkpoint_that_does_not_fit_is_refused(run, tmp_path, change, says, old):
+    if old:
+        run = Path(shutil.copytree(OLD, tmp_path / "old"))
     for name in ("best", "last"):
-        changed(run / f"{name}.safetensors", change, digest=digest)
+        changed(run / f"{name}.safetensors", change, digest=not old)
     before = contents(run)
     for use in (lambda: measure(Run.open(run), toy(), tasks=2), lambda: go_on(run)):
         with pytest.raises(MetagradError, match=says):

@@ -71,8 +71,9 @@ class Proximal:
             return
         for name, lam in self.at(theta, names).items():
             if host.may_look(lam) and not (lam > 0).all():
+                least = lam.min().item()
                 raise NotFiniteError(
-                    f"lam of {name!r} must be positive, got {lam.min().item():.3g}: learn its logarithm, in smaller steps"
+                    f"lam of {name!r} must be positive, got {least:.3g}: learn its logarithm, in smaller steps"
                 )
 
 

@@ -247,6 +247,8 @@ class Run:
         trained_as = facts["trained_as"]
         if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
             raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
+        if stored.digest is None and "run" in self.record:
+            raise MetagradError(f"{path} has no checksum, and this run writes them: restore the file of {self.folder}")
         if stored.digest is None and self.folder not in _SAID:
             _SAID.add(self.folder)
             warnings.warn(
