@@ -71,7 +71,7 @@ def test_one_bit_anywhere_in_a_checkpoint_is_noticed(run, name):
         altered = bytearray(whole)
         altered[place // 8] ^= 1 << place % 8
         path.write_bytes(altered)
-        with pytest.raises(MetagradError, match=rf"{name}\.safetensors is damaged"):
+        with pytest.raises(MetagradError, match=rf"{name}\.safetensors (is damaged|has no checksum)"):
             Run.open(run).load(name)
     path.write_bytes(whole)
     Run.open(run).load(name)
@@ -217,7 +217,7 @@ def test_metrics_that_lost_their_end_are_said_and_cut_to_whole_lines(run):
     whole = path.read_bytes()
     path.write_bytes(whole[:150])
     rewritten(run / "config.json", lambda record: record["config"].update(meta_steps=24, val_every=4))
-    with pytest.warns(MetagradWarning, match=rf"has lost its end: 150 of the {len(whole)} bytes"):
+    with pytest.warns(MetagradWarning, match=rf"has lost its end: 150 of {len(whole)} bytes"):
         assert go_on(run).result is not None
     for line in path.read_text().splitlines():
         json.loads(line)

@@ -76,6 +76,7 @@ class Train:
         from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.ranks import joined
         from metagrad.training.loop import train
+        from metagrad.training.run import require_own
         from metagrad.training.setup import learned
 
         writer = _tensorboard() if self.tensorboard else None
@@ -100,6 +101,7 @@ class Train:
                 ):
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
+                        require_own(run.folder / "tensorboard")
                         report = _also(progress, writer(str(run.folder / "tensorboard")), run, dataset)
                     outcome = train(run, dataset, resume=resume, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import math
 import os
 import secrets
@@ -31,12 +30,11 @@ from metagrad.files import (
     remove_leftovers,
     require_readable,
     require_text,
-    sync_file,
-    truncate,
+    sync_folder,
     write_text,
 )
 from metagrad.ranks import ALONE, Ranks
-from metagrad.strict_json import is_count
+from metagrad.training import metrics_file
 from metagrad.training.checkpoint import State, require_facts
 from metagrad.training.config import TrainConfig
 from metagrad.training.record import FORMAT, read_record, versions
@@ -103,6 +101,7 @@ class Run:
             with run:  # two processes may have chosen the same folder: the second must find it taken
                 _require_unused(folder)
                 run.write_json("config.json", record)
+            sync_folder(folder.parent)
         except OSError as error:
             raise _storage_error(folder, error) from error
         return run
@@ -134,7 +133,7 @@ class Run:
         if not self.writes:
             return self
         for name in _APPENDED:
-            _require_own(self.folder / name)
+            require_own(self.folder / name)
         try:
             self._lock.acquire(timeout=0)
             remove_leftovers(self.folder)
@@ -157,7 +156,7 @@ class Run:
         if not self.writes:
             return
         path = self.folder / name
-        _require_own(path)
+        require_own(path)
         finite = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
         try:
             append_line(path, strict_json.dump(finite))
@@ -165,25 +164,12 @@ class Run:
             raise _storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines; one that a crash has cut off at the end is left out.
+        """Return the logged lines; see :func:`metagrad.training.metrics_file.lines_of`."""
+        return metrics_file.lines_of(self.metrics_path)
 
-        Raises
-        ------
-        MetagradError
-            for a line that is damaged.
-        """
-        found = []
-        with self.metrics_path.open("rb") as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = strict_json.parse(text)
-                except ValueError:
-                    line = None
-                if isinstance(line, dict) and is_count(line.get("step")) and all(map(_is_number, line.values())):
-                    found.append({name: value for name, value in line.items() if math.isfinite(value)})
-                elif text.endswith(b"\n"):
-                    raise MetagradError(f"{self.metrics_path} is damaged in line {number}: restore or remove that line")
-        return found
+    def metrics_fault(self, state: State) -> str | None:
+        """Say what is wrong with ``metrics.jsonl`` up to a checkpoint, if anything is."""
+        return metrics_file.fault(self.metrics_path, state.facts)
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
@@ -191,17 +177,10 @@ class Run:
             return
         path = self.folder / f"{name}.safetensors"
         try:
-            sync_file(self.metrics_path)  # its lines are older than the checkpoint and must not be lost alone
-            logged = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
+            logged = metrics_file.facts_of(self.metrics_path)
         except OSError as error:
             raise _storage_error(self.metrics_path, error) from error
-        facts = {
-            **state.facts,
-            "metrics_bytes": len(logged),
-            "metrics_digest": _sha256(logged),
-            "trained_as": self._trained_as(),
-            "run": self.record.get("run"),
-        }
+        facts = {**state.facts, **logged, "trained_as": self._trained_as(), "run": self.record.get("run")}
         tensorfile.write(path, state.tensors, facts, key="facts", refused=lambda error: _storage_error(path, error))
 
     def has(self, name: str) -> bool:
@@ -273,30 +252,11 @@ class Run:
             return
         said = None if state is None else self.metrics_fault(state)
         try:
-            if self.metrics_path.exists():
-                logged = self.metrics_path.read_bytes()[: 0 if state is None else state.facts["metrics_bytes"]]
-                truncate(self.metrics_path, logged.rfind(b"\n") + 1)
+            metrics_file.rewind(self.metrics_path, 0 if state is None else state.facts["metrics_bytes"])
         except OSError as error:
             raise _storage_error(self.metrics_path, error) from error
         if said is not None:
             warnings.warn(said, MetagradWarning, stacklevel=2)
-
-    def metrics_fault(self, state: State) -> str | None:
-        """Say what is wrong with ``metrics.jsonl`` up to a checkpoint, if anything is."""
-        facts = state.facts
-        there = self.metrics_path.read_bytes() if self.metrics_path.exists() else b""
-        logged = there[: facts["metrics_bytes"]]
-        if len(logged) < facts["metrics_bytes"]:
-            return (
-                f"{self.metrics_path} has lost its end: {len(logged)} of the {facts['metrics_bytes']} bytes that "
-                f"there were at meta-step {facts['step']}; the curve has a gap, the training itself has none"
-            )
-        if facts.get("metrics_digest") not in (None, _sha256(logged)):
-            return (
-                f"{self.metrics_path} was altered, or is another run's: do not trust the curve up to meta-step "
-                f"{facts['step']}; the training itself does not depend on it"
-            )
-        return None
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of the run in one step, with a digest of what is in it.
@@ -365,7 +325,14 @@ _SAID: set[Path] = set()  # runs of which it was said, once in a process, that t
 _APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
 
 
-def _require_own(path: Path) -> None:
+def require_own(path: Path) -> None:
+    """Refuse a link among the files of a run that grow: they would be written through.
+
+    Raises
+    ------
+    MetagradError
+        naming it.
+    """
     if path.is_symlink():
         raise MetagradError(f"{path} is a link, and a run writes to files of its own alone: remove it")
 
@@ -376,15 +343,6 @@ def _require_unused(folder: Path) -> None:
         # What is there may be another run's, or anybody's: it is not for us to say that it can go.
         advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
         raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it may stand in a line of metrics: versions before 0.2 wrote infinite ones too."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _storage_error(path: Path, error: OSError) -> MetagradError:
