@@ -50,6 +50,7 @@ def write(
     key: str,
     refused: Callable[[OSError], MetagradError],
     follow: bool = False,
+    first: Callable[[], None] = lambda: None,
 ) -> str:
     """Write a file in one step; return the digest of what is in it.
 
@@ -59,19 +60,40 @@ def write(
         the name of the facts among the file's metadata.
     refused, follow:
         see :func:`metagrad.files.write_atomically`.
+    first:
+        what must be done before the file has its name; it is called in a thread, while the file is written.
     """
     text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
     plain = {name: leaf.detach().cpu().contiguous() for name, leaf in tensors.items()}
-    digest = digest_of(text, plain)
+    found: list[str] = []
 
     def fill(temporary: Path) -> None:
-        try:
-            save_file(plain, temporary, metadata={key: text, "digest": digest})
-        except SafetensorError as error:  # it wraps the system's error, disk full among them
-            raise OSError(str(error)) from error
+        # The digest takes as long as the writing: both at once, and what was left open for it is filled in.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            digest, done = pool.submit(digest_of, text, plain), pool.submit(first)
+            try:
+                save_file(plain, temporary, metadata={key: text, "digest": _OPEN})
+            except SafetensorError as error:  # it wraps the system's error, disk full among them
+                raise OSError(str(error)) from error
+            done.result()
+            found.append(digest.result())
+        _fill_in(temporary, found[0])
 
     write_atomically(path, fill, refused=refused, follow=follow)
-    return digest
+    return found[0]
+
+
+_OPEN = "2:" + 64 * "0"
+
+
+def _fill_in(path: Path, digest: str) -> None:
+    """Write the digest where the header has room for it."""
+    with path.open("rb+") as file:
+        (length,) = _HEADER.unpack(file.read(_HEADER.size))
+        # The facts are a string in the header: there, quotation marks have backslashes before them.
+        place = file.read(length).index(f'"digest":"{_OPEN}"'.encode()) + len('"digest":"')
+        file.seek(_HEADER.size + place)
+        file.write(digest.encode())
 
 
 def read(path: Path, *, key: str) -> Stored:

@@ -9,7 +9,7 @@ from typing import Any
 
 from metagrad import strict_json
 from metagrad.errors import MetagradError
-from metagrad.files import sync_file, truncate
+from metagrad.files import truncate
 from metagrad.strict_json import is_count
 
 
@@ -36,14 +36,13 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint remembers of the file, once its lines survive a power cut: they must not be lost alone.
+    """Return what a checkpoint remembers of the file.
 
     Raises
     ------
     OSError
         if the system refuses.
     """
-    sync_file(path)
     logged = path.read_bytes() if path.exists() else b""
     return {"metrics_bytes": len(logged), "metrics_digest": _sha256(logged)}
 

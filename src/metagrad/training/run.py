@@ -30,6 +30,7 @@ from metagrad.files import (
     remove_leftovers,
     require_readable,
     require_text,
+    sync_file,
     sync_folder,
     write_text,
 )
@@ -181,7 +182,14 @@ class Run:
         except OSError as error:
             raise _storage_error(self.metrics_path, error) from error
         facts = {**state.facts, **logged, "trained_as": self._trained_as(), "run": self.record.get("run")}
-        tensorfile.write(path, state.tensors, facts, key="facts", refused=lambda error: _storage_error(path, error))
+        tensorfile.write(
+            path,
+            state.tensors,
+            facts,
+            key="facts",
+            refused=lambda error: _storage_error(path, error),
+            first=lambda: sync_file(self.metrics_path),  # a power cut must not leave the checkpoint without its lines
+        )
 
     def has(self, name: str) -> bool:
         """Whether there is a checkpoint called ``name``."""
