@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metagrad import tree
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import EpisodeSampler, Tasks
-from metagrad.fewshot.meta import auto_chunks
+from metagrad.fewshot.meta import auto_chunks, require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.implicit import Solution
 from metagrad.ranks import ALONE, Ranks
+from metagrad.surroundings import ordinary, unrecorded
 from metagrad.tree import Params
 
 
@@ -69,9 +71,11 @@ def evaluate(
     """
     found = torch.zeros(tasks + 1, dtype=torch.float64, device=sampler.classes.images.device)  # accuracies, then loss
     batch = 32
-    with torch.no_grad():
+    theta = ordinary(tree.detach(theta))
+    with unrecorded():
         for first in range(0, tasks, batch):
-            drawn = sampler(min(batch, tasks - first), generator=generator)
+            drawn = ordinary(sampler(min(batch, tasks - first), generator=generator))
+            require_same_digits(theta, drawn.support.x)
             begin, end = ranks.mine(len(drawn))
             size = auto_chunks(drawn).query
             for start in range(begin, end, size):

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metagrad import tree
+from metagrad.fewshot import turns
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
 from metagrad.fewshot.norms import BatchNorm
@@ -42,7 +42,8 @@ class _Layer(NamedTuple):
         """Return a parameter with its task axis; one that ``params`` lacks is the module's, shared by the tasks."""
         found = params.get(self.name + key)
         if found is None:
-            leaf: Tensor = getattr(self.module, key)
+            with turns.TURN:
+                leaf: Tensor = getattr(self.module, key)
             found = leaf.expand(tasks, *leaf.shape)
         return found
 
@@ -63,7 +64,7 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     y, seen = x if isinstance(x, Prepared) else prepare(model, x)
     layers = _layers(model)
     if layers is None:
-        return torch.vmap(lambda phi, inputs: functional_call(model, phi, (inputs,)))(params, y)
+        return torch.vmap(lambda phi, inputs: turns.call(model, phi, inputs))(params, y)
     if seen is not None:
         conv, norm, *layers = layers
         assert isinstance(norm.module, BatchNorm)
@@ -73,6 +74,14 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     for layer in layers:
         y = _apply(layer, params, y)
     return y
+
+
+def output(model: nn.Module, params: Params, x: Tensor) -> Tensor:
+    """Return ``(N, ...)`` for one task, whose weights and inputs have no task axis."""
+    if _layers(model) is None:
+        found: Tensor = turns.call(model, params, x)
+        return found
+    return outputs(model, tree.expand(params, 1), x[None])[0]
 
 
 def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
@@ -87,7 +96,8 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
     for layer in layers:
         module = layer.module
         if isinstance(module, nn.Conv2d | nn.Linear):
-            weight, bias = (weights.get(layer.name + key, getattr(module, key)) for key in ("weight", "bias"))
+            with turns.TURN:
+                weight, bias = (weights.get(layer.name + key, getattr(module, key)) for key in ("weight", "bias"))
             if isinstance(module, nn.Linear):
                 x = F.linear(x, weight, bias)
                 continue

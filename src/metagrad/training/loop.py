@@ -27,6 +27,7 @@ from metagrad.fewshot import (
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
+from metagrad.surroundings import usual
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.config import TrainConfig
 from metagrad.training.health import against_divergence, kept, require_finite, warn_dead, warn_noise
@@ -60,6 +61,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
+@usual()
 def train(
     run: Run,
     dataset: Dataset,
