@@ -76,14 +76,6 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     return y
 
 
-def output(model: nn.Module, params: Params, x: Tensor) -> Tensor:
-    """Return ``(N, ...)`` for one task, whose weights and inputs have no task axis."""
-    if _layers(model) is None:
-        found: Tensor = turns.call(model, params, x)
-        return found
-    return outputs(model, tree.expand(params, 1), x[None])[0]
-
-
 def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
     """Return what :func:`outputs` does for weights that all tasks share, without a task axis; once differentiable.
 
@@ -160,7 +152,8 @@ def _folds(layers: list[_Layer]) -> bool:
     conv, norm = layers[0].module, layers[1].module
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, BatchNorm) or conv.bias is not None:
         return False
-    return conv.weight[0].numel() <= conv.out_channels
+    with turns.TURN:
+        return conv.weight[0].numel() <= conv.out_channels
 
 
 def _window(conv: nn.Module, x: Tensor) -> Window:

@@ -91,7 +91,7 @@ class Head:
 
     def output(self, phi: Params, features: Tensor) -> Tensor:
         """Return ``(N, ...)`` for the features and the head of one task."""
-        return many.output(self.module, self._own(phi), features)
+        return turns.call(self.module, self._own(phi), features)
 
     def _own(self, phi: Params) -> Params:
         return {name.removeprefix(f"{self.path}."): leaf for name, leaf in phi.items()}

@@ -3,7 +3,7 @@
 ``functional_call`` puts other weights into the module itself until it returns, and a look at what a module is given
 adds a hook to it: meanwhile another thread would compute with those weights, or copy them. So both, and whoever reads a
 module's weights, take turns. Networks of layers that take the task axis themselves (:mod:`metagrad.fewshot.many`) are
-never touched, and threads do not wait for each other.
+hardly ever touched, and threads hardly wait for each other.
 """
 
 from __future__ import annotations

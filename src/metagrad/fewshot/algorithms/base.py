@@ -195,7 +195,7 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
     """
     return Composed(
-        outputs=lambda phi, theta, batch: many.output(
+        outputs=lambda phi, theta, batch: turns.call(
             model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
         ),
         loss=cross_entropy,
