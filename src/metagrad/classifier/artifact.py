@@ -22,6 +22,7 @@ from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.files import require_readable, require_text
 from metagrad.strict_json import is_number
+from metagrad.surroundings import usual
 from metagrad.training.checkpoint import require_like
 from metagrad.training.config import TrainConfig
 from metagrad.training.record import LARGEST_IMAGE
@@ -64,13 +65,14 @@ class Classifier:
     strange: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @usual()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities ``(N, classes)`` and strangeness ``(N,)`` of images uint8 ``(N, C, H, W)``.
 
         Strangeness is the distance from the nearest class among the network's features, where 1 is the mean distance
         between classes.
         """
-        found = [(torch.empty(0, len(self.classes)), torch.empty(0))]
+        found = [(torch.empty(0, len(self.classes), dtype=torch.float32), torch.empty(0, dtype=torch.float32))]
         with torch.inference_mode():
             for part in images.split(_BATCH):
                 x = (part.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import tyro
 
 from metagrad.cli import allocator
 from metagrad.cli.interrupt import Interrupt
-from metagrad.cli.text import printable
+from metagrad.cli.text import say
 from metagrad.errors import MetagradError
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -174,7 +173,7 @@ class Train:
         if few and self.strict:
             raise MetagradError(few)
         for note in [*dataset.notes, *([few] if few else [])]:
-            print(f"metagrad: {printable(note)}", file=sys.stderr)
+            say(note)
         own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
         if name == "folder":
             own |= _own_data(self.data_dir, dataset)

@@ -27,6 +27,7 @@ from metagrad.fewshot import (
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
+from metagrad.surroundings import usual
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.checkpoint import State
 from metagrad.training.config import TrainConfig
@@ -61,6 +62,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
+@usual()
 def train(
     run: Run,
     dataset: Dataset,

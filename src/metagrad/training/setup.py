@@ -49,6 +49,7 @@ from metagrad.implicit import (
     Woodbury,
 )
 from metagrad.ranks import ALONE, Ranks, local_device
+from metagrad.surroundings import in_float32
 from metagrad.training.checkpoint import State, require_generator, require_optimizer, require_theta, require_warm
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
@@ -61,6 +62,7 @@ def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[
     return method, model.to(device)
 
 
+@in_float32()
 def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetworks, nn.Module]:
     """Return the method and the freshly initialised network for images of ``channels`` × ``size`` × ``size``."""
     generator = torch.Generator().manual_seed(config.seed)
