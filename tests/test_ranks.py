@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from metagrad.ranks import Ranks
+from metagrad.cli.main import main
+from metagrad.errors import MetagradError
+from metagrad.ranks import Ranks, local_device, restarted
 
 SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "4", "--test-tasks", "40",
          "--schedule", "constant", "--inner-steps", "2"]  # fmt: skip
@@ -141,6 +143,40 @@ def test_a_port_in_use_is_named(tmp_path):
     assert process.returncode == 2
     assert f"the ranks cannot meet at 127.0.0.1:{port}" in complaint
     assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": ""}, "RANK is ''"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, and WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '999"),
+    ],
+)
+def test_what_the_environment_says_is_checked(variables, named, monkeypatch, capsys, tmp_path):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert len(said.splitlines()) == 1
+    assert len(said) < 400
+
+
+def test_other_variables_are_checked_where_they_count(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "-1")
+    assert local_device("cpu") == "cpu"
+    with pytest.raises(MetagradError, match="LOCAL_RANK is 'x'"):
+        local_device("cuda")
+    with pytest.raises(MetagradError, match="TORCHELASTIC_RESTART_COUNT is '-1'"):
+        restarted()
 
 
 def begun(run, lines=2, seconds=120):

@@ -294,16 +294,16 @@ def test_autocast_does_not_hand_out_weights_from_before_an_update():
     """Torch remembers cast weights for as long as an autocast lasts."""
 
     def twice(inside):
-        method, theta = ANIL(), ANIL().init(OWN)
+        method, theta = ProtoNet(), ProtoNet().init(CONV4)
         with torch.autocast("cpu", torch.bfloat16) if inside else contextlib.nullcontext():
             for _ in range(2):
                 for leaf in theta.values():
                     leaf.grad = None
                 with contextlib.nullcontext() if inside else torch.autocast("cpu", torch.bfloat16):
-                    meta_gradient(method, OWN, theta, TASKS)
+                    meta_gradient(method, CONV4, theta, TASKS)
                 with torch.no_grad():
                     for leaf in theta.values():
-                        leaf.add_(leaf.grad, alpha=-10.0)
+                        leaf.add_(leaf.grad, alpha=-1.0)
         return theta
 
     for one, other in zip(twice(True).values(), twice(False).values(), strict=True):

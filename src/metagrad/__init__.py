@@ -5,8 +5,6 @@ The names below are imported on first use, so that the command line answers ``--
 
 from __future__ import annotations
 
-from importlib import import_module
-
 TYPE_CHECKING = False  # typing's takes 10 ms, in which Ctrl-C would end the command in a traceback
 if TYPE_CHECKING:
     from typing import Any
@@ -76,6 +74,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
     if name in _HOMES:
+        from importlib import import_module
+
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'metagrad' has no attribute {name!r}")
 

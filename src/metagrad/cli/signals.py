@@ -10,15 +10,17 @@ This module is imported before anything else of the command and must stay light.
 from __future__ import annotations
 
 import _thread
-import signal
 import sys
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from types import FrameType
     from typing import Any
+else:  # without the enums, whose import takes milliseconds in which nobody holds a signal back
+    import _signal as signal
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _SOON = 0.02  # seconds
