@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +46,8 @@ class Room:
                 self._changed.notify_all()
 
 
-_ROOM = Room(MOST_PIXELS)  # with transparency, a pixel takes up to 14 bytes while it is decoded
+_LARGE = 4_000_000  # pixels
+_ROOM = Room(MOST_PIXELS)  # a pixel takes 8 to 12 bytes while it is decoded
 
 
 def reason(error: Exception) -> str:
@@ -63,6 +66,8 @@ def reason(error: Exception) -> str:
 def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white") -> Iterator[Image.Image]:
     """Open one picture, upright and RGB, transparent parts ``behind``; ``at_least`` so many pixels a side are enough.
 
+    It waits until there is room for its pixels beside those that other threads have open. Not to be nested.
+
     Raises
     ------
     ValueError
@@ -76,8 +81,24 @@ def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white"
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
         with _ROOM.taken(whole if "progressive" in image.info else image.width * image.height):
-            ImageOps.exif_transpose(image, in_place=True)
-            yield _rgb(image, behind)
+            shown = image
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+                shown = _rgb(image, behind)
+                yield shown
+            finally:
+                shown.close()  # gives the memory back before others take the room
+                image.close()
+                if whole > _LARGE:
+                    _give_back()
+
+
+def _give_back() -> None:
+    """Give freed memory back to the system: glibc keeps it for the thread that freed it, 400 MB for each."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and need none
+        if trim is not None:
+            trim(0)
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -99,9 +120,18 @@ def _rgb(image: Image.Image, behind: str) -> Image.Image:
         np.multiply(grey, np.float32(255 / top), out=seen, dtype=np.float32, casting="unsafe")
         return Image.fromarray(seen).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, behind), clear).convert("RGB")
+        return _composed(image, behind)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _composed(image: Image.Image, behind: str) -> Image.Image:
+    """Return a picture with transparent parts on paper, a few lines at a time: five copies of it take 2 GB."""
+    whole = Image.new("RGB", image.size)
+    height = max(1, 2**20 // image.width)
+    for top in range(0, image.height, height):
+        part = image.crop((0, top, image.width, min(top + height, image.height))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", part.size, behind), part).convert("RGB"), (0, top))
+    return whole
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
