@@ -15,7 +15,6 @@ from PIL import Image
 from metagrad import MetagradError, MetagradWarning, data
 from metagrad.data import folder, pictures
 from metagrad.data.archive import fingerprint
-from metagrad.data.pickled import read_arrays
 from metagrad.fewshot import EpisodeSampler
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import episodes_of, too_few
@@ -343,8 +342,3 @@ def test_archives_that_hide_their_pictures_are_called_so(tmp_path):
             broken.writestr(name, b"not a picture")
     with pytest.raises(MetagradError, match="none of 2 files can be read"):
         folder.load(tmp_path / "none.zip", size=SIZE)
-
-
-def test_a_pickle_that_holds_itself_ends():
-    found = read_arrays(b"\x80\x02]q\x00h\x00a.", "here")
-    assert found[0] is found

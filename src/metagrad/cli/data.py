@@ -34,9 +34,9 @@ class Data:
     """Say which data sets there are, what is in one, or whether a folder can be used."""
 
     what: tyro.conf.Positional[Literal["list", "info", "verify"]]
-    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every file of
-    a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where it
-    cannot be used)."""
+    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every
+    file of a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where
+    it cannot be used)."""
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = None
     """The data set (info, verify), or the folder or zip (verify)."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None

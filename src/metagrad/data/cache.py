@@ -226,19 +226,19 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         return None
     try:
         facts = strict_json.read(path)
+        if not isinstance(facts, dict):
+            raise ValueError("it is no object")
+        if "sha256" not in facts:
+            return None
+        if facts.pop("sha256") != _digest(facts):
+            raise ValueError("its digest is another")
+        return facts
     except FileNotFoundError:
         return None
     except OSError as error:
         raise storage_error(path, error) from error
-    except ValueError as error:
-        raise Damaged(path, str(error)) from error
-    if not isinstance(facts, dict):
-        raise Damaged(path, "it is no object")
-    if "sha256" not in facts:
-        return None
-    if facts.pop("sha256") != _digest(facts):
-        raise Damaged(path, "its digest is another")
-    return facts
+    except ValueError as error:  # not JSON, or with what is no number in it
+        raise Damaged(path, str(error)[:120]) from error
 
 
 def is_plain(path: Path) -> bool:
@@ -260,7 +260,4 @@ def is_plain(path: Path) -> bool:
 
 
 def _digest(facts: dict[str, Any]) -> str:
-    try:
-        return hashlib.sha256(strict_json.dump(facts).encode()).hexdigest()
-    except ValueError:  # not a number: no facts of ours
-        return ""
+    return hashlib.sha256(strict_json.dump(facts).encode()).hexdigest()

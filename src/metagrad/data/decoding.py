@@ -47,6 +47,7 @@ class Room:
 
 
 _LARGE = 4_000_000  # pixels
+_LINES = 1_000_000  # pixels that are composed at a time
 _ROOM = Room(MOST_PIXELS)  # a pixel takes 8 to 12 bytes while it is decoded
 
 
@@ -81,7 +82,7 @@ def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white"
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
         with _ROOM.taken(whole if "progressive" in image.info else image.width * image.height):
-            shown = image
+            shown: Image.Image = image
             try:
                 ImageOps.exif_transpose(image, in_place=True)
                 shown = _rgb(image, behind)
@@ -127,7 +128,7 @@ def _rgb(image: Image.Image, behind: str) -> Image.Image:
 def _composed(image: Image.Image, behind: str) -> Image.Image:
     """Return a picture with transparent parts on paper, a few lines at a time: five copies of it take 2 GB."""
     whole = Image.new("RGB", image.size)
-    height = max(1, 2**20 // image.width)
+    height = max(1, _LINES // image.width)
     for top in range(0, image.height, height):
         part = image.crop((0, top, image.width, min(top + height, image.height))).convert("RGBA")
         whole.paste(Image.alpha_composite(Image.new("RGBA", part.size, behind), part).convert("RGB"), (0, top))
