@@ -171,6 +171,20 @@ def test_damaged_pictures_are_decoded_again_and_it_is_said_once(tmp_path, monkey
     assert path.name in str(said[0].message)
 
 
+def test_reading_anew_checks_what_is_trusted_otherwise(tmp_path, monkeypatch):
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE, cache_dir=tmp_path).images.clone()
+    (path,) = (tmp_path / "pictures").glob("rows-*.npy")
+    monkeypatch.setattr(mapped, "_ALWAYS", 0)  # as if it were large
+    state = mapped._identity(path.stat())
+    monkeypatch.setattr(mapped, "_identity", lambda status: state)  # and the disk, not a program, changed it
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert not torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
+    with pytest.warns(MetagradWarning, match=r"npy is damaged .*: it is made anew"):
+        assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path, anew=True).images, before)
+    assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
+
+
 def test_counts_that_a_disk_changed_are_noticed(tmp_path):
     root = folder_of_pictures(tmp_path / "set")
     before = pictures.load(root, size=SIZE, cache_dir=tmp_path)

@@ -1,6 +1,8 @@
 """Decoding within bounds: many large pictures at once take no more memory than one."""
 
 import io
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -42,6 +44,16 @@ def test_room_is_given_back_after_a_failure():
     for _ in range(3):
         with pytest.raises(ValueError, match="broken"), room.taken(10):
             raise ValueError("broken")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_threads_it_has_not():
+    content = saved(Image.new("RGB", (400, 400)))
+    with decoding._ROOM.taken(decoding.MOST_PIXELS):
+        child = multiprocessing.get_context("fork").Process(target=decoding.decode, args=(content, 8))
+        child.start()
+        child.join(60)
+    assert child.exitcode == 0
 
 
 def saved(image, form="PNG", **options):

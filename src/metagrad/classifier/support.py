@@ -83,7 +83,9 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
             continue
         first = seen.setdefault(hashlib.sha256(result.tobytes()).digest(), name)
         if first != name and first.rpartition("/")[0] != label:
-            raise MetagradError(f"{first} and {name} are the same picture in two classes: remove one of them")
+            raise MetagradError(
+                f"{short(first)} and {short(name)} are the same picture in two classes: remove one of them"
+            )
         if first != name:
             twice.append(name)
             continue
@@ -91,8 +93,12 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         labels.append(label)
     empty = sorted({name.rpartition("/")[0] for name in names.values()} - set(labels))
     if empty:
-        raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
-    notes = [f"{one!r} and {other!r} are two classes, though named alike" for one, other in _alike(set(labels))]
+        raise MetagradError(
+            f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(skipped[0], 400)})"
+        )
+    notes = [
+        f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
+    ]
     if coloured > COLOURED:
         notes.append(
             "these look like photographs, of which a network for drawings knows nothing: their colours differ by "

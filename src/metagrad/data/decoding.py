@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import re
 import sys
 import threading
@@ -28,7 +29,12 @@ class Room:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = self._free = most
+        self._most = most
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is held: a process that is forked has none of the threads that would give it back."""
+        self._free = self._most
         self._changed = threading.Condition()
 
     @contextmanager
@@ -49,6 +55,8 @@ class Room:
 _LARGE = 4_000_000  # pixels
 _LINES = 1_000_000  # pixels that are composed at a time
 _ROOM = Room(MOST_PIXELS)  # a pixel takes 8 to 12 bytes while it is decoded
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ROOM.clear)
 
 
 def reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,7 +162,7 @@ def _are_facts(facts: dict[str, Any]) -> bool:
     counts, skipped, shared = (facts.get(name) for name in ("counts", "skipped", "shared"))
     lists = [facts.get(name) for name in ("twice", "archives", "others", "empty")]
     return (
-        isinstance(facts.get("digest"), str)
+        re.fullmatch("[0-9a-f]{64}", str(facts.get("digest"))) is not None
         and isinstance(counts, dict)
         and all(strict_json.is_count(count, 1) for count in counts.values())
         and isinstance(skipped, dict)
