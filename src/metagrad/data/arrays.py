@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from metagrad.data.cache import Damaged, atomic_save, cache_root, is_plain, prepared, storage_error
 
-# What zipfile and numpy raise on a file that is cut short, has a wrong checksum or is something else.
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError)
+_MOST_HEADER = 4096  # bytes before an array
 
 
 def cached_arrays(
@@ -80,17 +79,22 @@ def _read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         if error.errno in (None, errno.EIO, errno.EINVAL):  # a disk that lost it; a place before the file's start
             raise Damaged(path, str(error)) from error
         raise storage_error(path, error) from error
-    except _UNREADABLE as error:
+    except Damaged:
+        raise
+    except Exception as error:  # zipfile and numpy's parser of headers raise nearly anything
         raise Damaged(path, str(error)[:120] or type(error).__name__) from error
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
     with archive.open(f"{name}.npy") as member:
-        np.lib.format.read_magic(member)
-        claimed, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        if claimed != shape or fortran or dtype.str != "|u1":
-            raise ValueError(f"its {name} are {dtype} {claimed}, not uint8 {shape}")
-        data = bytearray(member.read(math.prod(shape)))
-        if member.read(1) or len(data) != math.prod(shape):  # at the end, zipfile compares the checksum
-            raise ValueError(f"its {name} have another length")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+        data = bytearray(member.read(size + _MOST_HEADER + 1))  # at the end, zipfile compares the checksum
+    stream = io.BytesIO(data)
+    np.lib.format.read_magic(stream)
+    claimed, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    start = stream.tell()
+    if claimed != shape or fortran or dtype.str != "|u1":
+        raise ValueError(f"its {name} are {dtype} {claimed}, not uint8 {shape}")
+    if len(data) != start + size:
+        raise ValueError(f"its {name} have another length")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
