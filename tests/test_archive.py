@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metagrad.classifier.support import listed
+from metagrad.data import zips
 from metagrad.data.archive import contents_digest, fingerprint, open_members
 from metagrad.errors import MetagradError
 
@@ -311,3 +313,91 @@ def test_fingerprint_notices_changes(tmp_path: Path) -> None:
     assert fingerprint(folder, keep=lambda name: name.endswith(".png")) != before
     with pytest.raises(MetagradError, match="cannot be read"):
         fingerprint(tmp_path / "nothing.zip")
+
+
+# --- bombs -----------------------------------------------------------------------------------------------
+
+
+def test_what_unpacks_to_far_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_zip(tmp_path / "any.zip", {f"a/{i}.bmp": bytes(100_000) for i in range(20)})
+    monkeypatch.setattr(zips, "_UNPACKED_BYTES", 2_000_000)
+    with open_members(source) as members:
+        assert len(members.read("a/3.bmp")) == 100_000
+    monkeypatch.setattr(zips, "_UNPACKED_BYTES", 1_999_999)
+    refused(source, "would unpack to .* unpack it and name the folder")
+    with open_members(source, keep=lambda name: name == "a/3.bmp") as members:  # the others are not unpacked
+        assert members.names == ("a/3.bmp",)
+    stored = make_zip(tmp_path / "stored.zip", {f"a/{i}.bmp": bytes(100_000) for i in range(20)}, zipfile.ZIP_STORED)
+    read_all(stored)
+
+
+def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a": bytes(1000), "b": bytes(1000), "c": b"x"}, zipfile.ZIP_STORED)
+    data = bytearray(source.read_bytes())
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 4)  # of b in the directory
+    data[second + 42 : second + 46] = bytes(4)  # it lies where a does
+    source.write_bytes(data)
+    refused(source, "overlaps another one")
+
+
+def test_a_member_that_reaches_into_the_next_is_refused(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a": bytes(1000), "b": bytes(1000)}, zipfile.ZIP_STORED)
+    data = bytearray(source.read_bytes())
+    for name in (b"PK\1\2", b"PK\3\4"):
+        at = data.index(name) + (20 if name == b"PK\1\2" else 18)
+        data[at : at + 8] = (1500).to_bytes(4, "little") * 2
+    source.write_bytes(data)
+    refused(source, "overlaps another one")
+
+
+def test_the_number_of_members_is_bounded_before_they_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_zip(tmp_path / "any.zip", {f"{i}": b"" for i in range(30)})
+    monkeypatch.setattr(zips, "_MOST_MEMBERS", 30)
+    read_all(source)
+    made = []
+    info = zipfile.ZipInfo
+    monkeypatch.setattr(zipfile, "ZipInfo", lambda *args: made.append(1) or info(*args))
+    monkeypatch.setattr(zips, "_MOST_MEMBERS", 29)
+    refused(source, "more than 29 members")
+    monkeypatch.setattr(zips, "_MOST_DIRECTORY_BYTES", 1000)
+    refused(source, "its directory has 1,")
+    assert not made
+
+
+def test_a_name_of_thousands_of_characters_is_said_in_short(tmp_path: Path) -> None:
+    source = make_zip(tmp_path / "any.zip", {"a/" * 20_000 + "/x.png": b""})
+    with pytest.raises(MetagradError, match="empty part") as caught:
+        open_members(source)
+    assert len(str(caught.value)) < 600
+
+
+def test_renamed_files_of_one_size_and_time_are_noticed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "pics", {"pics/a": b"one", "pics/b": b"two"})
+    for name in ("a", "b"):
+        os.utime(folder / name, (1e9, 1e9))
+    before = fingerprint(folder)
+    (folder / "a").rename(folder / "c")
+    (folder / "b").rename(folder / "a")
+    (folder / "c").rename(folder / "b")
+    assert fingerprint(folder) != before
+
+
+def test_folders_nested_a_thousand_deep_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "pics", {"pics/a/1.png": b"flat"})
+    monkeypatch.chdir(folder)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("x.png").write_bytes(b"deep")
+    try:
+        with open_members(folder) as members:
+            assert [members.read(name) for name in members.names] == [b"flat", b"deep"]
+        assert fingerprint(folder)
+        assert [path.name for path in listed([str(folder)], [])] == ["1.png", "x.png"]
+    finally:  # what tidies up after the tests would recurse
+        Path("x.png").unlink()
+        for _ in range(1100):
+            os.chdir("..")
+            os.rmdir("d")

@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import shutil
 import unicodedata
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.data import cache, glyphs
+from metagrad.data import arrays, cache, glyphs
 from metagrad.data.classes import Dataset
 from metagrad.errors import MetagradError
 
@@ -202,6 +203,14 @@ def damage_pickle(path: Path) -> None:
     np.savez(path, numbers=np.array([{}], dtype=object))
 
 
+def damage_other_type(path: Path) -> None:
+    np.savez(path, numbers=np.arange(1000, dtype=np.int8))
+
+
+def damage_other_shape(path: Path) -> None:
+    np.savez(path, numbers=np.zeros((10, 100), dtype=np.uint8))
+
+
 def damage_other_fields(path: Path) -> None:
     np.savez(path, letters=np.zeros(3))
 
@@ -219,24 +228,33 @@ def damage_bare_array(path: Path) -> None:
         (damage_empty, 2),
         (damage_flip, 2),
         (damage_pickle, 2),
+        (damage_other_type, 2),
+        (damage_other_shape, 2),
         (damage_other_fields, 2),
         (damage_bare_array, 2),
     ],
 )
 def test_cached_arrays_rebuilds_what_is_damaged(tmp_path: Path, damage, builds: int) -> None:
-    built = []
+    built: list[int] = []
+    told: list[str] = []
 
     def build() -> dict[str, np.ndarray]:
         built.append(1)
-        return {"numbers": np.arange(1000)}
+        return {"numbers": np.arange(1000, dtype=np.uint8)}
 
     for _ in range(3):
-        found = cache.cached_arrays("key", build, fields=("numbers",), cache_dir=tmp_path / "new")
-        assert np.array_equal(found["numbers"], np.arange(1000))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = arrays.cached_arrays(
+                "key", build, shapes={"numbers": (1000,)}, what="numbers", cache_dir=tmp_path / "new"
+            )
+        assert np.array_equal(found["numbers"], np.arange(1000, dtype=np.uint8))
+        told += [str(one.message) for one in said]
         if len(built) == 1:
             damage(tmp_path / "new" / "key.npz")
     assert len(built) == builds
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["key.npz"]
+    assert ["key.npz is damaged" in line for line in told] == [True] * (builds - 1)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["key.lock", "key.npz"]
 
 
 def test_atomic_save_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
@@ -266,5 +284,7 @@ def test_atomic_save_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> No
 def test_unusable_cache_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(MetagradError, match="METAGRAD_CACHE") as caught:
-        cache.cached_arrays("key", lambda: {"a": np.zeros(1)}, fields=("a",), cache_dir=tmp_path / "file")
+        arrays.cached_arrays(
+            "key", lambda: {"a": np.zeros(1, np.uint8)}, shapes={"a": (1,)}, what="a", cache_dir=tmp_path / "file"
+        )
     assert "\n" not in str(caught.value)

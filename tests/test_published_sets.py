@@ -1,12 +1,13 @@
 """CIFAR-100's splits, mini- and tiered-ImageNet, read from small stand-ins in the published layouts."""
 
 import csv
+import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 import numpy as np
@@ -14,9 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metagrad import MetagradError
+from metagrad import MetagradError, MetagradWarning
 from metagrad.data import cifar, imagenet
-from metagrad.data.pickled import read_arrays
 
 
 def official(name):
@@ -167,34 +167,82 @@ def test_tiered_imagenet_and_what_is_missing(tmp_path, monkeypatch):
         imagenet.load("mini-imagenet")
 
 
-class Runs:
-    def __reduce__(self):
-        return os.system, ("echo ran > ran.txt",)
+def tar_of(path, members, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, size in members:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            archive.addfile(info, Zeros(size))
+    return path
 
 
-@pytest.mark.parametrize("content", [
-    pickle.dumps(Runs()),
-    pickle.dumps({"image_data": Runs()}),
-    pickle.dumps(np.array([Runs()], dtype=object)),
-    pickle.dumps({"a": complex}),
-    pickle.dumps(eval),
-    b"cos\nsystem\n(S'echo ran > ran.txt'\ntR.",
-    b"\x80\x04broken",
-    b"",
+class Zeros(io.RawIOBase):
+    def __init__(self, size):
+        self.left = size
+
+    def read(self, size=-1):
+        size = min(size, self.left)
+        self.left -= size
+        return bytes(size)
+
+
+@pytest.mark.parametrize(("members", "says"), [
+    ([("big", 500 * 2**20)], "more than 400 MB"),
+    ([(str(number), 0) for number in range(2000)], "more than 1000 members"),
+    ([("train.bin", 10**6)], "train.bin is missing or cut"),
 ])  # fmt: skip
-def test_a_pickle_runs_nothing(content, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(MetagradError, match="is not a pickle of plain arrays"):
-        read_arrays(content, "x.pkl")
-    assert not list(tmp_path.iterdir())
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, small, members, says):
+    tar_of(tmp_path / "cifar-100-binary.tar.gz", members)
+    with pytest.raises(MetagradError, match=says):
+        cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_arrays_are_read(protocol):
-    value = {"a": np.arange(6).reshape(2, 3), "b": {"x": [1, 2.5, "text", None]}, "c": np.float32(2), "d": b"bytes"}
-    found = read_arrays(pickle.dumps(value, protocol=protocol), "x.pkl")
-    assert np.array_equal(found["a"], value["a"])
-    assert found["b"] == value["b"]
-    objects = pickle.dumps(np.array([{}, 1], dtype=object), protocol=protocol)
-    with pytest.raises(MetagradError, match="Python objects"):
-        read_arrays(objects, "x.pkl")
+def test_a_header_of_a_tar_that_asks_for_memory_is_refused(tmp_path, small):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 8 * 2**30 - 512  # a header of 8 GB, which tarfile reads at once
+    (tmp_path / "cifar-100-binary.tar.gz").write_bytes(gzip.compress(info.tobuf() + bytes(10_000)))
+    with pytest.raises(MetagradError, match="cannot be read"):
+        cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_cifar_whose_cache_was_altered_is_unpacked_again(tmp_path, small):
+    binary(tmp_path / "cifar-100-binary.tar.gz", records())
+    images = cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache").train.images.clone()
+    (rows,) = (tmp_path / "cache").rglob("*.npy")
+    content = bytearray(rows.read_bytes())
+    content[5000:9000] = bytes(4000)
+    rows.write_bytes(content)
+    with pytest.warns(MetagradWarning, match=r"images-v1\.npy is damaged .*: it is made anew"):
+        again = cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    assert torch.equal(again.train.images, images)
+    facts = tmp_path / "cache" / "cifar100" / "accepted.json"
+    text = facts.read_text()
+    facts.write_text(text.replace("apple", "maple"))
+    with pytest.warns(MetagradWarning, match=r"accepted\.json is damaged"):
+        assert cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache").digest == again.digest
+    assert facts.read_text() == text
+
+
+def test_several_that_unpack_cifar_at_once_do_so_once(tmp_path, small, monkeypatch):
+    binary(tmp_path / "cifar-100-binary.tar.gz", records())
+    reads, read = [], cifar._read
+    monkeypatch.setattr(cifar, "_read", lambda source: (reads.append(1), read(source))[1])
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(
+            lambda name: cifar.load(name, data_dir=tmp_path, cache_dir=tmp_path / "cache").digest,
+            ["cifar-fs", "fc100"] * 3,
+        ))  # fmt: skip
+    assert len(set(found)) == 2
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("classes", [
+    {"a": "text"}, {"a": [[0]]}, {"a": [10**30]}, {"a": [-1]}, {"a": [99]}, {"a": None}, {"a": np.zeros((2, 2), int)},
+    {1: [0]}, [0],
+])  # fmt: skip
+def test_pickled_classes_that_name_no_images_are_refused(tmp_path, classes):
+    value = {"image_data": np.zeros((3, 84, 84, 3), np.uint8), "class_dict": classes}
+    for which in ("train", "val", "test"):
+        (tmp_path / f"mini-imagenet-cache-{which}.pkl").write_bytes(pickle.dumps(value))
+    with pytest.raises(MetagradError, match=r"images that are not in the file|has not .image_data."):
+        imagenet.load("mini-imagenet", data_dir=tmp_path, cache_dir=tmp_path / "cache")

@@ -13,13 +13,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metagrad.data.archive import DEFAULT_MAX_MEMBER_BYTES, Members, open_members
-from metagrad.data.pictures import ENDINGS, candidates, files_of, reason, some_of
+from metagrad.data.decoding import reason
+from metagrad.data.names import short
+from metagrad.data.pictures import ENDINGS, candidates, files_of, some_of
 from metagrad.data.reading import COLOURED, Reading
 from metagrad.errors import MetagradError
 
@@ -80,7 +83,9 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
             continue
         first = seen.setdefault(hashlib.sha256(result.tobytes()).digest(), name)
         if first != name and first.rpartition("/")[0] != label:
-            raise MetagradError(f"{first} and {name} are the same picture in two classes: remove one of them")
+            raise MetagradError(
+                f"{short(first)} and {short(name)} are the same picture in two classes: remove one of them"
+            )
         if first != name:
             twice.append(name)
             continue
@@ -88,8 +93,12 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         labels.append(label)
     empty = sorted({name.rpartition("/")[0] for name in names.values()} - set(labels))
     if empty:
-        raise MetagradError(f"{source}: class {empty[0]!r} has no picture that can be read ({skipped[0]})")
-    notes = [f"{one!r} and {other!r} are two classes, though named alike" for one, other in _alike(set(labels))]
+        raise MetagradError(
+            f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(skipped[0], 400)})"
+        )
+    notes = [
+        f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
+    ]
     if coloured > COLOURED:
         notes.append(
             "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
@@ -144,14 +153,26 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
             yield path
             continue
         none = True
-        for folder, folders, files in os.walk(path, onerror=_refuse_folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                    none = False
-                    yield Path(folder) / name
+        for picture in _pictures_below(path):
+            none = False
+            yield picture
         if none:
             raise MetagradError(f"{place} has no pictures ({', '.join(ENDINGS[:4])}, ...)")
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """Return the picture files of a folder, then those of the folders in it; not by recursion, however deep it is."""
+    pending = [str(folder)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as scan:
+                entries = sorted((one for one in scan if not one.name.startswith(".")), key=lambda one: one.name)
+            folders = [one.path for one in entries if one.is_dir(follow_symlinks=False)]
+            files = [one.path for one in entries if not one.is_dir()]
+        except OSError as error:
+            _refuse_folder(error)
+        yield from (Path(file) for file in files if file.lower().endswith(ENDINGS))
+        pending += reversed(folders)
 
 
 def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Path], Tensor, list[tuple[Path, str]]]]:
@@ -167,8 +188,10 @@ def read_all(paths: Iterable[Path], reading: Reading) -> Iterator[tuple[list[Pat
             yield [path for path, _ in good], images, bad
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise MetagradError(f"{error.filename} cannot be listed ({error.strerror}): ask its owner for permission")
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise MetagradError(
+        f"{short(str(error.filename))} cannot be listed ({error.strerror}): ask its owner for permission"
+    )
 
 
 def _contents(path: Path) -> bytes:

@@ -14,6 +14,8 @@ from metagrad.errors import MetagradError
 from metagrad.training.config import DATASETS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from metagrad.data import Dataset
 
 _ABOUT = {
@@ -32,12 +34,13 @@ class Data:
     """Say which data sets there are, what is in one, or whether a folder can be used."""
 
     what: tyro.conf.Positional[Literal["list", "info", "verify"]]
-    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR: read every picture of a
-    folder or zip, and say what is wrong with it (exit code 1; 2 where it cannot be used)."""
+    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every
+    file of a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where
+    it cannot be used)."""
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = None
-    """The data set (info), or the folder or zip (verify)."""
+    """The data set (info, verify), or the folder or zip (verify)."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """info: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
+    """info, verify NAME: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
     image_size: int = 84
     """info, verify: side that pictures without a size of their own are resized to, in pixels."""
     split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -58,35 +61,46 @@ class Data:
             raise MetagradError(f"--image-size must be at least 8, got {self.image_size}")
         from metagrad import data
         from metagrad.cli.progress import data_progress
-        from metagrad.data import pictures
-        from metagrad.data.sources import read_json
 
-        if self.what == "verify":
-            try:
-                dataset = data.load(
-                    "folder",
-                    data_dir=self.name,
-                    image_size=self.image_size,
-                    split=None if self.split is None else read_json(self.split),
-                    anew=True,
-                    progress=data_progress(screen),
-                )
-            except MetagradError:  # what is wrong with its files is worth knowing all the same
-                with contextlib.suppress(MetagradError):
-                    for note in pictures.load(Path(self.name), size=self.image_size).notes():
-                        screen.print(printable(note), highlight=False, markup=False, soft_wrap=True)
-                raise
+        known = self.name in DATASETS and self.name != "folder"
+        if self.what == "verify" and not (known and not Path(self.name).exists()):
+            dataset = self._verified(self.name, screen)
         elif self.name not in DATASETS:
             raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(DATASETS)}")
         elif self.name == "folder" and self.data_dir is None:
             raise MetagradError("name the folder or zip of pictures with --data-dir")
         else:
             dataset = data.load(
-                self.name, data_dir=self.data_dir, image_size=self.image_size, progress=data_progress(screen)
+                self.name,
+                data_dir=self.data_dir,
+                image_size=self.image_size,
+                anew=self.what == "verify",
+                progress=data_progress(screen),
             )
         for line in describe(dataset):
             screen.print(printable(line), highlight=False, markup=False, soft_wrap=True)
         return 1 if self.what == "verify" and dataset.notes else 0
+
+    def _verified(self, name: str, screen: Console) -> Dataset:
+        from metagrad import data
+        from metagrad.cli.progress import data_progress
+        from metagrad.data import pictures
+        from metagrad.data.sources import read_json
+
+        try:
+            return data.load(
+                "folder",
+                data_dir=name,
+                image_size=self.image_size,
+                split=None if self.split is None else read_json(self.split),
+                anew=True,
+                progress=data_progress(screen),
+            )
+        except MetagradError:  # what is wrong with its files is worth knowing all the same
+            with contextlib.suppress(MetagradError):
+                for note in pictures.load(Path(name), size=self.image_size).notes():
+                    screen.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+            raise
 
 
 def describe(dataset: Dataset) -> list[str]:

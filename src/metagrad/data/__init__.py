@@ -40,7 +40,7 @@ def load(
     strict:
         refuse a picture that cannot be read, rather than skip it.
     anew:
-        for ``"folder"``: read every picture, even if none seems to have changed.
+        read every original file, even if none seems to have changed, and check every byte that is cached.
     progress:
         called with (done, total, what) while files are checked, fetched or decoded.
 
@@ -57,15 +57,15 @@ def load(
     if name == "omniglot":
         from metagrad.data import omniglot
 
-        return omniglot.load(data_dir=data_dir, progress=progress)
+        return omniglot.load(data_dir=data_dir, anew=anew, progress=progress)
     if name in ("cifar-fs", "fc100"):
         from metagrad.data import cifar
 
-        return cifar.load(name, data_dir=data_dir, progress=progress)
+        return cifar.load(name, data_dir=data_dir, anew=anew, progress=progress)
     if name in ("mini-imagenet", "tiered-imagenet"):
         from metagrad.data import imagenet
 
-        return imagenet.load(name, size=size, data_dir=data_dir, strict=strict, progress=progress)
+        return imagenet.load(name, size=size, data_dir=data_dir, strict=strict, anew=anew, progress=progress)
     if name == "folder":
         from metagrad.data import folder
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from metagrad.data.names import refuse_unsafe_name, short, unsafe
+from metagrad.data.zips import ZipFile, refuse_overlaps, refuse_total
 from metagrad.errors import MetagradError
 
 DEFAULT_MAX_MEMBER_BYTES = 64 * 2**20
@@ -79,16 +81,17 @@ class Members(ABC):
     def _refuse_size(self, name: str, size: int) -> None:
         if size > self.max_member_bytes:
             raise MetagradError(
-                f"{self.source}: member {name!r} has {size} bytes or more, over the limit of "
+                f"{self.source}: member {short(name)!r} has {size} bytes or more, over the limit of "
                 f"{self.max_member_bytes}; this is not the expected data, get the archive again"
             )
 
 
 class _ZipMembers(Members):
     def __init__(
-        self, source: Path, archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], max_bytes: int
+        self, file: ZipFile, source: Path, archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], max_bytes: int
     ) -> None:
         super().__init__(source, tuple(sorted(infos)), max_bytes)
+        self._file = file
         self._archive = archive
         self._infos = infos
 
@@ -96,11 +99,11 @@ class _ZipMembers(Members):
         info = self._infos[name]
         self._refuse_size(name, info.file_size)
         if info.flag_bits & 1:
-            raise MetagradError(f"{self.source}: member {name!r} is encrypted: unpack it and name the folder")
+            raise MetagradError(f"{self.source}: member {short(name)!r} is encrypted: unpack it and name the folder")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # zipfile bounds how much it inflates at a time for these two methods only.
             raise MetagradError(
-                f"{self.source}: member {name!r} uses an unusual compression; zip it again with deflate"
+                f"{self.source}: member {short(name)!r} uses an unusual compression; zip it again with deflate"
             )
         try:
             with self._archive.open(info) as stream:
@@ -108,13 +111,14 @@ class _ZipMembers(Members):
                 # is also what tells of a member longer than it declares.
                 data = stream.read(info.file_size + 1)
         except _ZIP_ERRORS as error:
-            raise _damaged(self.source, f"member {name!r}: {error}") from error
+            raise _damaged(self.source, f"member {short(name)!r}: {error}") from error
         if len(data) != info.file_size:
-            raise _damaged(self.source, f"member {name!r} has {len(data)} of {info.file_size} bytes")
+            raise _damaged(self.source, f"member {short(name)!r} has {len(data)} of {info.file_size} bytes")
         return data
 
     def close(self) -> None:
         self._archive.close()
+        self._file.close()  # zipfile closes only what it opened itself
 
 
 class _FolderMembers(Members):
@@ -130,7 +134,7 @@ class _FolderMembers(Members):
                 data = stream.read(self.max_member_bytes + 1)
         except OSError as error:
             raise MetagradError(
-                f"{path} cannot be read ({_reason(error)}); check its permissions or extract it again"
+                f"{short(str(path))} cannot be read ({_reason(error)}); check its permissions or extract it again"
             ) from error
         self._refuse_size(name, len(data))
         return data
@@ -173,17 +177,21 @@ def open_members(
     if not source.is_file():  # a pipe would be waited for, a device never ends
         raise MetagradError(f"{source} is no plain file; name a zip file or an extracted folder")
     try:
-        archive = zipfile.ZipFile(source)
+        file = ZipFile(source)
+        try:
+            archive = zipfile.ZipFile(file)
+            infos = _checked_infos(source, archive)
+            refuse_overlaps(source, archive)
+            if keep is not None:
+                infos = {name: info for name, info in infos.items() if keep(name)}
+            refuse_total(source, infos.values(), file.size)
+        except BaseException:
+            file.close()
+            raise
+        file.directory = False
     except _ZIP_ERRORS as error:
         raise _damaged(source, _reason(error)) from error
-    try:
-        infos = _checked_infos(source, archive)
-    except MetagradError:
-        archive.close()
-        raise
-    if keep is not None:
-        infos = {name: info for name, info in infos.items() if keep(name)}
-    return _ZipMembers(source, archive, infos, max_member_bytes)
+    return _ZipMembers(file, source, archive, infos, max_member_bytes)
 
 
 def contents_digest(members: Members, progress: Callable[[int, int], None] | None = None) -> str:
@@ -217,7 +225,7 @@ def contents_digest(members: Members, progress: Callable[[int, int], None] | Non
 
 
 def fingerprint(source: Path, *, keep: Callable[[str], bool] | None = None) -> str:
-    """Describe a zip or folder by sizes and modification times, to notice a change without reading it.
+    """Describe a zip or folder by what the system knows of its files, to notice a change without reading them.
 
     Parameters
     ----------
@@ -229,7 +237,7 @@ def fingerprint(source: Path, *, keep: Callable[[str], bool] | None = None) -> s
     Returns
     -------
     str
-        equal for two calls unless a file was added, removed, resized or written in between.
+        equal for two calls unless a file was added, removed, renamed or written in between.
 
     Raises
     ------
@@ -239,16 +247,20 @@ def fingerprint(source: Path, *, keep: Callable[[str], bool] | None = None) -> s
     try:
         if not source.is_dir():
             status = source.stat()
-            return f"{status.st_size}:{status.st_mtime_ns}"
+            return _state(status, status.st_ino)
         # A folder's own time does not change when a file deep inside does, so every file is asked.
         lines = []
         for name, entry in _walk(source):
             if keep is None or keep(name):
-                status = entry.stat()
-                lines.append(f"{name}\0{status.st_size}:{status.st_mtime_ns}\n")
+                lines.append(f"{name}\0{_state(entry.stat(), entry.inode())}\n")
     except OSError as error:
         raise MetagradError(f"{source} cannot be read ({_reason(error)}); check its permissions") from error
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8")).hexdigest()
+
+
+def _state(status: os.stat_result, number: int) -> str:
+    # Size and time alone do not tell of two files that exchanged their names: an archive gives all its files one time.
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{number}"
 
 
 def _checked_infos(source: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -258,12 +270,12 @@ def _checked_infos(source: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.
         # backslashes into slashes.
         name = info.orig_filename
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise _unsafe(source, name, "is a symbolic link")
-        _refuse_unsafe_name(source, name.removesuffix("/"))
+            raise unsafe(source, name, "is a symbolic link")
+        refuse_unsafe_name(source, name.removesuffix("/"))
         if name.endswith("/"):
             continue
         if name in infos:
-            raise _unsafe(source, name, "is there twice")
+            raise unsafe(source, name, "is there twice")
         infos[name] = info
     return infos
 
@@ -273,7 +285,7 @@ def folder_name(folder: Path) -> str:
     # absolute() rather than resolve(): a link named "images" to a folder of another name is "images" here.
     name = folder.absolute().name
     try:
-        _refuse_unsafe_name(folder, name)
+        refuse_unsafe_name(folder, name)
     except MetagradError:  # "..", or a name that only another system takes for an absolute one
         return "folder"
     return "folder" if name.startswith((".", "__MACOSX")) else name
@@ -289,12 +301,14 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             with os.scandir(path) as scan:
                 entries = list(scan)
         except OSError as error:
-            raise MetagradError(f"{path} cannot be listed ({_reason(error)}); check its permissions") from error
+            raise MetagradError(
+                f"{short(str(path))} cannot be listed ({_reason(error)}); check its permissions"
+            ) from error
         for entry in entries:
             if entry.name.startswith("."):  # a version control's, a system's, a virtual environment
                 continue
             name = f"{prefix}/{entry.name}"
-            _refuse_unsafe_name(folder, name)
+            refuse_unsafe_name(folder, name)
             if entry.is_symlink():
                 _refuse_stray_link(folder, root, name, Path(entry.path))
             if entry.is_dir():
@@ -302,40 +316,19 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             elif entry.is_file():
                 yield name, entry
             else:
-                raise _unsafe(folder, name, "is not a plain file")
+                raise unsafe(folder, name, "is not a plain file")
 
 
 def _refuse_stray_link(folder: Path, root: Path, name: str, link: Path) -> None:
     try:
         target = link.resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise _unsafe(folder, name, "is a symbolic link to nothing") from error
+        raise unsafe(folder, name, "is a symbolic link to nothing") from error
     if not target.is_relative_to(root):
-        raise _unsafe(folder, name, "is a symbolic link out of the folder")
+        raise unsafe(folder, name, "is a symbolic link out of the folder")
     if target.is_dir():
         # Following it could go round in circles or list files twice.
-        raise _unsafe(folder, name, "is a symbolic link to a folder")
-
-
-def _refuse_unsafe_name(source: Path, name: str) -> None:
-    parts = name.split("/")
-    if "\\" in name or "\0" in name:
-        raise _unsafe(source, name, "has a backslash or zero byte in its name")
-    if name.startswith("/") or (len(name) > 1 and name[1] == ":" and name[0].isalpha()):
-        raise _unsafe(source, name, "has an absolute name")
-    if ".." in parts or "." in parts or "" in parts:
-        raise _unsafe(source, name, "has '..', '.' or an empty part in its name")
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:  # a file name of other bytes, which Python holds as surrogates
-        raise _unsafe(source, name, "has a name that is not utf-8") from error
-
-
-def _unsafe(source: Path, name: str, what: str) -> MetagradError:
-    advice = (
-        "replace it by the file itself, or remove it" if source.is_dir() else "get the archive again from its source"
-    )
-    return MetagradError(f"{source}: refused, since its member {name!r} {what}; {advice}")
+        raise unsafe(folder, name, "is a symbolic link to a folder")
 
 
 def _damaged(source: Path, reason: str) -> MetagradError:

@@ -6,18 +6,19 @@ records are ordered and packed, by a digest of their sorted hashes.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
-import json
 import tarfile
-from collections.abc import Iterator
-from importlib import resources
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from metagrad.data import mapped
 from metagrad.data.archive import fingerprint
-from metagrad.data.cache import atomic_save, cache_root
+from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.classes import Dataset
 from metagrad.data.sources import Progress, data_directory, download, find
 from metagrad.errors import MetagradError
@@ -34,6 +35,10 @@ _PLACES = (
 )
 _FILES = {"train.bin": 50_000, "test.bin": 10_000}
 _RECORD = 2 + 3072  # coarse label, fine label, 3 × 32 × 32 pixels
+_NAMES = ("fine_label_names.txt", "coarse_label_names.txt")
+_NAMES_BYTES = 10**5
+_MOST_BYTES = 400 * 2**20  # of the archive, unpacked: twice what it has
+_MOST_MEMBERS = 1000  # it has six
 _PER_CLASS = 600
 _RECIPE = 1
 
@@ -42,6 +47,7 @@ def load(
     name: str,
     *,
     data_dir: Path | None = None,
+    anew: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -57,6 +63,8 @@ def load(
     data_dir:
         directory with ``cifar-100-binary.tar.gz``, or unpacked; also in ``cifar100`` below it. Without it the
         environment variable ``METAGRAD_DATA`` names the directory; without that too, the archive is downloaded.
+    anew:
+        read the archive, even if it seems to be the one that was unpacked.
     cache_dir:
         where unpacked images and the download are kept; the system's cache folder by default.
 
@@ -76,10 +84,9 @@ def load(
         source = download(URL, cache / "cifar-100-binary.tar.gz", md5=MD5, progress=progress, size="161 MB")
     else:
         source = find(place, "CIFAR-100", _PLACES, _is_there)
-    rows, labels = _unpacked(source, cache, progress)
+    rows, labels = _unpacked(source, cache, progress, anew)
     counts = dict.fromkeys(labels, _PER_CLASS)
-    file = resources.files("metagrad.data") / "splits" / f"{name}.json"
-    split = json.loads(file.read_text(encoding="utf-8"))
+    split = mapped.published_split(name)
     if name == "fc100":  # by groups
         split = {which: [one for one in labels if one.split("/")[0] in split[which]] for which in mapped.SPLITS}
     split = mapped.require_split(split, labels, f"the split of {name}")
@@ -90,61 +97,111 @@ def _is_there(path: Path) -> bool:
     return path.is_file() or (path / "train.bin").is_file()
 
 
-def _unpacked(source: Path, cache: Path, progress: Progress | None) -> tuple[mapped.Tensor, list[str]]:
+def _unpacked(source: Path, cache: Path, progress: Progress | None, anew: bool) -> tuple[mapped.Tensor, list[str]]:
     """Return all images, class after class, and the classes' names as ``group/class``."""
-    facts_at, rows_at = cache / "accepted.json", cache / f"images-v{_RECIPE}.npy"
-    accepted = mapped.read_facts(facts_at) or {}
+    facts_at, stem = cache / "accepted.json", f"images-v{_RECIPE}"
     key = f"{source.resolve()} {fingerprint(source)}"
-    rows = mapped.open_rows(rows_at)
-    if rows is not None and accepted.get("sources", {}).get(key) == RECORDS:
-        return rows, accepted["labels"]
-    if progress is not None:
-        progress(0, 1, "unpacking CIFAR-100")
-    records, fine, coarse = _read(source)
-    hashes = _accept(source, records)
-    labels = [f"{coarse[group]}/{fine[label]}" for group, label in _groups(source, records, fine, coarse)]
-    order = sorted(range(len(records)), key=lambda row: (labels[records[row, 1]], hashes[row]))
-    images = (records[row, 2:] for row in order)
-    atomic_save(rows_at, lambda path: _write(path, images))
-    sources = {**accepted.get("sources", {}), key: RECORDS}
-    mapped.write_facts(facts_at, {"sources": sources, "labels": sorted(labels)})
-    if progress is not None:
-        progress(1, 1, "unpacking CIFAR-100")
-    return mapped.retried(rows_at, lambda: None), sorted(labels)
+
+    def look() -> tuple[mapped.Tensor, list[str]] | None:
+        sources, labels = _accepted(facts_at)
+        if sources.get(key) != RECORDS:
+            return None
+        rows = mapped.open_rows(cache / f"{stem}.npy", (len(labels) * _PER_CLASS, 3, 32, 32))
+        return None if rows is None else (rows, labels)
+
+    def build() -> None:
+        if progress is not None:
+            progress(0, 1, "unpacking CIFAR-100")
+        records, fine, coarse = _read(source)
+        hashes = _accept(source, records)
+        labels = [f"{coarse[group]}/{fine[label]}" for group, label in _groups(source, records, fine, coarse)]
+        order = sorted(range(len(records)), key=lambda row: (labels[records[row, 1]], hashes[row]))
+        mapped.save_rows(cache, (records[row, 2:].reshape(3, 32, 32) for row in order), (3, 32, 32), name=stem)
+        sources: dict[str, Any] = {}
+        with contextlib.suppress(Damaged):  # it was said
+            sources, _ = _accepted(facts_at)
+        write_facts(facts_at, {"sources": {**sources, key: RECORDS}, "labels": sorted(labels)})
+        if progress is not None:
+            progress(1, 1, "unpacking CIFAR-100")
+
+    return prepared(cache / stem, look, build, what="CIFAR-100", anew=anew)
 
 
-def _write(path: Path, images: Iterator[np.ndarray]) -> None:
-    mapped.write_rows(path, images, (3, 32, 32))
+def _accepted(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return what sources were found to be CIFAR-100, and the names of its classes."""
+    facts = read_facts(path) or {"sources": {}, "labels": []}
+    sources, labels = facts.get("sources"), facts.get("labels")
+    if not isinstance(sources, dict) or not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
+        raise Damaged(path, "it does not say what was accepted")
+    return sources, labels
 
 
 def _read(source: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the records, ``(60000, 3074)``, and the names of classes and groups."""
-    wanted = {**dict.fromkeys(_FILES, 10**9), "fine_label_names.txt": 10**5, "coarse_label_names.txt": 10**5}
-    found: dict[str, bytes] = {}
+    wanted = {name: count * _RECORD for name, count in _FILES.items()}
     try:
-        if source.is_dir():
-            found = {name: (source / name).read_bytes() for name in wanted}
-        else:
-            with tarfile.open(source, "r:*") as archive:
-                for member in archive:
-                    name = member.name.rpartition("/")[2]
-                    if member.isfile() and name in wanted and member.size <= wanted[name]:
-                        stream = archive.extractfile(member)
-                        assert stream is not None
-                        found[name] = stream.read()
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise MetagradError(f"{source} cannot be read ({error}): get {URL} again") from error
+        found = _from_folder(source, wanted) if source.is_dir() else _from_archive(source, wanted)
+    except Exception as error:  # a damaged archive raises nearly anything
+        said = " ".join(str(error).split())[:120]
+        raise MetagradError(f"{source} cannot be read ({said}): get {URL} again") from error
     parts = []
     for name, count in _FILES.items():
-        if len(found.get(name, b"")) != count * _RECORD:
+        if len(found.get(name, b"")) != wanted[name]:
             raise MetagradError(f"{source} is not CIFAR-100's binary version ({name} is missing or cut): get {URL}")
         parts.append(np.frombuffer(found[name], dtype=np.uint8).reshape(count, _RECORD))
-    names = [
-        found.get(f"{kind}_label_names.txt", b"").decode("utf-8", "replace").split() for kind in ("fine", "coarse")
-    ]
+    names = [found.get(name, b"").decode("utf-8", "replace").split() for name in _NAMES]
     if [len(some) for some in names] != [100, 20]:
         raise MetagradError(f"{source} has not the 100 classes in 20 groups of CIFAR-100: get {URL} again")
     return np.concatenate(parts), names[0], names[1]
+
+
+def _from_folder(folder: Path, wanted: dict[str, int]) -> dict[str, bytes]:
+    found = {}
+    for name, size in {**wanted, **dict.fromkeys(_NAMES, _NAMES_BYTES)}.items():
+        if not (folder / name).is_file():  # a pipe would be waited for
+            raise OSError(f"{name} is no file")
+        with (folder / name).open("rb") as file:
+            found[name] = file.read(size + 1)
+    return found
+
+
+def _from_archive(source: Path, wanted: dict[str, int]) -> dict[str, bytes]:
+    found = {}
+    with source.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        plain = gzip.GzipFile(fileobj=file) if packed else file
+        # mypy: tarfile needs no more of a file than this.
+        with tarfile.open(fileobj=_Bounded(plain), mode="r:") as archive:  # type: ignore[call-overload]
+            for count, member in enumerate(archive):
+                if count > _MOST_MEMBERS:
+                    raise ValueError(f"it has more than {_MOST_MEMBERS} members")
+                name = member.name.rpartition("/")[2]
+                right = member.size == wanted[name] if name in wanted else name in _NAMES
+                if member.isfile() and right and member.size <= _MOST_BYTES:
+                    stream = archive.extractfile(member)
+                    found[name] = b"" if stream is None else stream.read(wanted.get(name, _NAMES_BYTES))
+    return found
+
+
+class _Bounded:
+    """What tarfile reads of an unpacked archive, up to a bound: a small one may unpack to anything."""
+
+    def __init__(self, file: gzip.GzipFile | BufferedReader) -> None:
+        self._file = file
+        self.tell, self.close = file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        self._refuse(self._file.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        self._refuse(place)
+        return self._file.seek(place)
+
+    def _refuse(self, place: int) -> None:
+        if place > _MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES // 2**20} MB")
 
 
 def _accept(source: Path, records: np.ndarray) -> list[bytes]:

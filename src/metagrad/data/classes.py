@@ -33,7 +33,7 @@ class ImageClasses:
     images: Tensor
     counts: Tensor
     names: tuple[str, ...]
-    first: Tensor = field(default_factory=lambda: torch.empty(0))
+    first: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -59,7 +59,10 @@ class ImageClasses:
         """Return the same classes on ``device``; elsewhere than here, without images of other classes."""
         if torch.empty(0, device=device).device == self.images.device:
             return self
-        spots = [torch.arange(a, a + n) for a, n in zip(self.first.tolist(), self.counts.tolist(), strict=True)]
+        here = self.images.device
+        spots = [
+            torch.arange(a, a + n, device=here) for a, n in zip(self.first.tolist(), self.counts.tolist(), strict=True)
+        ]
         return ImageClasses(self.images[torch.cat(spots)].to(device), self.counts.to(device), self.names)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+from metagrad import strict_json
 from metagrad.data import mapped, pictures
 from metagrad.data.archive import open_members
 from metagrad.data.classes import Dataset
+from metagrad.data.names import short
 from metagrad.data.sources import Progress
 from metagrad.errors import MetagradError
 
@@ -60,11 +61,11 @@ def load(
     chosen = mapped.require_split(split, counts, where)
     notes = list(found.notes())
     if beside:
-        notes.append(f"left out the folder {beside[0]!r} beside train, val and test" + _more(beside))
+        notes.append(f"left out the folder {short(beside[0])!r} beside train, val and test" + _more(beside))
     used = {name for names in chosen.values() for name in names}
     unused = sorted(name for name in counts.keys() - used if not name.endswith("/"))
     if unused:
-        notes.append(f"{where} leaves out the class {unused[0]!r}" + _more(unused))
+        notes.append(f"{where} leaves out the class {short(unused[0])!r}" + _more(unused))
     if strict:
         _refuse_shared(found, counts, chosen, source)
     return mapped.dataset(
@@ -99,7 +100,9 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
         which = _SYNONYMS[top.lower()]
         if name in renamed:
             other = next(place for place in mapped.SPLITS if name in split[place])
-            raise MetagradError(f"the class {name!r} is in {other} and in {which}: take one out, classes must differ")
+            raise MetagradError(
+                f"the class {short(name)!r} is in {other} and in {which}: take one out, classes must differ"
+            )
         split[which].append(name)
         renamed[name] = count
     return renamed, split, beside
@@ -120,7 +123,9 @@ def _refuse_shared(
 
     for one, other in found.shared:
         if None not in (first := split_of(one), second := split_of(other)) and first != second:
-            raise MetagradError(f"{source}: {one} is the same picture as {other}, in {first} and {second}: remove one")
+            raise MetagradError(
+                f"{source}: {short(one)} is the same picture as {short(other)}, in {first} and {second}: remove one"
+            )
 
 
 def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
@@ -130,9 +135,9 @@ def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
             return None, ""
         name = min(members.names, key=len)
         try:
-            return json.loads(members.read(name).decode("utf-8-sig")), f"{source}: {name}"
-        except (ValueError, RecursionError) as error:
-            raise MetagradError(f"{source}: {name} is not JSON ({error})") from error
+            return strict_json.parse(members.read(name)), f"{source}: {short(name)}"
+        except ValueError as error:
+            raise MetagradError(f"{source}: {short(name)} is not JSON ({error})") from error
 
 
 def _parted(names: list[str], seed: int, source: Path) -> dict[str, list[str]]:

@@ -23,7 +23,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, features
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
-from metagrad.data.cache import cache_root, cached_arrays
+from metagrad import strict_json
+from metagrad.data.arrays import cached_arrays
+from metagrad.data.cache import cache_root
 from metagrad.data.classes import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 
@@ -132,7 +134,8 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
     found = cached_arrays(
         _cache_key(folder, names, RECIPE),
         lambda: {"images": draw_classes(names, folder, RECIPE, progress)},
-        fields=("images",),
+        shapes={"images": (len(names) * RECIPE.per_class, 1, RECIPE.side, RECIPE.side)},
+        what="glyphs",
         cache_dir=(cache_root() if cache_dir is None else cache_dir) / "glyphs",
     )
     images = torch.from_numpy(found["images"])
@@ -140,7 +143,7 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
     first = 0
     for split in SPLITS:
         last = first + RECIPE.per_class * len(listed[split])
-        counts = torch.full((len(listed[split]),), RECIPE.per_class, dtype=torch.int64)
+        counts = torch.full((len(listed[split]),), RECIPE.per_class, dtype=torch.int64, device="cpu")
         splits[split] = ImageClasses(images[first:last], counts, tuple(listed[split]))
         first = last
     digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode())
@@ -161,8 +164,7 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
 
 def class_lists() -> dict[str, list[str]]:
     """Return the committed class names of each split, such as ``Greek/U+03B1 GREEK SMALL LETTER ALPHA``."""
-    text = resources.files("metagrad.data").joinpath("splits/glyphs.json").read_text(encoding="utf-8")
-    listed = json.loads(text)
+    listed = strict_json.parse(resources.files("metagrad.data").joinpath("splits/glyphs.json").read_bytes())
     return {split: list(listed[split]) for split in SPLITS}
 
 
@@ -326,7 +328,7 @@ def _grid(motion: np.ndarray, bending: np.ndarray, recipe: Recipe) -> torch.Tens
     shear = unit[:, 1] * recipe.shear
     scale_x, scale_y = (unit[:, i] * recipe.log_scale for i in (2, 3))
     half = recipe.canvas / 2
-    centres = (torch.arange(recipe.canvas, dtype=torch.float32) + 0.5) / half - 1.0
+    centres = (torch.arange(recipe.canvas, dtype=torch.float32, device="cpu") + 0.5) / half - 1.0
     x = centres.view(1, 1, -1) - unit[:, 4] * recipe.shift / half
     y = centres.view(1, -1, 1) - unit[:, 5] * recipe.shift / half
     turned_x = angle.cos() * x + angle.sin() * y

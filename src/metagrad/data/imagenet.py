@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from metagrad import strict_json
 from metagrad.data import mapped, pictures
 from metagrad.data.archive import fingerprint
-from metagrad.data.cache import atomic_save, cache_root
+from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.classes import Dataset
+from metagrad.data.names import short
 from metagrad.data.pickled import read_arrays
 from metagrad.data.sources import Progress, data_directory, find
 from metagrad.errors import MetagradError
 
 _PICKLED = "mini-imagenet-cache-{which}.pkl"
 _RECIPE = 1
+_MOST_BYTES = 4 * 2**30  # of a pickle: the largest has 0.8 GB
 
 
 def load(
@@ -36,6 +37,7 @@ def load(
     size: int = 84,
     data_dir: Path | None = None,
     strict: bool = False,
+    anew: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -50,7 +52,7 @@ def load(
     data_dir:
         folder with the files, or with a folder or zip called ``mini-imagenet`` (``tiered-imagenet``). Without it the
         environment variable ``METAGRAD_DATA`` names it.
-    strict, cache_dir:
+    strict, anew, cache_dir:
         see :func:`metagrad.data.pictures.load`.
 
     Raises
@@ -62,14 +64,15 @@ def load(
     if place is None:
         raise MetagradError(f"{name} may not be handed on, so it is not downloaded: name its folder with --data-dir")
     source = find(place, name, (name, name.replace("-", "_"), f"{name}.zip", "."), Path.exists)
-    file = resources.files("metagrad.data") / "splits" / f"{name}.json"
-    split = {which: json.loads(file.read_text(encoding="utf-8"))[which] for which in mapped.SPLITS}
+    split = mapped.published_split(name)
     if name == "mini-imagenet" and (source / _PICKLED.format(which="train")).is_file():
-        return _from_pickles(name, source, split, size, cache_dir, progress)
+        return _from_pickles(name, source, split, size, anew, cache_dir, progress)
     labels = None
     if name == "mini-imagenet" and (source / "train.csv").is_file() and (source / "images").is_dir():
         labels = _by_tables(source).get
-    found = pictures.load(source, size=size, strict=strict, cache_dir=cache_dir, progress=progress, labels=labels)
+    found = pictures.load(
+        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, labels=labels
+    )
     renamed = {label.rpartition("/")[2]: count for label, count in found.counts.items()}
     if len(renamed) != len(found.counts):
         raise MetagradError(f"{source} has a class in several folders: leave one of them")
@@ -114,6 +117,7 @@ def _from_pickles(
     source: Path,
     split: dict[str, list[str]],
     size: int,
+    anew: bool,
     cache_dir: Path | None,
     progress: Progress | None,
 ) -> Dataset:
@@ -122,8 +126,21 @@ def _from_pickles(
     files = [source / _PICKLED.format(which=which) for which in mapped.SPLITS]
     seen = "\0".join([str(_RECIPE), str(size), *(f"{path.resolve()} {fingerprint(path)}" for path in files)])
     stem = f"pickled-{hashlib.sha256(seen.encode()).hexdigest()[:24]}"
-    facts, rows = mapped.read_facts(cache / f"{stem}.json"), mapped.open_rows(cache / f"{stem}.npy")
-    if facts is None or rows is None:
+    facts_at = cache / f"{stem}.json"
+
+    def look() -> tuple[mapped.Tensor, dict[str, int], str] | None:
+        facts = read_facts(facts_at)
+        if facts is None:
+            return None
+        counts, digest = facts.get("counts"), facts.get("digest")
+        if not (
+            isinstance(counts, dict) and all(map(strict_json.is_count, counts.values())) and isinstance(digest, str)
+        ):
+            raise Damaged(facts_at, "it does not say what classes there are")
+        rows = mapped.open_rows(cache / f"{stem}.npy", (sum(counts.values()), 3, size, size), full=anew)
+        return None if rows is None else (rows, counts, digest)
+
+    def build() -> None:
         counts: dict[str, int] = {}
         content = hashlib.sha256()
 
@@ -132,6 +149,8 @@ def _from_pickles(
                 if progress is not None:
                     progress(number, len(files), "reading pickled arrays")
                 for label, some in _pickled_classes(path):
+                    if label in counts:
+                        raise MetagradError(f"{path}: the class {short(label)} is there twice: get it again")
                     counts[label] = len(some)
                     for image in some:
                         if image.shape[0] != size:
@@ -141,33 +160,44 @@ def _from_pickles(
                         content.update(row.data)
                         yield row
 
-        def write(path: Path) -> None:
-            mapped.write_rows(path, images(), (3, size, size))
+        mapped.save_rows(cache, images(), (3, size, size), name=stem)
+        write_facts(facts_at, {"counts": counts, "digest": content.hexdigest()})
 
-        atomic_save(cache / f"{stem}.npy", write)
-        facts = {"counts": counts, "digest": content.hexdigest()}
-        mapped.write_facts(cache / f"{stem}.json", facts)
-        rows = mapped.retried(cache / f"{stem}.npy", lambda: None)
-    _require(facts["counts"], split, name, source)
+    rows, counts, digest = prepared(cache / stem, look, build, what=name, anew=anew)
+    _require(counts, split, name, source)
     says = (
         f"84x84 RGB as pickled{'' if size == 84 else f', bicubic to {size}x{size}'}, scaled to [0, 1], no augmentation"
     )
-    return mapped.dataset(name, rows, facts["counts"], split, preprocessing=says, content=facts["digest"])
+    return mapped.dataset(name, rows, counts, split, preprocessing=says, content=digest)
 
 
 def _pickled_classes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise MetagradError(
+                f"{path} has more than {_MOST_BYTES // 2**30} GB, which is no mini-ImageNet: get it again"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise MetagradError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     found: Any = read_arrays(data, str(path))
     images, classes = (found.get(key) if isinstance(found, dict) else None for key in ("image_data", "class_dict"))
-    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[3:] == (3,)) or not isinstance(
-        classes, dict
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (84, 84, 3)) or not (
+        isinstance(classes, dict) and all(isinstance(label, str) for label in classes)
     ):
         raise MetagradError(f'{path} has not "image_data", uint8 (N, 84, 84, 3), and "class_dict": get it again')
     for label, rows in classes.items():
-        picked = np.asarray(rows, dtype=np.int64)
-        if len(picked) and not (picked.min() >= 0 and picked.max() < len(images)):
-            raise MetagradError(f"{path}: the class {label} has images that are not in the file: get it again")
-        yield str(label), images[picked]
+        picked = _numbers(rows)
+        if picked is None or (len(picked) and not (picked.min() >= 0 and picked.max() < len(images))):
+            raise MetagradError(f"{path}: the class {short(label)} has images that are not in the file: get it again")
+        yield label, images[picked]
+
+
+def _numbers(rows: Any) -> np.ndarray | None:
+    """Return a plain list or array of whole numbers; ``None`` for anything else, which may be nested without end."""
+    if isinstance(rows, np.ndarray):
+        return rows.astype(np.int64) if rows.ndim == 1 and rows.dtype.kind in "iu" else None
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, int | np.integer) for row in rows):
+        return None
+    numbers = [int(row) for row in rows]
+    return np.array(numbers, dtype=np.int64) if all(abs(number) < 2**62 for number in numbers) else None

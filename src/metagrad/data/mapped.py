@@ -1,72 +1,182 @@
-"""Images in a file that is mapped into memory: what is not looked at is not read."""
+"""Images in a file that is mapped into memory: what is not looked at is not read.
+
+Beside ``NAME.npy`` lies ``NAME.sha256.json``: the array's shape, a digest of every 4 MiB, and what told the file apart
+when it was last found whole. A small file is checked whenever it is opened; a large one when it is another file than
+then, or on demand.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+import os
+import secrets
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.data.cache import atomic_save, storage_error
+from metagrad import strict_json
+from metagrad.data.cache import Damaged, atomic_save, is_plain, read_facts, storage_error, write_facts
 from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.names import short
 from metagrad.errors import MetagradError
+from metagrad.files import sync_folder
 
 SPLITS = ("train", "val", "test")
+Progress = Callable[[int, int, str], None]
+
+_HEADER = 256  # bytes of the .npy file before the array
+_BLOCK = 4 * 2**20
+_ALWAYS = 256 * 2**20  # bytes that are checked at every opening: a quarter of a second
+_THREADS = 4  # hashlib lets go of the interpreter
 
 
-def write_rows(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> int:
-    """Write uint8 arrays of one ``shape`` to an ``.npy`` file as they come; return how many there were."""
+def save_rows(
+    folder: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...], *, name: str | Callable[[], str]
+) -> None:
+    """Write uint8 arrays of one ``shape`` to a file of the cache as they come, with a digest of each block.
 
-    def header(count: int) -> bytes:
-        text = str({"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
-        return b"\x93NUMPY\x01\x00" + (246).to_bytes(2, "little") + text.ljust(245).encode() + b"\n"
+    Parameters
+    ----------
+    name:
+        of the file, without its ending; called when the last row has come, if what it is depends on them.
 
-    count = 0
-    with path.open("wb") as file:
-        file.write(header(0))
-        for row in rows:
-            file.write(row.tobytes())
-            count += 1
-        file.seek(0)
-        file.write(header(count))
-    return count
+    Raises
+    ------
+    MetagradError
+        if the file cannot be written.
+    """
+    part = folder / f".metagrad-{secrets.token_hex(8)}.tmp"  # its name may not be known yet
+    facts: dict[str, Any] = {}
+    try:
+        atomic_save(part, lambda path: facts.update(_write(path, rows, shape)))
+        path = folder / f"{name if isinstance(name, str) else name()}.npy"
+        try:
+            part.replace(path)
+            sync_folder(folder)
+            facts["file"] = _identity(path.stat())
+        except OSError as error:
+            raise storage_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    write_facts(_facts_of(path), facts)
 
 
-def open_rows(path: Path) -> Tensor | None:
-    """Return the array as a uint8 tensor that lives in the file, or ``None`` if it is not there or not whole.
+def open_rows(
+    path: Path, shape: tuple[int, ...], *, full: bool = False, progress: Progress | None = None
+) -> Tensor | None:
+    """Return the array as a uint8 tensor that lives in the file, or ``None`` if it is not there.
 
     The tensor may be written to; the file stays as it is.
+
+    Parameters
+    ----------
+    shape:
+        of the whole array.
+    full:
+        check every byte, however large the file is.
+
+    Raises
+    ------
+    Damaged
+        if the file is not what was written.
+    MetagradError
+        if it cannot be read.
     """
+    facts = read_facts(_facts_of(path))
+    if facts is None or not is_plain(path):
+        return None
+    digests, size = facts.get("sha256s"), math.prod(shape)
+    if facts.get("shape") != list(shape) or facts.get("block") != _BLOCK or not isinstance(digests, list):
+        raise Damaged(path, "it has another shape")
+    if len(digests) != -(-size // _BLOCK):
+        raise Damaged(path, "its digests are not all there")
     try:
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size != _HEADER + size or file.read(_HEADER) != _header(shape):
+                raise Damaged(path, "it is cut, or has another shape")
+            same = facts.get("file") == _identity(status)
+            if full or not same or size <= _ALWAYS:
+                _check(path, file, digests, progress)
+            mapped = np.memmap(file, dtype=np.uint8, mode="c", offset=_HEADER, shape=shape)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno is None:
-            return None
         raise storage_error(path, error) from error
-    except (ValueError, EOFError, TypeError):
-        return None
+    if not same:
+        with contextlib.suppress(MetagradError):  # a cache that may only be read is checked again the next time
+            write_facts(_facts_of(path), {**facts, "file": _identity(status)})
+    return torch.from_numpy(mapped)
 
 
-def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Write a small JSON file of the cache."""
-    text = json.dumps(facts, ensure_ascii=False, indent=1)
-    atomic_save(path, lambda target: _write_text(target, text))
+def _facts_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.sha256.json")
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Read it again, or return ``None`` if it is not there or not whole."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return facts if isinstance(facts, dict) else None
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    text = str({"descr": "|u1", "fortran_order": False, "shape": shape})
+    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+
+
+def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Write the array; return its shape and digests, which are of what came, not of what the disk has."""
+    count, digests, waiting = 0, [], bytearray()
+    with path.open("wb") as file:
+
+        def flush(least: int) -> None:
+            while len(waiting) >= least:
+                block = waiting[:_BLOCK]
+                digests.append(hashlib.sha256(block).hexdigest())
+                file.write(block)
+                del waiting[:_BLOCK]
+
+        file.write(_header((0, *shape)))
+        for row in rows:
+            if row.shape != shape or row.dtype != np.uint8:
+                raise ValueError(f"a row is {row.dtype} {row.shape}, not uint8 {shape}")
+            waiting += row.tobytes()
+            count += 1
+            flush(_BLOCK)
+        flush(1)
+        file.seek(0)
+        file.write(_header((count, *shape)))
+    return {"shape": [count, *shape], "block": _BLOCK, "sha256s": digests}
+
+
+def _check(path: Path, file: IO[bytes], digests: list[Any], progress: Progress | None) -> None:
+    """Raise `Damaged` unless every block is as it was written.
+
+    What is read here, and not through memory: a disk that cannot give a page back would end the process there.
+    """
+    reading = threading.Lock()
+
+    def same(number: int) -> bool:
+        with reading:
+            file.seek(_HEADER + number * _BLOCK)
+            block = file.read(_BLOCK)
+        return hashlib.sha256(block).hexdigest() == digests[number]
+
+    with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
+        for number, right in enumerate(pool.map(same, range(len(digests)))):
+            if progress is not None:
+                progress(number + 1, len(digests), "checking cached pictures")
+            if not right:
+                raise Damaged(path, f"bytes {number * _BLOCK} and following are not what was written")
 
 
 def dataset(
@@ -96,9 +206,9 @@ def dataset(
     def part(names: list[str]) -> ImageClasses:
         return ImageClasses(
             images,
-            torch.tensor([counts[name] for name in names], dtype=torch.int64),
+            torch.tensor([counts[name] for name in names], dtype=torch.int64, device="cpu"),
             tuple(names),
-            torch.tensor([first[name] for name in names], dtype=torch.int64),
+            torch.tensor([first[name] for name in names], dtype=torch.int64, device="cpu"),
         )
 
     train, val, test = (part(split[which]) for which in SPLITS)
@@ -126,23 +236,16 @@ def require_split(split: Any, available: Iterable[str], where: str) -> dict[str,
             raise MetagradError(f"{where} has no class in {which}: give it some")
         for name in split[which]:
             if name in place:
-                raise MetagradError(f"{where} has the class {name!r} in {place[name]} and in {which}: take one out")
+                raise MetagradError(
+                    f"{where} has the class {short(name)!r} in {place[name]} and in {which}: take one out"
+                )
             if name not in known:
-                raise MetagradError(f"{where} names the class {name!r}, of which there are no pictures")
+                raise MetagradError(f"{where} names the class {short(name)!r}, of which there are no pictures")
             place[name] = which
     return {which: list(split[which]) for which in SPLITS}
 
 
-def retried(path: Path, build: Callable[[], None]) -> Tensor:
-    """Return the rows at ``path``, made by ``build`` if they are not there."""
-    rows = open_rows(path)
-    if rows is None:
-        build()
-        rows = open_rows(path)
-    if rows is None:
-        raise MetagradError(f"the cache file {path} cannot be read back: delete it and try again")
-    return rows
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def published_split(name: str) -> dict[str, list[str]]:
+    """Return one of the splits that come with metagrad."""
+    found = strict_json.parse((resources.files("metagrad.data") / "splits" / f"{name}.json").read_bytes())
+    return {which: found[which] for which in SPLITS}

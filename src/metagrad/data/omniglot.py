@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from metagrad import strict_json
 from metagrad.data.archive import Members, contents_digest, fingerprint, open_members
-from metagrad.data.cache import atomic_save, cache_root, cached_arrays
+from metagrad.data.arrays import cached_arrays
+from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.classes import Dataset, ImageClasses
 from metagrad.data.sources import Progress, data_directory, download, md5_of
 from metagrad.errors import MetagradError
@@ -64,7 +67,13 @@ _ARCHIVES = (
 )
 
 
-def load(*, data_dir: Path | None = None, cache_dir: Path | None = None, progress: Progress | None = None) -> Dataset:
+def load(
+    *,
+    data_dir: Path | None = None,
+    anew: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
     """Load Omniglot, from a directory or by downloading it, decoding it the first time only.
 
     Parameters
@@ -73,6 +82,8 @@ def load(*, data_dir: Path | None = None, cache_dir: Path | None = None, progres
         directory with ``images_background`` and ``images_evaluation``, as zip files or extracted; they may
         also lie in ``omniglot``, ``omniglot-py`` or ``omniglot/python`` below it. Without it the environment
         variable ``METAGRAD_DATA`` names the directory; without that too, the archives are downloaded.
+    anew:
+        verify the archives, even if they seem to be those that were verified.
     cache_dir:
         where decoded images and downloads are kept, in the folder ``omniglot``; `cache_root` by default.
     progress:
@@ -90,12 +101,12 @@ def load(*, data_dir: Path | None = None, cache_dir: Path | None = None, progres
         if the archives are not where they should be, are not the official images, cannot be downloaded, or
         the cache cannot be written.
     """
-    return _load(data_dir, cache_dir, progress, _ARCHIVES, _official_split())
+    return _load(data_dir, cache_dir, progress, _ARCHIVES, _official_split(), anew)
 
 
 def _official_split() -> dict[str, list[str]]:
     file = resources.files("metagrad.data") / "splits" / "omniglot.json"
-    split: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+    split: dict[str, list[str]] = strict_json.parse(file.read_bytes())
     return split
 
 
@@ -105,6 +116,7 @@ def _load(
     progress: Progress | None,
     archives: Sequence[_Archive],
     split: Mapping[str, Sequence[str]],
+    anew: bool = False,
 ) -> Dataset:
     cache = (cache_root() if cache_dir is None else cache_dir) / "omniglot"
     place = data_directory(data_dir)
@@ -116,17 +128,16 @@ def _load(
     else:
         sources = _find(place, archives)
     for archive in archives:
-        _accept(archive, sources[archive.name], cache, progress)
+        _accept(archive, sources[archive.name], cache, progress, anew)
     classes = [*split["train"], *split["val"], *split["test"]]
     key = _cache_key(archives, classes)
     images = cached_arrays(
         key,
         lambda: {"images": _decode_all(archives, sources, classes, progress)},
-        fields=("images",),
+        shapes={"images": (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE)},
+        what="Omniglot",
         cache_dir=cache,
     )["images"]
-    if images.shape != (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE) or images.dtype != np.uint8:
-        raise MetagradError(f"the cache file {cache / key}.npz does not hold Omniglot; delete it and try again")
     return _dataset(images, split)
 
 
@@ -175,32 +186,24 @@ def _find_in(place: Path, name: str) -> Path | None:
 # --- accepting them --------------------------------------------------------------------------------------
 
 
-def _accept(archive: _Archive, source: Path, cache: Path, progress: Progress | None) -> None:
+def _accept(archive: _Archive, source: Path, cache: Path, progress: Progress | None, anew: bool) -> None:
     """Raise unless ``source`` is the archive; remember that it is, for as long as it does not change."""
     memory = cache / _ACCEPTED
     path = str(source.resolve())
     state = [fingerprint(source, keep=_is_drawing), archive.digest]
-    accepted = _read_accepted(memory)
-    if accepted.get(path) == state:
-        return
-    if not (source.is_file() and md5_of(source) == archive.md5):
-        _verify_contents(archive, source, progress)
-    # Read again: another process may have added its own while this one was verifying.
-    accepted = _read_accepted(memory)
-    accepted[path] = state
 
-    def write(target: Path) -> None:
-        target.write_text(json.dumps(accepted, indent=1, sort_keys=True), encoding="utf-8")
+    def look() -> bool | None:
+        return (read_facts(memory) or {}).get(path) == state or None
 
-    atomic_save(memory, write)
+    def build() -> None:
+        if not (source.is_file() and md5_of(source) == archive.md5):
+            _verify_contents(archive, source, progress)
+        accepted: dict[str, Any] = {}
+        with contextlib.suppress(Damaged):  # it was said
+            accepted = read_facts(memory) or {}  # another process may have added its own
+        write_facts(memory, {**accepted, path: state})
 
-
-def _read_accepted(memory: Path) -> dict[str, object]:
-    try:
-        accepted = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: then the archives are verified again
-        return {}
-    return accepted if isinstance(accepted, dict) else {}
+    prepared(memory.with_suffix(""), look, build, what=source.name, anew=anew)
 
 
 def _open(source: Path) -> Members:
@@ -321,7 +324,7 @@ def _dataset(images: np.ndarray, split: Mapping[str, Sequence[str]]) -> Dataset:
         pixels = np.ascontiguousarray(images[start:stop])
         digest.update("\0".join((part, *names)).encode("utf-8") + b"\0")
         digest.update(pixels.data)
-        counts = torch.full((len(names),), DRAWINGS_PER_CLASS, dtype=torch.int64)
+        counts = torch.full((len(names),), DRAWINGS_PER_CLASS, dtype=torch.int64, device="cpu")
         parts[part] = ImageClasses(torch.from_numpy(pixels), counts, names)
         start = stop
     return Dataset(

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from metagrad import strict_json
 from metagrad.data.archive import Members, fingerprint, folder_name, open_members
-from metagrad.data.cache import atomic_save, cache_root
-from metagrad.data.mapped import open_rows, read_facts, write_facts, write_rows
+from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.decoding import decode, reason
+from metagrad.data.mapped import open_rows, save_rows
+from metagrad.data.names import short
 from metagrad.errors import MetagradError
 
 Progress = Callable[[int, int, str], None]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
 _NAMED = 3  # files in a note
 _RECIPE = 3  # raise it whenever decoding changes
-_MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, more is not a photograph
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,13 @@ class Pictures:
         """Say in a few lines what was left out."""
         said = []
         if self.skipped:
-            bad = [f"{name}: {why}" for name, why in self.skipped.items()]
+            bad = [f"{short(name)}: {why}" for name, why in self.skipped.items()]
             said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({some_of(bad)})")
         if self.twice:
             repeat = "repeats another of its class" if len(self.twice) == 1 else "repeat another of their class"
             said.append(f"left out {files_of(len(self.twice))} that {repeat} ({some_of(self.twice)})")
         if self.shared:
-            same = some_of([f"{one} is {other}" for one, other in self.shared])
+            same = some_of([f"{short(one)} is {short(other)}" for one, other in self.shared])
             said.append(f"{files_of(len(self.shared))} in two classes at once ({same}): accuracy will be off")
         if self.empty:
             said.append(f"left out {len(self.empty)} folder{'s' * (len(self.empty) > 1)} of no pictures that can be "
@@ -89,7 +86,9 @@ class Pictures:
         if self.others:
             said.append(f"left out {files_of(len(self.others))} of other kinds ({some_of(self.others)})")
         if self.archives:
-            said.append(f"did not open {files_of(len(self.archives))} inside ({self.archives[0]}): unpack them first")
+            said.append(
+                f"did not open {files_of(len(self.archives))} inside ({short(self.archives[0])}): unpack them first"
+            )
         return tuple(said)
 
 
@@ -129,55 +128,73 @@ def load(
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
     seen = fingerprint(source)
     how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}"
-    which = hashlib.sha256(how.encode()).hexdigest()[:24]
-    facts = None if anew else read_facts(cache / f"seen-{which}.json")
-    if facts is not None and all(name in facts for name in _FACTS):
-        images = _rows(cache / f"{facts.get('rows')}.npy", size)
-        if images is not None and len(images) == sum(facts["counts"].values()):
-            return _refuse(Pictures(images, *(facts[name] for name in _FACTS)), strict, source)
-    with open_members(source) as members:
-        names, archives, others = candidates(members, labels)
-        found = _decode_all(members, names, size, strict, cache, progress)
-    found["archives"] = archives
-    found["others"] = others if labels is None else []
-    folders = {name.rpartition("/")[0] for name in [*names.values(), *found["others"]]}
-    found["empty"] = sorted(folders - found["counts"].keys() - {""})
-    write_facts(cache / f"seen-{which}.json", found)
-    images = _rows(cache / f"{found['rows']}.npy", size)
-    assert images is not None
-    return _refuse(Pictures(images, *(found[name] for name in _FACTS)), strict, source)
+    entry = cache / f"seen-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
+    facts_at = cache / f"{entry.name}.json"
+
+    def look() -> Pictures | None:
+        facts = read_facts(facts_at)
+        if facts is None:
+            return None
+        if not _are_facts(facts):
+            raise Damaged(facts_at, "it does not say what pictures there are")
+        shape = (sum(facts["counts"].values()), 3, size, size)
+        images = open_rows(cache / f"{_stem(facts['digest'], size)}.npy", shape, full=anew, progress=progress)
+        return None if images is None else Pictures(images, *(facts[name] for name in _FACTS))
+
+    def build() -> None:
+        with open_members(source) as members:
+            names, archives, others = candidates(members, labels)
+            found = _decode_all(members, names, size, cache, progress)
+        found["archives"] = archives
+        found["others"] = others if labels is None else []
+        folders = {name.rpartition("/")[0] for name in [*names.values(), *found["others"]]}
+        found["empty"] = sorted(folders - found["counts"].keys() - {""})
+        write_facts(facts_at, found)
+
+    return _refuse(prepared(entry, look, build, what=f"the pictures of {source}", anew=anew), strict, source)
 
 
 _FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared")
 
 
-def _rows(path: Path, size: int) -> Tensor | None:
-    """Return decoded pictures, if they are there and as they were written."""
-    images, noted = open_rows(path), read_facts(path.with_suffix(".json"))
-    if images is None or noted != _state(path) or images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-        return None
-    return images
+def _are_facts(facts: dict[str, Any]) -> bool:
+    """Say whether what a file says can be what was noted of pictures."""
+    counts, skipped, shared = (facts.get(name) for name in ("counts", "skipped", "shared"))
+    lists = [facts.get(name) for name in ("twice", "archives", "others", "empty")]
+    return (
+        re.fullmatch("[0-9a-f]{64}", str(facts.get("digest"))) is not None
+        and isinstance(counts, dict)
+        and all(strict_json.is_count(count, 1) for count in counts.values())
+        and isinstance(skipped, dict)
+        and all(isinstance(why, str) for why in skipped.values())
+        and all(isinstance(some, list) and all(isinstance(name, str) for name in some) for some in lists)
+        and isinstance(shared, list)
+        and all(isinstance(pair, list) and [type(name) for name in pair] == [str, str] for pair in shared)
+    )
 
 
-def _state(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"bytes": status.st_size, "written_ns": status.st_mtime_ns}
+def _stem(digest: str, size: int) -> str:
+    return f"rows-v{_RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
 
 
 def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
     if strict and pictures.skipped:
         name, why = next(iter(pictures.skipped.items()))
         raise MetagradError(
-            f"{source}: {name} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove them, or "
-            "leave out --strict to skip them"
+            f"{source}: {short(name)} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove "
+            "them, or leave out --strict to skip them"
         )
     if not pictures.counts and pictures.skipped:
         name, why = next(iter(pictures.skipped.items()))
-        raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({name}: {why})")
+        raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({short(name)}: {why})")
     if not pictures.counts and pictures.archives:
-        raise MetagradError(f"{source} holds archives ({pictures.archives[0]}), which are not opened: unpack them")
+        raise MetagradError(
+            f"{source} holds archives ({short(pictures.archives[0])}), which are not opened: unpack them"
+        )
     if strict and pictures.empty:
-        raise MetagradError(f"{source}: the folder {pictures.empty[0]} has no picture that can be read: remove it")
+        raise MetagradError(
+            f"{source}: the folder {short(pictures.empty[0])} has no picture that can be read: remove it"
+        )
     if not pictures.counts:
         raise MetagradError(
             f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
@@ -194,19 +211,7 @@ def files_of(count: int) -> str:
 def some_of(names: list[str]) -> str:
     """Return the first few, and how many more there are."""
     rest = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return "; ".join(names[:_NAMED]) + rest
-
-
-def reason(error: Exception) -> str:
-    """Say in a line why a picture cannot be read."""
-    if isinstance(error, UnidentifiedImageError):  # it names an object of Python's
-        return "it is no picture of a kind that is known, or damaged"
-    if isinstance(error, Image.DecompressionBombError):
-        counted = re.search(r"[0-9]+", str(error))  # the first number it says
-        return f"it has {int(counted[0]) if counted else 0:,} pixels, more than {_MOST_PIXELS:,}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return "; ".join(short(name, 400) for name in names[:_NAMED]) + rest
 
 
 def candidates(
@@ -246,7 +251,7 @@ def _common_folder(names: list[str]) -> int:
 
 
 def _decode_all(
-    members: Members, names: dict[str, str], size: int, strict: bool, cache: Path, progress: Progress | None
+    members: Members, names: dict[str, str], size: int, cache: Path, progress: Progress | None
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     skipped: dict[str, str] = {}
@@ -280,27 +285,14 @@ def _decode_all(
         if progress is not None:
             progress(len(names), len(names), "decoding pictures")
 
-    # Named when its contents are known; until then under a name of its own.
-    made = cache / f"rows-{os.getpid()}-{hashlib.sha256(str(members.source).encode()).hexdigest()[:8]}.npy"
-    try:
-        atomic_save(made, lambda path: _ignore(write_rows(path, rows(), (3, size, size))))
-        stem = f"rows-v{_RECIPE}-{size}-{content.hexdigest()[:24]}"
-        made.replace(cache / f"{stem}.npy")
-        write_facts(cache / f"{stem}.json", _state(cache / f"{stem}.npy"))
-    finally:
-        made.unlink(missing_ok=True)
-    digest = content.hexdigest()
-    found = {"rows": stem, "counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice}
-    return {**found, "shared": shared}
+    save_rows(cache, rows(), (3, size, size), name=lambda: _stem(content.hexdigest(), size))
+    found = {"counts": dict(counts), "digest": content.hexdigest(), "skipped": skipped, "twice": twice}
+    return {**found, "shared": [list(pair) for pair in shared]}
 
 
 def _place(name: str) -> tuple[str, str]:
     folder, _, file = name.rpartition("/")
     return folder, file
-
-
-def _ignore(count: int) -> None:
-    del count
 
 
 def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
@@ -315,55 +307,3 @@ def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
         return decode(data, size)
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
         return reason(error)
-
-
-@contextmanager
-def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white") -> Iterator[Image.Image]:
-    """Open one picture, upright and RGB, transparent parts ``behind``; ``at_least`` so many pixels a side are enough.
-
-    Raises
-    ------
-    ValueError
-        for one of too many pixels; Pillow raises what it likes for one that is damaged.
-    """
-    with Image.open(stream, formats=_FORMATS) as image:
-        # Only the header has been read so far.
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"it has {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
-        if at_least is not None:
-            image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
-        ImageOps.exif_transpose(image, in_place=True)
-        yield _rgb(image, behind)
-
-
-def decode(data: bytes, size: int) -> np.ndarray:
-    """Turn one picture into uint8 ``(3, size, size)``; raise as :func:`opened` does."""
-    with opened(io.BytesIO(data), at_least=2 * size) as image:
-        return square(image, size)
-
-
-def _rgb(image: Image.Image, behind: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
-        grey = np.asarray(image)  # may have a hundred million pixels: nothing of eight bytes each is made of it
-        if image.mode == "F":
-            grey = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
-        most = grey.max()  # a scanner's 8 or 12 bits may lie in 16
-        tops = (1 if image.mode == "F" else 255, 255, 4095, 65535)
-        top = next((one for one in tops if most <= one), most)
-        grey = grey if grey.min() >= 0 else grey.clip(0, None)
-        seen = np.empty(grey.shape, np.uint8)
-        np.multiply(grey, np.float32(255 / top), out=seen, dtype=np.float32, casting="unsafe")
-        return Image.fromarray(seen).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, behind), clear).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """Return the largest square in the middle of an RGB picture, uint8 ``(3, size, size)``."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from metagrad.data.pictures import opened, square
+from metagrad.data.decoding import opened, square
 
 Kind = Literal["strokes", "photograph"]
 COLOURED = 25.0  # of 255: drawings, in blue ink and yellow light too, have differences up to 12, photographs about 55

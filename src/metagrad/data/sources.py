@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from metagrad import strict_json
+from metagrad.data.cache import folder_from, is_plain, locked, storage_error
 from metagrad.errors import MetagradError
+from metagrad.files import require_readable
 
 Progress = Callable[[int, int, str], None]
 
@@ -18,8 +19,7 @@ def data_directory(data_dir: Path | None) -> Path | None:
     """Return the folder that was named, by argument or METAGRAD_DATA, if one was."""
     if data_dir is not None:
         return data_dir
-    named = os.environ.get("METAGRAD_DATA")
-    return Path(named).expanduser() if named else None
+    return folder_from("METAGRAD_DATA")
 
 
 def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Path], bool]) -> Path:
@@ -49,11 +49,12 @@ def read_json(path: Path) -> Any:
     MetagradError
         if it is not there or not JSON.
     """
+    require_readable(path, missing="name a JSON file")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return strict_json.read(path)
     except OSError as error:
         raise MetagradError(f"{path} cannot be read ({error.strerror}): name a JSON file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MetagradError(f"{path} is not JSON ({error})") from error
 
 
@@ -80,8 +81,19 @@ def download(url: str, path: Path, *, md5: str, progress: Progress | None, size:
     MetagradError
         if it cannot be fetched, or is not what its MD5 says.
     """
-    if path.is_file() and md5_of(path) == md5:
+    if _is_it(path, md5):
         return path
+    with locked(path, path.name):
+        if not _is_it(path, md5):  # another process may have fetched it
+            _fetch(url, path, md5, progress, size)
+    return path
+
+
+def _is_it(path: Path, md5: str) -> bool:
+    return is_plain(path) and md5_of(path) == md5
+
+
+def _fetch(url: str, path: Path, md5: str, progress: Progress | None, size: str) -> None:
     # Imported here: only a download needs it, and it takes longer to import than a cached load takes.
     import pooch
 
@@ -89,13 +101,17 @@ def download(url: str, path: Path, *, md5: str, progress: Progress | None, size:
     if progress is not None:
         progress(0, 1, f"downloading {path.name}{size and f' ({size})'}")
     try:
+        if path.is_symlink():  # to something else than this file: it stays as it is
+            path.unlink()
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
         pooch.retrieve(url, known_hash=f"md5:{md5}", fname=path.name, path=path.parent)
     except Exception as error:  # requests, urllib3, the file system and pooch's checksum each raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MetagradError(
             f"cannot download {url}; get {path.name} some other way and name its directory with --data-dir or "
-            f"METAGRAD_DATA ({reason})"
+            f"METAGRAD_DATA ({reason[:300]})"
         ) from error
     if progress is not None:
         progress(1, 1, f"downloading {path.name}")
-    return path

@@ -1,0 +1,100 @@
+"""Small arrays in the cache: read whole, each with a checksum; nothing is unpickled."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from metagrad.data.cache import Damaged, atomic_save, cache_root, is_plain, prepared, storage_error
+
+_MOST_HEADER = 4096  # bytes before an array
+
+
+def cached_arrays(
+    key: str,
+    build: Callable[[], dict[str, np.ndarray]],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+    cache_dir: Path | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the uint8 arrays stored under ``key``, building and storing them if they are missing or damaged.
+
+    Nothing is unpickled, and each array carries a checksum.
+
+    Parameters
+    ----------
+    key
+        names the file, ``cache_dir/key.npz``; it must change whenever ``build`` would return something else.
+    build
+        makes the arrays, by name.
+    shapes
+        what ``build`` gives; a file that has others is made anew.
+    what
+        is being prepared, for who waits for another process.
+    cache_dir
+        the folder; ``None`` means :func:`cache_root`.
+
+    Raises
+    ------
+    MetagradError
+        if the file cannot be read or written.
+    """
+    path = (cache_root() if cache_dir is None else cache_dir) / f"{key}.npz"
+
+    def make() -> None:
+        arrays = build()
+        if {name: (array.dtype.str, array.shape) for name, array in arrays.items()} != {
+            name: ("|u1", shape) for name, shape in shapes.items()
+        }:
+            raise ValueError(f"build gave other arrays than {dict(shapes)}")
+        atomic_save(path, lambda target: _write_arrays(target, arrays))
+
+    return prepared(path.with_suffix(""), lambda: _read_arrays(path, shapes), make, what=what)
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+    """Return the arrays of ``path``, ``None`` if there is no such file; what it claims is compared first."""
+    if not is_plain(path):
+        return None
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in shapes):
+                raise Damaged(path, "it holds other arrays")
+            return {name: _read_array(archive, name, shape) for name, shape in shapes.items()}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (None, errno.EIO, errno.EINVAL):  # a disk that lost it; a place before the file's start
+            raise Damaged(path, str(error)) from error
+        raise storage_error(path, error) from error
+    except Damaged:
+        raise
+    except Exception as error:  # zipfile and numpy's parser of headers raise nearly anything
+        raise Damaged(path, str(error)[:120] or type(error).__name__) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    with archive.open(f"{name}.npy") as member:
+        data = bytearray(member.read(size + _MOST_HEADER + 1))  # at the end, zipfile compares the checksum
+    stream = io.BytesIO(data)
+    np.lib.format.read_magic(stream)
+    claimed, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    start = stream.tell()
+    if claimed != shape or fortran or dtype.str != "|u1":
+        raise ValueError(f"its {name} are {dtype} {claimed}, not uint8 {shape}")
+    if len(data) != start + size:
+        raise ValueError(f"its {name} have another length")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

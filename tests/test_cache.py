@@ -1,0 +1,450 @@
+"""The cache: what it holds is what was written, it is made once by whoever comes first, and it leads nowhere else."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from metagrad import MetagradError, MetagradWarning
+from metagrad.data import arrays, cache, folder, mapped, pictures, sources
+from metagrad.data.cache import Damaged
+
+SIZE = 16
+
+
+def rows(count=30, shape=(3, 20, 20)):
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def save(folder, made):
+    mapped.save_rows(folder, iter(made), made.shape[1:], name="rows")
+    return folder / "rows.npy"
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Make blocks so small that a test has many."""
+    monkeypatch.setattr(mapped, "_BLOCK", 1000)
+
+
+def folder_of_pictures(root):
+    for c in range(7):
+        (root / f"class {c}").mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng(10 * c + i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"class {c}" / f"{i}.bmp")
+            os.utime(root / f"class {c}" / f"{i}.bmp", (1.7e9, 1.7e9))
+    return root
+
+
+# --- rows in a file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_rows_are_what_was_written_and_numpy_reads_them_too(tmp_path, blocks, count):
+    made = rows(count)
+    path = save(tmp_path, made)
+    found = mapped.open_rows(path, made.shape)
+    assert np.array_equal(found.numpy(), made)
+    assert np.array_equal(np.load(path), made)
+    found += 1  # its own, not the file's
+    assert np.array_equal(mapped.open_rows(path, made.shape).numpy(), made)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.npy", "rows.sha256.json"]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(where=st.integers(0, 10**9), bit=st.integers(0, 7), of_facts=st.booleans())
+def test_no_lost_bit_goes_unnoticed(tmp_path, blocks, where, bit, of_facts):
+    made = rows()
+    path = save(tmp_path, made)
+    file = tmp_path / "rows.sha256.json" if of_facts else path
+    content, status = bytearray(file.read_bytes()), file.stat()
+    content[where % len(content)] ^= 1 << bit
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    try:
+        found = mapped.open_rows(path, made.shape)
+    except Damaged:
+        return
+    assert found is None or np.array_equal(found.numpy(), made)  # None: the name of the digest is another
+
+
+@pytest.mark.parametrize("cut", [0, 100, 256, 1000, -1])
+def test_a_cut_file_and_another_shape_are_damage(tmp_path, cut):
+    made = rows()
+    path = save(tmp_path, made)
+    with pytest.raises(Damaged, match="another shape"):
+        mapped.open_rows(path, (29, 3, 20, 20))
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(Damaged, match="cut"):
+        mapped.open_rows(path, made.shape)
+    path.unlink()
+    assert mapped.open_rows(path, made.shape) is None
+
+
+def test_a_large_file_is_checked_when_it_is_another_than_before_or_on_demand(tmp_path, blocks, monkeypatch):
+    made = rows()
+    path = save(tmp_path, made)
+    monkeypatch.setattr(mapped, "_ALWAYS", 0)
+    checks = []
+    check = mapped._check
+    monkeypatch.setattr(mapped, "_check", lambda *args: (checks.append(1), check(*args)))
+    mapped.open_rows(path, made.shape)
+    assert not checks
+    mapped.open_rows(path, made.shape, full=True)
+    assert len(checks) == 1
+    copy = path.read_bytes()
+    path.unlink()
+    path.write_bytes(copy)  # moved to another disk, say
+    mapped.open_rows(path, made.shape)
+    mapped.open_rows(path, made.shape)
+    assert len(checks) == 2  # and remembered
+    path.write_bytes(copy[:-1] + bytes([copy[-1] ^ 1]))
+    with pytest.raises(Damaged, match="bytes 35000 and following"):
+        mapped.open_rows(path, made.shape)
+
+
+@pytest.mark.parametrize("facts", [
+    {}, {"shape": "x"}, {"shape": [30, 3, 20, 20]}, {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": None},
+    {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": [1], "file": None},
+    {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": ["x"] * 1000, "file": {}},
+])  # fmt: skip
+def test_facts_of_another_kind_are_damage(tmp_path, facts):
+    path = save(tmp_path, rows())
+    cache.write_facts(tmp_path / "rows.sha256.json", facts)
+    with pytest.raises(Damaged):
+        mapped.open_rows(path, (30, 3, 20, 20))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 5000, b'{"a": 1, "a": 1}', b'{"sha256": NaN}',
+                                     b'{"a": NaN, "sha256": ""}', b'{"sha256": "x"}'])  # fmt: skip
+def test_facts_that_cannot_be_read_are_damage(tmp_path, content):
+    (tmp_path / "facts.json").write_bytes(content)
+    with pytest.raises(Damaged):
+        cache.read_facts(tmp_path / "facts.json")
+
+
+def test_facts_of_an_older_version_count_as_none(tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps({"bytes": 3}))
+    assert cache.read_facts(tmp_path / "facts.json") is None
+    assert cache.read_facts(tmp_path / "none.json") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.sha256.json")
+    os.mkfifo(tmp_path / "key.npz")
+    with pytest.raises(MetagradError, match="no plain file"):
+        mapped.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
+    with pytest.raises(MetagradError, match="no plain file"):
+        arrays.cached_arrays("key", dict, shapes={}, what="x", cache_dir=tmp_path)
+
+
+# --- made anew, and said -------------------------------------------------------------------------------------
+
+
+def test_damaged_pictures_are_decoded_again_and_it_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path / "cache"))
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE).images.clone()
+    (path,) = (tmp_path / "cache" / "pictures").glob("rows-*.npy")
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[5000:9000] = bytes(4000)
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert torch.equal(pictures.load(root, size=SIZE).images, before)
+    assert [one.category for one in said] == [MetagradWarning]
+    assert path.name in str(said[0].message)
+
+
+def test_reading_anew_checks_what_is_trusted_otherwise(tmp_path, monkeypatch):
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE, cache_dir=tmp_path).images.clone()
+    (path,) = (tmp_path / "pictures").glob("rows-*.npy")
+    monkeypatch.setattr(mapped, "_ALWAYS", 0)  # as if it were large
+    state = mapped._identity(path.stat())
+    monkeypatch.setattr(mapped, "_identity", lambda status: state)  # and the disk, not a program, changed it
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert not torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
+    with pytest.warns(MetagradWarning, match=r"npy is damaged .*: it is made anew"):
+        assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path, anew=True).images, before)
+    assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
+
+
+def test_counts_that_a_disk_changed_are_noticed(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE, cache_dir=tmp_path)
+    (facts,) = (tmp_path / "pictures").glob("seen-*[0-9a-f].json")
+    text = facts.read_text()
+    facts.write_text(text.replace('"class 0": 3', '"class 0": 2').replace('"class 1": 3', '"class 1": 4'))
+    assert facts.read_text() != text
+    with pytest.warns(MetagradWarning, match=r"seen-.*json is damaged"):
+        assert pictures.load(root, size=SIZE, cache_dir=tmp_path).counts == before.counts
+
+
+def test_a_label_put_right_is_noticed_whatever_size_and_time(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE, cache_dir=tmp_path / "cache").digest
+    one, other = root / "class 0" / "0.bmp", root / "class 1" / "0.bmp"
+    assert one.stat().st_size == other.stat().st_size
+    one.rename(root / "x")
+    other.rename(one)
+    (root / "x").rename(other)
+    after = pictures.load(root, size=SIZE, cache_dir=tmp_path / "cache").digest
+    assert after == pictures.load(root, size=SIZE, cache_dir=tmp_path / "new").digest
+    assert after != before
+
+
+def test_a_disk_that_loses_what_it_writes_is_an_error_not_a_loop(tmp_path):
+    def build():
+        (tmp_path / "rows.sha256.json").write_text("{")
+
+    with pytest.raises(MetagradError, match=r"damaged .* just after it was written"):
+        cache.prepared(
+            tmp_path / "entry", lambda: mapped.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1)), build, what="it"
+        )
+
+
+def test_a_complete_cache_is_read_without_permission_to_write(tmp_path, monkeypatch):
+    root = folder_of_pictures(tmp_path / "set")
+    before = pictures.load(root, size=SIZE, cache_dir=tmp_path).digest
+    arrays.cached_arrays("key", lambda: {"a": np.ones(3, np.uint8)}, shapes={"a": (3,)}, what="a", cache_dir=tmp_path)
+
+    def refuse(*args, **options):
+        raise AssertionError("written to")
+
+    for name in ("write_text", "write_atomically", "locked"):
+        monkeypatch.setattr(cache, name, refuse)
+    assert pictures.load(root, size=SIZE, cache_dir=tmp_path).digest == before
+    assert (
+        arrays.cached_arrays("key", refuse, shapes={"a": (3,)}, what="a", cache_dir=tmp_path)["a"].tolist() == [1] * 3
+    )
+    # Nor where the files were copied there, which makes them others than the remembered ones.
+    monkeypatch.setattr(mapped, "_identity", lambda status: [0, 0, 0, 0])
+    monkeypatch.setattr(mapped, "write_facts", lambda path, facts: cache.atomic_save(path, print))
+    monkeypatch.setattr(cache, "write_atomically", lambda *args, refused, **options: (_ for _ in ()).throw(
+        refused(PermissionError(13, "Permission denied"))))  # fmt: skip
+    assert pictures.load(root, size=SIZE, cache_dir=tmp_path).digest == before
+
+
+def test_a_folder_that_cannot_be_named_is_said_in_a_line(tmp_path, monkeypatch):
+    for variable, ask in (
+        ("METAGRAD_CACHE", cache.cache_root),
+        ("METAGRAD_DATA", lambda: sources.data_directory(None)),
+    ):
+        monkeypatch.setenv(variable, "~nobody that I know/x")
+        with pytest.raises(MetagradError, match=f"{variable} is ~nobody"):
+            ask()
+
+
+# --- links ---------------------------------------------------------------------------------------------------
+
+
+def test_links_in_the_cache_are_replaced_not_written_through(tmp_path):
+    root, place = folder_of_pictures(tmp_path / "set"), tmp_path / "cache" / "pictures"
+    pictures.load(root, size=SIZE, cache_dir=tmp_path / "cache")
+    names = [path.name for path in place.iterdir()]
+    for path in place.iterdir():
+        path.unlink()
+    for name in names:
+        (tmp_path / f"precious {name}").write_text("precious")
+        (place / name).symlink_to(tmp_path / f"precious {name}")
+    with pytest.warns(MetagradWarning, match="is damaged"):
+        pictures.load(root, size=SIZE, cache_dir=tmp_path / "cache")
+    assert {path.read_text() for path in tmp_path.glob("precious *")} == {"precious"}
+    assert not any(path.is_symlink() for path in place.iterdir())
+
+
+def test_a_cache_on_another_disk_may_be_a_link(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    pictures.load(root, size=SIZE, cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "disk" / "pictures").glob("rows-*.npy"))
+
+
+def test_a_download_replaces_a_link_and_is_fetched_once(tmp_path, monkeypatch):
+    import pooch
+
+    fetched = []
+
+    def retrieve(url, known_hash, fname, path):
+        assert not (path / fname).exists()
+        fetched.append(url)
+        time.sleep(0.2)
+        (path / fname).write_bytes(b"content")
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "file").symlink_to(tmp_path / "precious")
+    md5 = "9a0364b9e99bb480dd25e1f0284c8555"
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: sources.download("u", tmp_path / "file", md5=md5, progress=None), range(3)))
+    assert done == [tmp_path / "file"] * 3
+    assert fetched == ["u"]
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+# --- first use by several ------------------------------------------------------------------------------------
+
+
+def use_pictures(place, note):
+    decode = pictures._decode
+    pictures._decode = lambda members, name, size: (note(), decode(members, name, size))[1]
+    try:
+        return folder.load(place / "set", size=SIZE, cache_dir=place / "cache").digest
+    finally:
+        pictures._decode = decode
+
+
+def use_arrays(place, note):
+    def build():
+        for _ in range(21):
+            note()
+        time.sleep(0.1)
+        return {"images": rows(5)}
+
+    found = arrays.cached_arrays("key", build, shapes={"images": (5, 3, 20, 20)}, what="x", cache_dir=place / "cache")
+    return str(found["images"].sum())
+
+
+def run(use, place, gate, queue):
+    def note():
+        with (place / "work.txt").open("ab", buffering=0) as file:
+            file.write(b".")
+
+    gate.wait()
+    try:
+        queue.put(use(place, note))
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.parametrize("use", [use_pictures, use_arrays])
+@pytest.mark.parametrize("many", [2, 6])
+def test_several_processes_that_come_first_at_once_make_it_once(tmp_path, use, many):
+    folder_of_pictures(tmp_path / "set")
+    context = multiprocessing.get_context("fork")
+    gate, queue = context.Event(), context.Queue()
+    processes = [context.Process(target=run, args=(use, tmp_path, gate, queue)) for _ in range(many)]
+    for process in processes:
+        process.start()
+    gate.set()
+    found = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(set(found)) == 1
+    assert "Error" not in found[0]
+    assert (tmp_path / "work.txt").read_bytes() == b"." * 21
+    assert not [name for name in os.listdir(tmp_path / "cache") if name.startswith(".")]
+
+
+@pytest.mark.parametrize("use", [use_pictures, use_arrays])
+def test_several_threads_that_come_first_at_once_make_it_once(tmp_path, use):
+    folder_of_pictures(tmp_path / "set")
+    worked = []
+    if use is use_arrays:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: use(tmp_path, lambda: worked.append(1)), range(6)))
+        assert len(worked) == 21
+    else:
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(
+                lambda _: folder.load(tmp_path / "set", size=SIZE, cache_dir=tmp_path / "cache").digest, range(6)
+            ))  # fmt: skip
+    assert len(set(found)) == 1
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_who_was_killed_while_it_made_an_entry_is_not_waited_for(tmp_path):
+    folder_of_pictures(tmp_path / "set")
+    begun = multiprocessing.get_context("fork").Event()
+
+    def stuck():
+        use_pictures(tmp_path, lambda: (begun.set(), time.sleep(60)))
+
+    process = multiprocessing.get_context("fork").Process(target=stuck)
+    process.start()
+    assert begun.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    place = tmp_path / "cache" / "pictures"
+    (left,) = place.glob(".metagrad-*.tmp")
+    os.utime(left, (0, 0))  # a day later
+    assert folder.load(tmp_path / "set", size=SIZE, cache_dir=tmp_path / "cache").digest
+    assert not left.exists()
+
+
+def test_only_what_was_forgotten_a_day_ago_is_removed(tmp_path):
+    old = [f".metagrad-{'0' * 16}.tmp", ".metagrad-x.tmp", ".mine", "mine.tmp"]
+    for name in (*old, f".metagrad-{'1' * 16}.tmp"):
+        (tmp_path / name).write_text("")
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
+    with cache.locked(tmp_path / "entry", "it"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"entry.lock", *old[1:], f".metagrad-{'1' * 16}.tmp"}
+
+
+def test_who_waits_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PATIENCE", 0.1)
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with cache.locked(tmp_path / "entry", "it"):
+            held.set()
+            release.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    threading.Timer(0.5, release.set).start()
+    with (
+        pytest.warns(MetagradWarning, match="another process is preparing it: waiting"),
+        cache.locked(tmp_path / "entry", "it"),
+    ):
+        assert release.is_set()
+    thread.join()
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
+    def refuse(self, **options):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(cache.filelock.FileLock, "acquire", refuse)
+    assert use_arrays(tmp_path, lambda: None) == use_arrays(tmp_path, lambda: None)
+
+
+# --- whatever the process has set ----------------------------------------------------------------------------
+
+
+def test_default_device_and_dtype_change_nothing(tmp_path):
+    root = folder_of_pictures(tmp_path / "set")
+    plain = folder.load(root, size=SIZE, cache_dir=tmp_path / "a")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            other = folder.load(root, size=SIZE, cache_dir=tmp_path / "b")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert other.digest == plain.digest
+    for which in ("train", "val", "test"):
+        one, two = getattr(plain, which), getattr(other, which)
+        for name in ("images", "counts", "first"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
+            assert getattr(one, name).dtype == getattr(two, name).dtype
