@@ -1,0 +1,180 @@
+"""The formats that metagrad reads: where a file of each lies, which commands read it, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .fixtures import info
+
+_CHECKPOINT = ("evaluate", "resume", "adapt", "report")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to change.
+
+    Attributes
+    ----------
+    format:
+        its row in the table.
+    kind:
+        of its structure (:data:`tests.campaign.mutations.STRUCTURES`).
+    place:
+        pattern below the trial's folder; one of the files that it finds is changed.
+    peer:
+        a file, below what the campaign starts from, that belongs elsewhere.
+    commands:
+        what reads it, by the names of :data:`COMMANDS`.
+    input:
+        whether it is a person's data: changed, it is other data, and another result is right.
+    """
+
+    format: str
+    kind: str
+    place: str
+    peer: str
+    commands: tuple[str, ...]
+    input: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is run in a trial's folder.
+
+    Attributes
+    ----------
+    words:
+        of the command line; ``BASE`` in them stands for what the campaign starts from.
+    needs:
+        what is copied from there into the trial's folder.
+    writes:
+        all that it may write, beside the cache.
+    """
+
+    words: tuple[str, ...]
+    needs: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+
+
+_OF_RUN = tuple(f"run/{name}" for name in ("last.safetensors", "best.safetensors", "config.json", "metrics.jsonl",
+                                           "result.json", "calibration.json", "report.html", ".lock"))  # fmt: skip
+
+
+def _data(name: str, folder: str, size: int = 16) -> tuple[str, ...]:
+    return tuple(info(name, folder, size))
+
+
+COMMANDS = {
+    "evaluate": Command(("evaluate", "run", "--tasks", "4"), ("run",), ("run/evaluations.jsonl", "run/.lock")),
+    "resume": Command(("train", "--resume", "run", "--meta-steps", "5"), ("run",), _OF_RUN),
+    "check": Command(("check", "run", "--tasks", "1"), ("run",), ("run/checks.jsonl", "run/.lock")),
+    "adapt": Command(("adapt", "run", "known", "--out", "out.model"), ("run", "known"), ("out.model",)),
+    "adapt zip": Command(("adapt", "run", "known.zip", "--out", "out.model"), ("run", "known.zip"), ("out.model",)),
+    "report": Command(("report", "run", "--out", "out.html"), ("run",), ("out.html",)),
+    "predict": Command(("predict", "my.model", "new", "--format", "csv", "--reject"), ("my.model", "new")),
+    "export": Command(("export", "my.model", "--format", "pt2", "--out", "out.pt2"), ("my.model",), ("out.pt2",)),
+    "verify": Command(("data", "verify", "pictures", "--image-size", "16"), ("pictures",)),
+    "verify zip": Command(("data", "verify", "pictures.zip", "--image-size", "16"), ("pictures.zip",)),
+    "folder": Command(_data("folder", "BASE/pictures"), ()),
+    "pickles": Command(_data("pickles", "pickles", 8), ("pickles",)),
+    "pickles, cached": Command(_data("pickles", "BASE/pickles", 8), ()),
+    "tables": Command(_data("tables", "tables", 8), ("tables",)),
+    "cifar": Command(_data("cifar", "cifar", 32), ("cifar",)),
+    "cifar, cached": Command(_data("cifar", "BASE/cifar", 32), ()),
+    "omniglot": Command(_data("omniglot", "omniglot", 28), ("omniglot",)),
+    "omniglot, cached": Command(_data("omniglot", "BASE/omniglot", 28), ()),
+    "glyphs": Command(_data("glyphs", "", 28), ()),
+}
+_SHAPED, _SEEN = "pictures/rows-*-16-*", "pictures/seen-*.json"
+TARGETS = (
+    Target("config.json", "json", "run/config.json", "other/config.json", (*_CHECKPOINT, "check")),
+    Target("last.safetensors", "safetensors", "run/last.safetensors", "other/last.safetensors", ("resume", "check")),
+    Target("best.safetensors", "safetensors", "run/best.safetensors", "other/best.safetensors", _CHECKPOINT),
+    Target("metrics.jsonl", "jsonl", "run/metrics.jsonl", "other/metrics.jsonl", ("report", "resume")),
+    Target("result.json", "json", "run/result.json", "other/result.json", ("report", "resume")),
+    Target("calibration.json", "json", "run/calibration.json", "other/calibration.json", ("report", "adapt", "resume")),
+    Target("evaluations.jsonl", "jsonl", "run/evaluations.jsonl", "other/evaluations.jsonl", ("evaluate",)),
+    Target("checks.jsonl", "jsonl", "run/checks.jsonl", "other/checks.jsonl", ("check",)),
+    Target("model", "safetensors", "my.model", "other.model", ("predict", "predict", "predict", "export")),
+    *(Target(f"picture, {ending}", ending, place, f"new/{number}.{ending}", commands, input=True)
+      for number, ending in enumerate(("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"))
+      for place, commands in ((f"known/*/*.{ending}", ("adapt",)), (f"new/*.{ending}", ("predict",)))),
+    Target("picture, png", "png", "pictures/*/*.png", "new/1.jpg", ("verify",), input=True),
+    Target("zip of pictures", "zip", "known.zip", "pictures.zip", ("adapt zip",), input=True),
+    Target("zip of pictures", "zip", "pictures.zip", "known.zip", ("verify zip",), input=True),
+    Target("split.json", "json", "pictures/split.json", "run/config.json", ("verify",), input=True),
+    Target("pickles", "pickle", "pickles/*.pkl", "pickles/mini-imagenet-cache-val.pkl", ("pickles",), input=True),
+    Target("csv tables", "csv", "tables/*.csv", "tables/val.csv", ("tables",), input=True),
+    Target("zip of Omniglot", "zip", "omniglot/*.zip", "omniglot/images_evaluation.zip", ("omniglot",)),
+    Target("archive of CIFAR-100", "bytes", "cifar/*.gz", "known.zip", ("cifar",)),
+    Target("cache: rows of pictures", "npy", f"cache/{_SHAPED}.npy", f"cache-others/{_SHAPED}.npy", ("folder", "evaluate")),
+    Target("cache: facts of pictures", "json", f"cache/{_SHAPED}.json", f"cache-others/{_SHAPED}.json", ("folder", "evaluate")),
+    Target("cache: facts of pictures", "json", f"cache/{_SEEN}", f"cache-others/{_SEEN}", ("folder", "evaluate")),
+    Target("cache: pickles", "npy", "cache/pictures/pickled-*.npy", f"cache/{_SHAPED}.npy",
+           ("pickles, cached",)),
+    Target("cache: pickles", "json", "cache/pictures/pickled-*.json", "run/config.json", ("pickles, cached",)),
+    Target("cache: CIFAR-100", "npy", "cache/cifar100/*.npy", f"cache/{_SHAPED}.npy", ("cifar, cached",)),
+    Target("cache: CIFAR-100", "json", "cache/cifar100/*.json", "run/config.json", ("cifar, cached",)),
+    Target("cache: Omniglot", "npz", "cache/omniglot/*.npz", "known.zip", ("omniglot, cached",)),
+    Target("cache: Omniglot", "json", "cache/omniglot/*.json", "run/config.json", ("omniglot, cached",)),
+    Target("cache: glyphs", "npz", "cache/glyphs/*.npz", "known.zip", ("glyphs",)),
+)  # fmt: skip
+_NO_MEANING = ("command", "versions", "launch", "seconds", "cpu_seconds", "train_seconds", "peak_memory_mb")
+
+
+def meaning(target: Target, data: bytes) -> Any:
+    """Return what a file says, without what no result depends on: spaces, the command, versions, times."""
+    if target.kind not in ("json", "jsonl"):
+        return data
+    try:
+        texts = [data] if target.kind == "json" else data.splitlines()
+        return [_without_times(json.loads(text)) for text in texts]
+    except (ValueError, RecursionError):
+        return data
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(one) for key, one in value.items() if key not in _NO_MEANING}
+    return value
+
+
+def result(command: str, folder: Path, said: str) -> list[Any]:
+    """Return what a command came to: what it printed and wrote, but for times and sizes."""
+    found: list[Any] = [re.sub(r"\([0-9]+ kB\)", "", said)]
+    return found + list(_written(command, folder))
+
+
+def _written(command: str, folder: Path) -> Iterator[Any]:
+    run = folder / "run"
+    if command in ("evaluate", "check"):
+        lines = (run / f"{'evaluations' if command == 'evaluate' else 'checks'}.jsonl").read_bytes().splitlines()
+        yield meaning(TARGETS[0], lines[-1])
+    elif command.startswith("adapt"):
+        yield (folder / "out.model").read_bytes()
+    elif command == "report":
+        yield (folder / "out.html").read_bytes()
+    elif command == "export":
+        yield (folder / "out.pt2").exists()
+    elif command == "resume":
+        yield from finished(run)
+
+
+def finished(run: Path) -> Iterator[Any]:
+    """Yield all that a run came to, but for times and memory."""
+    from metagrad.training.run import Run
+
+    opened = Run.open(run)
+    for name in ("last", "best"):
+        state = opened.load(name)
+        yield {key: (leaf.dtype, leaf.shape, leaf.numpy().tobytes()) for key, leaf in state.tensors.items()}
+        yield {key: value for key, value in state.facts.items() if key not in (*_NO_MEANING, "metrics_bytes")}
+    yield [_without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    for name in ("result.json", "calibration.json"):
+        yield _without_times(json.loads((run / name).read_bytes()))
+    yield (run / "report.html").read_bytes().endswith(b"</html>\n")
