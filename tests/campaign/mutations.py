@@ -51,9 +51,12 @@ def mutate(path: Path, kind: str, peer: Path, beside: Path, rng: random.Random) 
 
 
 def _instead(path: Path, beside: Path, rng: random.Random) -> str:
-    what = rng.choice(("gone", "a folder", "a link", "a link to nothing"))
+    what = rng.choice(("gone", "a folder", "a link", "a link to nothing", "a second name"))
     if what == "a link":
         shutil.copy2(path, beside / path.name)
+    if what == "a second name":
+        os.link(path, beside / path.name)
+        return what
     path.unlink()
     if what == "a folder":
         path.mkdir()

@@ -146,7 +146,7 @@ def _without_times(value: Any) -> Any:
 
 def result(command: str, folder: Path, said: str) -> list[Any]:
     """Return what a command came to: what it printed and wrote, but for times and sizes."""
-    found: list[Any] = [re.sub(r"\([0-9]+ kB\)", "", said)]
+    found: list[Any] = [re.sub(r"\([0-9]+ kB\)|[0-9.]+/s [0-9:]+ left", "", said)]
     return found + list(_written(command, folder))
 
 
@@ -162,19 +162,22 @@ def _written(command: str, folder: Path) -> Iterator[Any]:
     elif command == "export":
         yield (folder / "out.pt2").exists()
     elif command == "resume":
-        yield from finished(run)
+        yield dict(finished(run))
 
 
-def finished(run: Path) -> Iterator[Any]:
-    """Yield all that a run came to, but for times and memory."""
+def finished(run: Path) -> Iterator[tuple[str, Any]]:
+    """Yield all that a run came to, each with its name, but for times and memory."""
     from metagrad.training.run import Run
 
     opened = Run.open(run)
     for name in ("last", "best"):
         state = opened.load(name)
-        yield {key: (leaf.dtype, leaf.shape, leaf.numpy().tobytes()) for key, leaf in state.tensors.items()}
-        yield {key: value for key, value in state.facts.items() if key not in (*_NO_MEANING, "metrics_bytes")}
-    yield [_without_times(json.loads(line)) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+        held = {key: (str(leaf.dtype), leaf.shape, leaf.numpy().tobytes()) for key, leaf in state.tensors.items()}
+        yield f"{name}.safetensors", held
+        facts = {key: value for key, value in state.facts.items() if key not in (*_NO_MEANING, "metrics_bytes")}
+        yield f"facts of {name}.safetensors", facts
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    yield "metrics.jsonl", [_without_times(line) for line in lines]
     for name in ("result.json", "calibration.json"):
-        yield _without_times(json.loads((run / name).read_bytes()))
-    yield (run / "report.html").read_bytes().endswith(b"</html>\n")
+        yield name, _without_times(json.loads((run / name).read_bytes()))
+    yield "report.html", (run / "report.html").read_bytes().endswith(b"</html>\n")
