@@ -1,4 +1,4 @@
-"""A command in a forked child: Python, torch and metagrad are there already, so that a trial takes a tenth of a second."""
+"""A command in a forked child: what it imports is there already, so that a trial takes a tenth of a second."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import pkgutil
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -26,9 +27,52 @@ SECONDS = 60.0
 MEMORY = 3 * 2**30  # bytes that a child may ask for beyond what it begins with
 
 
+class Child:
+    """A forked child that runs ``metagrad`` with these words in ``folder``; what it prints goes to files at ``out``."""
+
+    def __init__(self, words: list[str], folder: Path, out: Path) -> None:
+        self.files = [out.with_suffix(ending) for ending in (".out", ".err")]
+        places = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in self.files]
+        sys.stdout.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            _in_child(words, folder, places)
+        for place in places:
+            os.close(place)
+
+    def wait(self, seconds: float) -> int:
+        """Return the exit code, negative for a signal, as :meth:`subprocess.Popen.wait` does.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            if it takes longer than ``seconds``.
+        """
+        stops = time.monotonic() + seconds
+        while self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > stops:
+                raise subprocess.TimeoutExpired("metagrad", seconds)
+            else:
+                time.sleep(0.003)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it is still there."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def printed(self) -> list[str]:
+        """Return what it printed on stdout and on stderr."""
+        return [path.read_text(encoding="utf-8", errors="replace") for path in self.files]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its exit code (``None``: it had to be stopped; negative: by that signal), what it printed."""
+    """How a command ended: its exit code (negative: a signal; ``None``: it had to be stopped), what it printed."""
 
     code: int | None
     said: str
@@ -36,34 +80,26 @@ class Outcome:
 
 
 def run(words: list[str], folder: Path, out: Path, seconds: float = SECONDS) -> Outcome:
-    """Run ``metagrad`` with these words in ``folder``; its output goes through files beside ``out``."""
-    files = [out.with_suffix(ending) for ending in (".out", ".err")]
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        _in_child(words, folder, files)
-    stops, status = time.monotonic() + seconds, 0
-    while not (found := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > stops:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            break
-        time.sleep(0.003)
-    status = found[1]
-    code = os.waitstatus_to_exitcode(status) if found[0] else None
-    return Outcome(code, *(path.read_text(encoding="utf-8", errors="replace") for path in files))
+    """Run ``metagrad`` in a forked child, for so many seconds at most."""
+    child = Child(words, folder, out)
+    try:
+        code: int | None = child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+        child.wait(seconds)
+        code = None
+    return Outcome(code, *child.printed())
 
 
-def _in_child(words: list[str], folder: Path, files: list[Path]) -> None:
+def _in_child(words: list[str], folder: Path, places: list[int]) -> None:
     code = 70  # of the campaign's own failure
     try:
         os.setsid()
         os.chdir(folder)
         os.environ["METAGRAD_CACHE"] = str(folder / "cache")
-        for place, path in zip((1, 2), files, strict=True):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), place)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (open(place, "w", encoding="utf-8", closefd=False) for place in (1, 2))
+        for stream, place in enumerate([os.open(os.devnull, os.O_RDONLY), *places]):
+            os.dup2(place, stream)
+        sys.stdout, sys.stderr = (os.fdopen(place, "w", encoding="utf-8", closefd=False) for place in (1, 2))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _limit_memory()
         code = _main(words)

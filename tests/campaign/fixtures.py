@@ -23,7 +23,8 @@ from ..strokes import drawings
 ENDINGS = ("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm")
 SMALL = (
     "--image-size", "16", "--network", "conv4", "--filters", "4", "--ways", "3", "--queries", "2", "--tasks", "2",
-    "--method", "maml", "--inner-steps", "2", "--val-every", "2", "--val-tasks", "4", "--test-tasks", "4", "--checkpoint-seconds", "1e-9",
+    "--method", "maml", "--inner-steps", "2", "--val-every", "2", "--val-tasks", "4", "--test-tasks", "4",
+    "--checkpoint-seconds", "1e-9",
 )  # fmt: skip
 _OMNIGLOT = {
     "train": ["images_background/Alpha/character01", "images_background/Alpha/character02"],
@@ -51,36 +52,34 @@ def class_folders(folder: Path, kinds: int, each: int, seed: int, endings: tuple
             picture.save(folder / f"kind{kind:02}" / f"{number}.{endings[number % len(endings)]}")
 
 
+def split_folder(folder: Path, seed: int) -> None:
+    """Write class folders with a split beside them."""
+    class_folders(folder, 12, 6, seed)
+    split = {"train": range(5), "val": range(5, 8), "test": range(8, 12)}
+    named = {which: [f"kind{kind:02}" for kind in kinds] for which, kinds in split.items()}
+    (folder / "split.json").write_text(json.dumps(named))
+
+
 def make(base: Path) -> None:
     """Fill ``base``; it is whole when it has the file ``whole``."""
     from metagrad.cli.main import main
 
     shutil.rmtree(base, ignore_errors=True)
-    for name, seed in (("pictures", 1), ("others", 2)):
-        class_folders(base / name, 12, 6, seed)
-        split = {"train": range(5), "val": range(5, 8), "test": range(8, 12)}
-        split = {which: [f"kind{kind:02}" for kind in kinds] for which, kinds in split.items()}
-        (base / name / "split.json").write_text(json.dumps(split))
+    data_sets(base)
     class_folders(base / "known", 3, len(ENDINGS), 3, ENDINGS)
     for number, picture in enumerate(coloured(1, len(ENDINGS), 4)[0]):
         (base / "new").mkdir(exist_ok=True)
         picture.save(base / "new" / f"{number}.{ENDINGS[number]}")
     for name in ("known", "pictures"):
         _zip(base / f"{name}.zip", {str(path.relative_to(base)): path.read_bytes() for path in _files(base / name)})
-    _mini_imagenet(base / "pickles", base / "tables")
-    _cifar(base / "cifar")
-    _omniglot(base / "omniglot")
-    stand_in(base)
     here, cache = Path.cwd(), os.environ.get("METAGRAD_CACHE")
     os.chdir(base)
     try:
         for data, run, model in (("others", "other", "other.model"), ("pictures", "run", "my.model")):
-            os.environ["METAGRAD_CACHE"] = str(base / f"cache-{data}" if data == "others" else base / "cache")
+            os.environ["METAGRAD_CACHE"] = str(base / ("cache" if data == "pictures" else "cache-others"))
             words = ["train", "folder", "--data-dir", str(base / data), "--run", run, *SMALL, "--meta-steps", "4"]
             for command in (words, ["evaluate", run, "--tasks", "4"], ["check", run, "--tasks", "1"],
-                            ["adapt", run, "known", "--out", model],
-                            ["predict", model, "new", "--format", "csv"],
-                            ["export", model, "--format", "pt2"]):  # fmt: skip
+                            ["adapt", run, "known", "--out", model]):  # fmt: skip
                 if main(command):
                     raise RuntimeError(f"the campaign's own {command} failed")
         for name, size in (("pickles", 8), ("tables", 8), ("cifar", 32), ("omniglot", 28), ("glyphs", 28)):
@@ -89,6 +88,16 @@ def make(base: Path) -> None:
         os.chdir(here)
         os.environ["METAGRAD_CACHE"] = cache or ""
     (base / "whole").touch()
+
+
+def data_sets(base: Path) -> None:
+    """Write small data sets into ``base``, and let them pass for the real ones in this process."""
+    split_folder(base / "pictures", 1)
+    split_folder(base / "others", 2)
+    _mini_imagenet(base / "pickles", base / "tables")
+    _cifar(base / "cifar")
+    _omniglot(base / "omniglot")
+    stand_in(base)
 
 
 def info(name: str, folder: Path | str, size: int = 16) -> list[str]:

@@ -34,7 +34,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .fixtures import SMALL, class_folders
+from .child import Child, prepare
+from .fixtures import SMALL, split_folder
 from .targets import finished
 from .trial import _changed, _state
 
@@ -51,27 +52,36 @@ class Life:
     wrong: list[str] = field(default_factory=list)
 
 
+class Process(subprocess.Popen[bytes]):
+    """``python -m metagrad``, from the first import on, as a :class:`Child`; its output goes through pipes.
+
+    A file would be one of those that may not grow.
+    """
+
+    def __init__(self, words: list[str], folder: Path, out: Path) -> None:
+        env = {**os.environ, "METAGRAD_CACHE": str(folder / "cache")}
+        super().__init__([sys.executable, "-m", "metagrad", *words], cwd=folder, env=env, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+
+    def printed(self) -> list[str]:
+        """Return nothing, and what it printed on stderr."""
+        if not hasattr(self, "_complaint"):
+            self._complaint = self.communicate()[1].decode(errors="replace")
+        return ["", self._complaint]
+
+
 class Killer:
     """Lives of one run, all on the same data, compared with one that was left alone."""
 
-    def __init__(self, work: Path, seed: int) -> None:
-        self.work, self.seed, self.data = work, seed, work / "pictures"
-        class_folders(self.data, 12, 6, 1)
-        split = {which: [f"kind{kind:02}" for kind in kinds] for which, kinds in
-                 (("train", range(5)), ("val", range(5, 8)), ("test", range(8, 12)))}  # fmt: skip
-        (self.data / "split.json").write_text(json.dumps(split))
-        alone = self._folder("alone")
-        for _ in range(2):  # the first compiles what Python has not yet compiled
-            began = time.monotonic()
-            ended = self._start(alone)
-            complaint = ended.communicate(timeout=_SECONDS)[1]
-            if ended.returncode or complaint:
-                raise RuntimeError(f"the run that is left alone failed: {complaint.decode()}")
-            self.seconds = time.monotonic() - began
-            if not (alone / "again").exists():
-                self.expected, self.names = dict(finished(alone / "run")), _names(alone)
-                alone = self._folder("alone, again")
-                (alone / "again").touch()
+    def __init__(self, work: Path, seed: int, forked: bool) -> None:
+        self.work, self.seed, self.forked, self.data = work, seed, forked, work / "pictures"
+        split_folder(self.data, 1)
+        began, alone = time.monotonic(), self._folder("alone")
+        running = self._start(alone)
+        if running.wait(_SECONDS) or (complaint := running.printed()[1]):
+            raise RuntimeError(f"the run that is left alone failed: {complaint}")
+        self.seconds = time.monotonic() - began
+        self.expected, self.names = dict(finished(alone / "run")), _names(alone)
         self.untouched = _state(self.data)
 
     def live(self, number: int) -> Life:
@@ -84,9 +94,8 @@ class Killer:
                 break
             life.wrong += _not_whole(folder / "run")
         last = self._start(folder)
-        complaint = last.communicate(timeout=_SECONDS)[1].decode(errors="replace")
-        if last.returncode or complaint:
-            life.wrong.append(f"the last resume ended with {last.returncode}: {complaint[-300:]}")
+        if last.wait(_SECONDS) or last.printed()[1]:
+            life.wrong.append(f"the last resume ended with {last.returncode}: {last.printed()[1][-300:]}")
             return life
         found = dict(finished(folder / "run"))
         life.wrong += [f"{name} differs" for name, value in self.expected.items() if found[name] != value]
@@ -103,7 +112,7 @@ class Killer:
         moment, twice = rng.uniform(begin, 1.05) * self.seconds, rng.random() < 0.3
         running = self._start(folder)
         if how == "full disk":
-            most = int(10 ** rng.uniform(0, 4.6))
+            most = int(10 ** rng.uniform(3.3 if self.forked else 0, 4.6))  # a child's complaint is in a file too
             resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (most, most))
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -113,12 +122,12 @@ class Killer:
                 time.sleep(rng.uniform(0, 0.3))
                 running.send_signal(getattr(signal, how))
         try:
-            complaint = running.communicate(timeout=_SECONDS)[1].decode(errors="replace")
+            code = running.wait(_SECONDS)
         except subprocess.TimeoutExpired:
-            running.kill()
+            running.send_signal(signal.SIGKILL)
             life.wrong.append(f"{how} after {moment:.2f} s: it hangs")
             return False
-        code = running.returncode
+        complaint = running.printed()[1]
         if code == 0:
             return True
         life.kills[how] += 1
@@ -126,15 +135,12 @@ class Killer:
             life.wrong.append(f"{how}{' twice' * twice} after {moment:.2f} s of {self.seconds:.2f}: {wrong}")
         return False
 
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
-        words = ["--resume", "run"]
+    def _start(self, folder: Path) -> Process | Child:
+        words = ["train", "--resume", "run"]
         if not (folder / "run" / "config.json").exists():
             small = [{"3": "2"}.get(word, word) for word in SMALL]  # two classes a task: it is calibrated in no time
-            words = ["folder", "--data-dir", str(self.data), "--run", "run", *small, "--meta-steps", "12"]
-        env = {**os.environ, "METAGRAD_CACHE": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.Popen([sys.executable, "-m", "metagrad", "train", *words], cwd=folder, env=env,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE)  # fmt: skip
+            words = ["train", "folder", "--data-dir", str(self.data), "--run", "run", *small, "--meta-steps", "12"]
+        return (Child if self.forked else Process)(words, folder, folder / "said")
 
     def _folder(self, name: str) -> Path:
         folder = self.work / name
@@ -145,9 +151,9 @@ class Killer:
 
 
 def _not_tidy(how: str, code: int, complaint: str) -> str | None:
-    if "Traceback" in complaint and "metagrad" in complaint:  # Python itself can be interrupted while it starts
-        ours = re.findall(r'File "[^"]*/(metagrad/[^"]*)", line (\d+)', complaint)
-        return f"traceback in {':'.join(ours[-1]) if ours else '?'}: {complaint.splitlines()[-1][:200]}"
+    ours = re.findall(r'File "[^"]*/(metagrad/[^"]*)", line (\d+)', complaint)
+    if "Traceback" in complaint and ours:  # Python itself can be interrupted while it starts
+        return f"traceback in {':'.join(ours[-1])}: {complaint.splitlines()[-1][:200]}"
     if how == "SIGKILL":
         return None if code == -signal.SIGKILL else f"exit code {code}: {complaint[-300:]}"
     if how == "full disk":
@@ -184,8 +190,9 @@ def lives(killer: Killer, kills: int, processes: int) -> Iterator[Life]:
     """Live until there were so many kills, some lives at once."""
     number = 0
     with ThreadPoolExecutor(processes) as pool:
+        several = map if processes == 1 else pool.map  # forks are for the main thread
         while kills > 0:
-            for life in pool.map(killer.live, range(number, number + processes)):
+            for life in several(killer.live, range(number, number + processes)):
                 kills -= life.kills.total()
                 yield life
             number += processes
@@ -197,18 +204,21 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--forked", action="store_true", help="fork them from one that has imported all: no imports")
     parser.add_argument("--life", type=int, help="live this one alone (moments differ a little from time to time)")
     asked = parser.parse_args()
     kills: Counter[str] = Counter()
+    again = f"python -m tests.campaign.kill --seed {asked.seed}{' --forked' * asked.forked}"
+    if asked.forked:
+        prepare()
     began, count, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory(prefix="campaign-") as work:
-        killer = Killer(Path(work).resolve(), asked.seed)
+        killer = Killer(Path(work).resolve(), asked.seed, asked.forked)
         some = lives(killer, asked.kills, asked.processes) if asked.life is None else [killer.live(asked.life)]
         for life in some:
             kills, count, failed = kills + life.kills, count + 1, failed + bool(life.wrong)
             for wrong in life.wrong:
-                again = f"python -m tests.campaign.kill --seed {asked.seed} --life {life.number}"
-                print(f"life {life.number}: {wrong}\n  {again}", flush=True)
+                print(f"life {life.number}: {wrong}\n  {again} --life {life.number}", flush=True)
     said = ", ".join(f"{number} {how}" for how, number in sorted(kills.items()))
     print(f"{kills.total()} kills ({said}) in {count} lives, {failed} of them not as they should be; "
           f"{time.monotonic() - began:.0f} s")  # fmt: skip

@@ -3,12 +3,14 @@
 A changed file is *wrong in silence* if the command succeeds with another result than that of the file as it was, and
 says nothing on stderr. What that means depends on the file:
 
-- Of a **run, a model, or a cache** every bit has one right value: any other result is wrong, whether a disk or an editor
-  changed it. Spaces, the recorded command, versions and times have no meaning and may change.
+- Of a **run, a model, or a cache** every bit has one right value: any other result is wrong, whether a disk or an
+  editor changed it. Spaces, the recorded command, versions and times have no meaning and may change.
 - **Caches** may be made anew without a word: then the result is the same. It is compared to the pixel, class by class.
 - **Archives of published data** (Omniglot, CIFAR-100) are known by their contents: they too have one right value.
 - **Pictures, zips of them, tables, pickles and splits** are a person's data: another picture is another picture. Here
   only tracebacks, hangs, untidy complaints and touched files count.
+- Of a person's data that were **changed after they were cached**, with the size and time they had, the right result is
+  that of the changed file: a cache that still gives the old one is wrong.
 - A file that is **gone** is said, except one that a page or an adaptation can do without.
 
 Beside the trial's files lie some of somebody else, hidden ones too: they must stay as they are.
@@ -75,9 +77,7 @@ def made(base: Path) -> None:
         fixtures.make(base)
 
 
-def all_of(
-    base: Path, work: Path, seed: int, count: int, formats: list[str], processes: int
-) -> Iterator[Verdict]:
+def all_of(base: Path, work: Path, seed: int, count: int, formats: list[str], processes: int) -> Iterator[Verdict]:
     """Share the trials among forked workers; yield what came of each, in the order of their numbers."""
     workers, files = [], [work / f"verdicts-{worker}.jsonl" for worker in range(processes)]
     for worker, path in enumerate(files):

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from . import structures
+from . import brought, structures
 
 Change = Callable[[bytes, bytes, random.Random], tuple[str, bytes]]
 # What knows the structure of a file, by the kind of its format.
@@ -16,12 +16,12 @@ STRUCTURES: dict[str, Change] = {
     "json": structures.json_text,
     "jsonl": structures.json_lines,
     "safetensors": structures.tensors,
-    "npz": structures.arrays_zipped,
+    "npz": brought.arrays_zipped,
     "npy": structures.array,
-    "zip": structures.zipped,
-    "pickle": structures.pickled,
-    "csv": structures.table,
-    "png": structures.png,
+    "zip": brought.zipped,
+    "pickle": brought.pickled,
+    "csv": brought.table,
+    "png": brought.png,
 }
 
 

@@ -32,6 +32,9 @@ class Target:
         what reads it, by the names of :data:`COMMANDS`.
     input:
         whether it is a person's data: changed, it is other data, and another result is right.
+    before:
+        whether the command is run before the change too, so that its cache knows the file as it was: then the right
+        result is that of the changed file and an empty cache.
     """
 
     format: str
@@ -40,6 +43,7 @@ class Target:
     peer: str
     commands: tuple[str, ...]
     input: bool = False
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ COMMANDS = {
     "verify": Command(("data", "verify", "pictures", "--image-size", "16"), ("pictures",)),
     "verify zip": Command(("data", "verify", "pictures.zip", "--image-size", "16"), ("pictures.zip",)),
     "folder": Command(_data("folder", "BASE/pictures"), ()),
+    "own folder": Command(_data("folder", "pictures"), ("pictures",)),
     "pickles": Command(_data("pickles", "pickles", 8), ("pickles",)),
     "pickles, cached": Command(_data("pickles", "BASE/pickles", 8), ()),
     "tables": Command(_data("tables", "tables", 8), ("tables",)),
@@ -90,7 +95,7 @@ COMMANDS = {
     "omniglot, cached": Command(_data("omniglot", "BASE/omniglot", 28), ()),
     "glyphs": Command(_data("glyphs", "", 28), ()),
 }
-_SHAPED, _SEEN = "pictures/rows-*-16-*", "pictures/seen-*.json"
+_SHAPED, _SEEN = "pictures/rows-*-16-*", "pictures/seen-*"
 TARGETS = (
     Target("config.json", "json", "run/config.json", "other/config.json", (*_CHECKPOINT, "check")),
     Target("last.safetensors", "safetensors", "run/last.safetensors", "other/last.safetensors", ("resume", "check")),
@@ -110,11 +115,16 @@ TARGETS = (
     Target("split.json", "json", "pictures/split.json", "run/config.json", ("verify",), input=True),
     Target("pickles", "pickle", "pickles/*.pkl", "pickles/mini-imagenet-cache-val.pkl", ("pickles",), input=True),
     Target("csv tables", "csv", "tables/*.csv", "tables/val.csv", ("tables",), input=True),
+    Target("changed after it was cached", "png", "pictures/*/*.png", "pictures/kind11/0.png", ("own folder",), before=True),
+    Target("changed after it was cached", "json", "pictures/split.json", "others/split.json", ("own folder",), before=True),
+    Target("changed after it was cached", "csv", "tables/*.csv", "tables/val.csv", ("tables",), before=True),
+    Target("changed after it was cached", "pickle", "pickles/*.pkl", "pickles/mini-imagenet-cache-val.pkl",
+           ("pickles",), before=True),
     Target("zip of Omniglot", "zip", "omniglot/*.zip", "omniglot/images_evaluation.zip", ("omniglot",)),
     Target("archive of CIFAR-100", "bytes", "cifar/*.gz", "known.zip", ("cifar",)),
-    Target("cache: rows of pictures", "npy", f"cache/{_SHAPED}.npy", f"cache-others/{_SHAPED}.npy", ("folder", "evaluate")),
-    Target("cache: facts of pictures", "json", f"cache/{_SHAPED}.json", f"cache-others/{_SHAPED}.json", ("folder", "evaluate")),
-    Target("cache: facts of pictures", "json", f"cache/{_SEEN}", f"cache-others/{_SEEN}", ("folder", "evaluate")),
+    *(Target(f"cache: {what} of pictures", ending, f"cache/{name}.{ending}", f"cache-others/{name}.{ending}",
+             ("folder", "evaluate"))
+      for what, ending, name in (("rows", "npy", _SHAPED), ("facts", "json", _SHAPED), ("facts", "json", _SEEN))),
     Target("cache: pickles", "npy", "cache/pictures/pickled-*.npy", f"cache/{_SHAPED}.npy",
            ("pickles, cached",)),
     Target("cache: pickles", "json", "cache/pictures/pickled-*.json", "run/config.json", ("pickles, cached",)),

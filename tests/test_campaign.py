@@ -1,0 +1,51 @@
+"""The campaign, short here and long behind the slow marker; and that it sees what it looks for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource", reason="the campaign forks, limits memory and sends signals")
+
+ROOT = Path(__file__).parents[1]
+
+
+def campaign(which, *words, seconds=280):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", f"tests.campaign.{which}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_mutated_files_are_refused_or_change_nothing():
+    assert "| all | 60 |" in campaign("mutate", "--count", "60")
+
+
+def test_killed_runs_come_to_the_same_bits():
+    assert " 0 of them not as they should be" in campaign("kill", "--kills", "6", "--forked")
+
+
+def test_an_empty_cache_is_shared_by_who_comes_first():
+    assert "0 rounds failed" in campaign("race", "--rounds", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_twenty_thousand_mutations():
+    assert "| all | 20000 |" in campaign("mutate", "--count", "20000", "--processes", "2", seconds=4 * 3600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * 3600)
+def test_two_hundred_kills():
+    said = campaign("kill", "--kills", "200", "--processes", "2", seconds=2 * 3600)
+    assert " 0 of them not as they should be" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_races_for_an_empty_cache():
+    assert "0 rounds failed" in campaign("race", "--rounds", "30", "--drawn", seconds=3600)
