@@ -62,7 +62,7 @@ def main() -> int:
         began = time.monotonic()
         verdicts = list(all_of(base, work, asked.seed, asked.count, asked.formats, asked.processes))
         print_table(verdicts, time.monotonic() - began)
-        again = f"python -m tests.campaign.mutate --seed {asked.seed} --work {work}"
+        again = f"python -m tests.campaign.mutate --seed {asked.seed}" + (f" --work {work}" if asked.work else "")
         if asked.formats != FORMATS:
             again += " --formats " + " ".join(f"{name!r}" for name in asked.formats)
         return print_failures(verdicts, again)

@@ -115,8 +115,10 @@ TARGETS = (
     Target("split.json", "json", "pictures/split.json", "run/config.json", ("verify",), input=True),
     Target("pickles", "pickle", "pickles/*.pkl", "pickles/mini-imagenet-cache-val.pkl", ("pickles",), input=True),
     Target("csv tables", "csv", "tables/*.csv", "tables/val.csv", ("tables",), input=True),
-    Target("changed after it was cached", "png", "pictures/*/*.png", "pictures/kind11/0.png", ("own folder",), before=True),
-    Target("changed after it was cached", "json", "pictures/split.json", "others/split.json", ("own folder",), before=True),
+    Target("changed after it was cached", "png", "pictures/*/*.png", "pictures/kind11/0.png", ("own folder",),
+           before=True),
+    Target("changed after it was cached", "json", "pictures/split.json", "others/split.json", ("own folder",),
+           before=True),
     Target("changed after it was cached", "csv", "tables/*.csv", "tables/val.csv", ("tables",), before=True),
     Target("changed after it was cached", "pickle", "pickles/*.pkl", "pickles/mini-imagenet-cache-val.pkl",
            ("pickles",), before=True),
@@ -134,6 +136,10 @@ TARGETS = (
     Target("cache: Omniglot", "json", "cache/omniglot/*.json", "run/config.json", ("omniglot, cached",)),
     Target("cache: glyphs", "npz", "cache/glyphs/*.npz", "known.zip", ("glyphs",)),
 )  # fmt: skip
+# Sizes, rates, and how far it has come, which is said of what takes a while.
+_PASSING = re.compile(
+    r"\([0-9]+ kB\)|[0-9.]+/s [0-9:]+ left|^[^:\n]+: ([0-9]+/[0-9]+|[0-9]+%, .* left)\n", re.MULTILINE
+)
 _NO_MEANING = ("command", "versions", "launch", "seconds", "cpu_seconds", "train_seconds", "peak_memory_mb")
 
 
@@ -156,7 +162,7 @@ def _without_times(value: Any) -> Any:
 
 def result(command: str, folder: Path, said: str) -> list[Any]:
     """Return what a command came to: what it printed and wrote, but for times and sizes."""
-    found: list[Any] = [re.sub(r"\([0-9]+ kB\)|[0-9.]+/s [0-9:]+ left", "", said)]
+    found: list[Any] = [_PASSING.sub("", said)]
     return found + list(_written(command, folder))
 
 
