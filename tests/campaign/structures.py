@@ -106,8 +106,8 @@ def json_lines(before: bytes, other: bytes, rng: random.Random) -> tuple[str, by
 
 def tensors(before: bytes, other: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Change a tensor, its name, its shape, its type or the metadata of a safetensors file."""
-    header, data = _opened(before)
-    their_header, theirs = _opened(other)
+    header, data = opened(before)
+    their_header, theirs = opened(other)
     names = sorted(name for name in header if name != "__metadata__")
     name, metadata = rng.choice(names), header.get("__metadata__", {})
     begin, end = header[name]["data_offsets"]
@@ -162,7 +162,8 @@ def tensors(before: bytes, other: bytes, rng: random.Random) -> tuple[str, bytes
     return f"{what} ({name})", struct.pack("<Q", len(text)) + text + bytes(data)
 
 
-def _opened(file: bytes) -> tuple[dict[str, Any], bytearray]:
+def opened(file: bytes) -> tuple[dict[str, Any], bytearray]:
+    """Return the header of a safetensors file and its data."""
     size = struct.unpack("<Q", file[:8])[0]
     return json.loads(file[8 : 8 + size]), bytearray(file[8 + size :])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .fixtures import info
+from .structures import opened
 
 _CHECKPOINT = ("evaluate", "resume", "adapt", "report")
 
@@ -172,13 +173,21 @@ def _written(command: str, folder: Path) -> Iterator[Any]:
         lines = (run / f"{'evaluations' if command == 'evaluate' else 'checks'}.jsonl").read_bytes().splitlines()
         yield meaning(TARGETS[0], lines[-1])
     elif command.startswith("adapt"):
-        yield (folder / "out.model").read_bytes()
+        yield _model((folder / "out.model").read_bytes())
     elif command == "report":
         yield (folder / "out.html").read_bytes()
     elif command == "export":
         yield (folder / "out.pt2").exists()
     elif command == "resume":
         yield dict(finished(run))
+
+
+def _model(file: bytes) -> Any:
+    """Return what a model holds, without its digests: that of its run's file is no result."""
+    header, data = opened(file)
+    facts = json.loads(header.pop("__metadata__")["metagrad"])
+    del facts["facts"]["digest"]
+    return header, facts, data
 
 
 def finished(run: Path) -> Iterator[tuple[str, Any]]:

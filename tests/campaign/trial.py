@@ -17,7 +17,8 @@ from .targets import COMMANDS, TARGETS, Target, meaning, result
 CASES = ("refused", "same", "wrong", "traceback", "untidy", "hang", "crash", "touched")
 FINE = ("refused", "same")
 _LONGEST = 2000  # characters of a line for a person
-_OPTIONAL = ("metrics.jsonl", "result.json", "calibration.json")  # without them a page or an adaptation has less
+# Without them a page or an adaptation has less, as that of a run that has not come so far.
+_OPTIONAL = ("metrics.jsonl", "result.json", "calibration.json", "best.safetensors")
 _VICTIMS = ("beside/.git-credentials", "beside/.pre-commit-config.yaml", "beside/notes.tmp", "run/.a-person's",
             "run/.notes.tmp", "cache/.a-person's", "cache/notes.tmp")  # fmt: skip
 
