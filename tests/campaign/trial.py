@@ -138,12 +138,24 @@ def _place(trace: str) -> str:
 
 
 def _compare(command: str, folder: Path, outcome: Outcome, expected: list[Any], what: str) -> tuple[str, str]:
-    kind = re.sub(r" at \d+.*| in line.*|, its time kept", "", what)
+    kind = re.sub(r"^[^:]*: | at \d+.*| in line.*|, its time kept", "", what)
     try:
         found = result(command, folder, outcome.said)
     except Exception as error:  # what was written is no better than what was read
         return "wrong", f"{kind} (what it wrote cannot be read: {type(error).__name__})"
-    return ("same", "") if found == expected else ("wrong", kind)
+    return ("same", "") if found == expected else ("wrong", f"{kind} (differs: {difference(expected, found)})")
+
+
+def difference(one: Any, other: Any) -> str:
+    """Return where two results differ, in a few words."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        name = next(name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name))
+        return f"{name} {difference(one.get(name), other.get(name))}"
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return difference(*next((a, b) for a, b in zip(one, other, strict=True) if a != b))
+    if isinstance(one, str) and isinstance(other, str):
+        return next((b for a, b in zip(one.splitlines(), other.splitlines(), strict=False) if a != b), "lines")[:60]
+    return type(one).__name__
 
 
 def _state(folder: Path) -> dict[str, tuple[int, ...]]:
