@@ -37,7 +37,7 @@ from safetensors import safe_open
 from .child import Child, prepare
 from .fixtures import SMALL, split_folder
 from .targets import finished
-from .trial import _changed, _state
+from .trial import changed, state
 
 _SECONDS = 120.0
 _LONGEST = 4  # kills in a row
@@ -82,13 +82,13 @@ class Killer:
             raise RuntimeError(f"the run that is left alone failed: {complaint}")
         self.seconds = time.monotonic() - began
         self.expected, self.names = dict(finished(alone / "run")), _names(alone)
-        self.untouched = _state(self.data)
+        self.untouched = state(self.data)
 
     def live(self, number: int) -> Life:
         """Kill, resume, compare."""
         rng, life = random.Random(f"{self.seed} {number}"), Life(number)
         folder = self._folder(f"life-{number}")
-        victims = _state(folder)
+        victims = state(folder)
         for _ in range(rng.randint(1, _LONGEST)):
             if self._once(folder, life, rng):
                 break
@@ -100,9 +100,9 @@ class Killer:
         found = dict(finished(folder / "run"))
         life.wrong += [f"{name} differs" for name, value in self.expected.items() if found[name] != value]
         life.wrong += [f"left: {re.sub('[0-9a-f]{12,}', '…', name)}" for name in _names(folder) - self.names]
-        if changed := [*_changed(victims, {name: _state(folder).get(name) for name in victims}),
-                       *_changed(self.untouched, _state(self.data))]:  # fmt: skip
-            life.wrong.append(f"touched: {changed}")
+        if stray := [*changed(victims, {name: state(folder).get(name) for name in victims}),
+                       *changed(self.untouched, state(self.data))]:  # fmt: skip
+            life.wrong.append(f"touched: {stray}")
         return life
 
     def _once(self, folder: Path, life: Life, rng: random.Random) -> bool:
@@ -183,7 +183,7 @@ def _not_whole(run: Path) -> list[str]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {name for name in _state(folder) if name.startswith(("run/", "cache/"))}
+    return {name for name in state(folder) if name.startswith(("run/", "cache/"))}
 
 
 def lives(killer: Killer, kills: int, processes: int) -> Iterator[Life]:

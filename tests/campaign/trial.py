@@ -42,7 +42,7 @@ class Trials:
     def __init__(self, base: Path, work: Path) -> None:
         self.base, self.work = base, work
         self._expected: dict[str, list[Any]] = {}
-        self._found = _state(base)
+        self._found = state(base)
 
     def run(self, seed: int, number: int, formats: list[str], keep: Path | None = None) -> Verdict:
         """Change one file, run one command, judge; the same for the same seed, number and formats."""
@@ -59,18 +59,18 @@ class Trials:
         peer = sorted(self.base.glob(target.peer))[0]
         what = mutate(path, target.kind, peer, folder / "beside", rng)
         free = target.input or _harmless(target, command, before, path)
-        laid = _state(folder)
+        laid = state(folder)
         outcome = self._outcome(command, folder)
-        case, kind = _judge(outcome)
-        touched = [*_touched(command, laid, _state(folder)), *_changed(self._found, _state(self.base))]
+        case, kind = judge(outcome)
+        stray = [*touched(command, laid, state(folder)), *changed(self._found, state(self.base))]
         if target.before and case == "same" and not outcome.complaint:
             shutil.rmtree(folder / "cache")
             expected = result(command, folder, self._outcome(command, folder).said)
         said = outcome.complaint or "no pictures of" in outcome.said  # a page that says on stdout why it has none
         if case == "same" and not free and not said:
-            case, kind = _compare(command, folder, outcome, expected, what)
-        if touched:
-            case, kind = "touched", re.sub("[0-9a-f]{12,}", "…", ", ".join(touched))
+            case, kind = compare(command, folder, outcome, expected, what)
+        if stray:
+            case, kind = "touched", re.sub("[0-9a-f]{12,}", "…", ", ".join(stray))
         if keep is not None:
             shutil.copytree(folder, keep, symlinks=True)
         return Verdict(number, name, command, f"{path.relative_to(folder)}: {what}", case, kind,
@@ -115,7 +115,8 @@ def _harmless(target: Target, command: str, before: bytes, path: Path) -> bool:
     return path.is_file() and meaning(target, before) == meaning(target, path.read_bytes())
 
 
-def _judge(outcome: Outcome) -> tuple[str, str]:
+def judge(outcome: Outcome) -> tuple[str, str]:
+    """Return the case, as far as what was printed tells, and what like cases have in common."""
     lines = outcome.complaint.splitlines()
     tidy = all(line.startswith("metagrad:") and len(line) <= _LONGEST for line in lines) and len(lines) <= 3
     if outcome.code is None:
@@ -137,7 +138,8 @@ def _place(trace: str) -> str:
     return f"{ours[-1][0]} {ours[-1][1]}: {last[:100]}" if ours else last[:100]
 
 
-def _compare(command: str, folder: Path, outcome: Outcome, expected: list[Any], what: str) -> tuple[str, str]:
+def compare(command: str, folder: Path, outcome: Outcome, expected: list[Any], what: str) -> tuple[str, str]:
+    """Return the case, and where the result differs from what was to be expected."""
     kind = re.sub(r"^[^:]*: | at \d+.*| in line.*|, its time kept", "", what)
     try:
         found = result(command, folder, outcome.said)
@@ -158,7 +160,7 @@ def difference(one: Any, other: Any) -> str:
     return type(one).__name__
 
 
-def _state(folder: Path) -> dict[str, tuple[int, ...]]:
+def state(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return what tells of a change to any file below a folder."""
     found = {}
     for path in folder.rglob("*"):
@@ -168,13 +170,16 @@ def _state(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _changed(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> list[str]:
+def changed(before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return what is new, gone, or another."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def _touched(command: str, before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> list[str]:
+def touched(command: str, before: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return what changed in a trial and is not the command's to write, or was left there for a moment only."""
+
     def may(name: str) -> bool:
         ours = name in COMMANDS[command].writes or name.startswith("cache/")
         return ours and name not in _VICTIMS and ".metagrad-" not in name
 
-    return [name for name in _changed(before, now) if not may(name)]
+    return [name for name in changed(before, now) if not may(name)]
