@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -140,7 +141,7 @@ def _place(trace: str) -> str:
 
 def compare(command: str, folder: Path, outcome: Outcome, expected: list[Any], what: str) -> tuple[str, str]:
     """Return the case, and where the result differs from what was to be expected."""
-    kind = re.sub(r"^[^:]*: | at \d+.*| in line.*|, its time kept", "", what)
+    kind = re.sub(r"^[^:]*: | at \d+.*| in line.*|, its time kept| \(.*|(?<= of )(\w+)\..*", r"\1", what)
     try:
         found = result(command, folder, outcome.said)
     except Exception as error:  # what was written is no better than what was read
@@ -156,17 +157,24 @@ def difference(one: Any, other: Any) -> str:
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         return difference(*next((a, b) for a, b in zip(one, other, strict=True) if a != b))
     if isinstance(one, str) and isinstance(other, str):
-        return next((b for a, b in zip(one.splitlines(), other.splitlines(), strict=False) if a != b), "lines")[:60]
+        line = next((b for a, b in zip(one.splitlines(), other.splitlines(), strict=False) if a != b), "lines")
+        return re.sub(r"[0-9.]+|[0-9a-f]{12,}", "…", line.strip())[:40]
     return type(one).__name__
 
 
 def state(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return what tells of a change to any file below a folder."""
-    found = {}
-    for path in folder.rglob("*"):
-        if not path.is_dir() or path.is_symlink():
-            status = path.lstat()
-            found[str(path.relative_to(folder))] = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_mode)
+    found, pending = {}, [(str(folder), "")]
+    while pending:
+        place, prefix = pending.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = f"{prefix}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, f"{name}/"))
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    found[name] = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_mode)
     return found
 
 
