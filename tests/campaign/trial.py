@@ -158,7 +158,7 @@ def difference(one: Any, other: Any) -> str:
         return difference(*next((a, b) for a, b in zip(one, other, strict=True) if a != b))
     if isinstance(one, str) and isinstance(other, str):
         line = next((b for a, b in zip(one.splitlines(), other.splitlines(), strict=False) if a != b), "lines")
-        return re.sub(r"[0-9.]+|[0-9a-f]{12,}", "…", line.strip())[:40]
+        return re.sub(r"[0-9a-f]{12,}|[0-9.]+", "…", line.strip())[:40]
     return type(one).__name__
 
 
