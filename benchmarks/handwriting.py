@@ -10,7 +10,6 @@ reads it. Writes src/metagrad/classifier/models/glyphs/calibration.json; nothing
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.data import ImageClasses
 from metagrad.data.archive import open_members
 from metagrad.data.reading import Reading
+from metagrad.training.run import Run
 
 _SHIPPED = Path(__file__).parents[1] / "src" / "metagrad" / "classifier" / "models" / "glyphs"
 
@@ -46,11 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with Omniglot's two zip files")
     folder = parser.parse_args().data_dir
-    learner = Learner.of(_SHIPPED)
+    learner = Learner.of(_SHIPPED, calibrated=False)
     omniglot = data.load("omniglot", data_dir=folder)
     drawn = replace(omniglot, train=data.load("glyphs").train, val=as_read(omniglot.val, folder, learner.reading))
     found = calibrate(learner, drawn, tasks=400)
-    (_SHIPPED / CALIBRATION).write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    Run.open(_SHIPPED).write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     for size in found.sizes:
         print(f"{size.ways:2}-way {size.shots}-shot: {size.accuracy:.1%} right, {size.told()}")
 

@@ -17,7 +17,7 @@ from strokes import dataset, drawings
 from toyruns import config
 
 import metagrad
-from metagrad.classifier import artifact
+from metagrad import strict_json, tensorfile
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import CALIBRATION
 from metagrad.classifier.learner import Learner
@@ -107,13 +107,13 @@ def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
         assert ("altered" in err) == (name in ("weights", "names"))
     shutil.copy(learned / "best.safetensors", "other")
     assert main(["predict", "other", "new"]) == 2
-    assert "not an adapted model but other weights" in capsys.readouterr().err
+    assert "other weights, and no facts of metagrad's" in capsys.readouterr().err
 
 
 def _written(path, tensors, facts):
     """Write an adapted model with a digest that is right, whatever is in it."""
     text = json.dumps(facts)
-    save_file(tensors, path, metadata={"metagrad": text, "digest": artifact._digest(text, tensors)})
+    save_file(tensors, path, metadata={"metagrad": text, "digest": tensorfile.digest_of(text, tensors)})
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def _written(path, tensors, facts):
         (lambda t, f: f.update(format=2), "has format 2, this metagrad reads 1"),
         (lambda t, f: f.update(classes=7), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "a", "b", "c"]), "classes cannot be so"),
-        (lambda t, f: f.update(classes=["a", "b"]), "another shape"),
+        (lambda t, f: f.update(classes=["a", "b"]), "has shape"),
         (lambda t, f: f.update(temperature=0), "temperature cannot be so"),
         (lambda t, f: f.update(temperature="1"), "temperature cannot be so"),
         (lambda t, f: f.update(strange=float("nan")), "strange cannot be so"),
@@ -132,10 +132,10 @@ def _written(path, tensors, facts):
         (lambda t, f: f.pop("facts"), "'facts'"),
         (lambda t, f: t.pop("network/head.bias"), "head.bias is missing"),
         (lambda t, f: t.update({"network/extra": torch.zeros(1)}), "extra is missing, or one too many"),
-        (lambda t, f: t.update({"network/head.bias": torch.zeros(1)}), "head.bias has another shape"),
+        (lambda t, f: t.update({"network/head.bias": torch.zeros(1)}), "head.bias has shape"),
         (lambda t, f: t["network/head.weight"][0].fill_(float("nan")), "not finite"),
-        (lambda t, f: t.update(landmarks=torch.zeros(4, 3)), "another version"),
-        (lambda t, f: t.update(landmarks=torch.zeros(3, 3)), "one landmark a class"),
+        (lambda t, f: t.update(landmarks=torch.zeros(4, 3)), "landmarks has shape"),
+        (lambda t, f: t.update(landmarks=torch.zeros(3, 3)), "landmarks has shape"),
     ],
 )
 def test_a_model_of_another_kind_is_refused(learned, pictures, capsys, change, says):
@@ -169,7 +169,7 @@ def test_a_damaged_calibration_is_named(learned, pictures, capsys, text):
         within = facts if name in facts else facts["sizes"][-1]
         assert name in within
         within[name] = ast.literal_eval(value)
-        text = json.dumps(facts)
+        text = json.dumps(strict_json.signed(facts))
     path.write_text(text, encoding="latin-1")
     for words in (["adapt", "run", "known", "--out", "my.model"], ["report", "run"]):
         assert main(words) == 2

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from test_pictures import fill
-from toyruns import toy
+from toyruns import rewritten, toy
 
 from metagrad import data
 from metagrad.cli.check import describe
@@ -253,9 +253,7 @@ def test_check_of_other_methods(small, capsys, method):
 
 def test_a_run_is_resumed_on_another_device_if_asked(small, capsys):
     assert main(["train", "omniglot", *SMALL, "--run", "r"]) == 0
-    record = json.loads((small / "r" / "config.json").read_text())
-    record["config"]["device"] = "cuda:7"
-    (small / "r" / "config.json").write_text(json.dumps(record))
+    rewritten(small / "r" / "config.json", lambda record: record["config"].update(device="cuda:7"))
     assert main(["train", "--resume", "r", "--meta-steps", "40"]) == 2
     assert main(["train", "--resume", "r", "--meta-steps", "40", "--device", "cpu"]) == 0
 
@@ -336,7 +334,7 @@ def test_training_ends_by_saying_where_the_report_is(small, capsys):
 def test_a_closed_pipe_does_not_end_the_training(small):
     script = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); from metagrad import data; "
-        "from toyruns import toy; data.load = lambda name, **_: toy(); "
+        "from toyruns import rewritten, toy; data.load = lambda name, **_: toy(); "
         f"from metagrad.cli.main import main; sys.exit(main(['train', 'omniglot', *{SMALL!r}, '--run', 'run']))"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:

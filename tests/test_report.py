@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 from strokes import dataset
+from toyruns import rewritten
 
 from metagrad import data
 from metagrad.cli.main import main
@@ -75,9 +76,7 @@ def test_one_page_of_one_run(runs, tmp_path, capsys):
 def test_runs_beside_each_other(runs, tmp_path):
     one, odd = runs
     folder = tmp_path / odd
-    record = json.loads((folder / "config.json").read_text())
-    record["config"]["outer_lr"] = 0.5
-    (folder / "config.json").write_text(json.dumps(record))
+    rewritten(folder / "config.json", lambda record: record["config"].update(outer_lr=0.5))
     for name in ("best", "last"):  # the weights know the options they came of
         (folder / f"{name}.safetensors").unlink()
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])

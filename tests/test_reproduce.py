@@ -241,7 +241,7 @@ def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
 
 
 def test_a_full_disk_leaves_no_half_file(capsys, monkeypatch, tmp_path):
-    def fill(figure, path):
+    def fill(figure, path, form):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

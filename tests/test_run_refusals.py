@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from toyruns import config, new_run, toy
+from toyruns import config, new_run, rewritten, toy
 
 from metagrad import data
 from metagrad.errors import MetagradError
@@ -90,10 +90,7 @@ def test_impossible_values_are_refused(options, says):
 )
 def test_a_damaged_configuration_is_named(tmp_path, change):
     new_run(tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    record = json.loads(path.read_text())
-    record["config"].update(change)
-    path.write_text(json.dumps(record))
+    rewritten(tmp_path / "run" / "config.json", lambda record: record["config"].update(change))
     with pytest.raises(MetagradError, match=r"config\.json is damaged"):
         Run.open(tmp_path / "run")
 
@@ -102,7 +99,12 @@ def test_a_changed_configuration_does_not_continue_another_run(tmp_path):
     with new_run(tmp_path / "run") as run:
         loop.train(run, toy(), stop=lambda: run.metrics_path.exists())
     path = tmp_path / "run" / "config.json"
-    path.write_text(path.read_text().replace('"filters": 2', '"filters": 3'))
+    whole = path.read_text()
+    path.write_text(whole.replace('"filters": 2', '"filters": 3'))
+    with pytest.raises(MetagradError, match="altered since it was written"):
+        Run.open(tmp_path / "run")
+    path.write_text(whole)
+    rewritten(path, lambda record: record["config"].update(filters=3))
     with Run.open(tmp_path / "run") as run, pytest.raises(MetagradError, match="was changed since"):
         loop.train(run, toy(), resume=True)
 

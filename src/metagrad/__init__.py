@@ -3,10 +3,14 @@
 The names below are imported on first use, so that the command line answers ``--help`` without loading torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+TYPE_CHECKING = False  # typing's takes 10 ms, in which Ctrl-C would end the command in a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from metagrad.classifier.estimator import FewShotClassifier as FewShotClassifier
     from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError

@@ -21,6 +21,12 @@ class MetagradWarning(UserWarning):
     """Something a person should know that does not stop the work; the command prints it in one line."""
 
 
+def in_short(said: object, most: int = 200) -> str:
+    """Return what an error or a value says in one line of at most ``most`` characters."""
+    text = " ".join(str(said).split()) or type(said).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python's, a GPU's, or that of torch's allocator on the CPU."""
     text = str(error).lower()

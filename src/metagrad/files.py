@@ -23,7 +23,8 @@ def write_atomically(
 ) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
-    A file that is replaced passes its permissions on. Once this returns, the file survives a power cut.
+    A file that is replaced passes its permissions on. After a power cut there is this file or, at the worst, the one
+    that it replaced.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def write_atomically(
     if follow:
         path = Path(os.path.realpath(path))
     try:
-        mode = _mode_of(path)
+        mode, new = _mode_of(path), not os.path.lexists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".metagrad-{secrets.token_hex(8)}.tmp")
         # Private from the first byte on where the old file was. Not tempfile: its files are for their owner alone, and
@@ -57,7 +58,8 @@ def write_atomically(
         with temporary.open("rb+") as written:  # else a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if new:  # of one that replaces another, either survives a power cut, and whole
+            sync_folder(path.parent)
     except OSError as error:
         raise refused(error) from error
     finally:

@@ -115,14 +115,34 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _number(variable: str, default: int | None = None) -> int:
+    """Return the whole number that an environment variable holds.
+
+    Raises
+    ------
+    MetagradError
+        naming the variable, if it holds anything else.
+    """
+    found = os.environ.get(variable)
+    if found is None and default is not None:
+        return default
+    if found is None or not re.fullmatch("[0-9]{1,9}", found):
+        what = "is not set" if found is None else f"is {found[:40]!r}"
+        raise MetagradError(
+            f"the environment variable {variable} {what}, not a whole number as torchrun sets it: "
+            "start with torchrun, or unset WORLD_SIZE and the like"
+        )
+    return int(found)
+
+
 def started() -> bool:
     """Whether ``torchrun`` (or whoever sets its variables) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _number("WORLD_SIZE", 1) > 1
 
 
 def restarted() -> bool:
     """Whether ``torchrun`` started this process anew after a rank died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def launch_id() -> str | None:
@@ -133,7 +153,7 @@ def launch_id() -> str | None:
 
 def local_device(name: str) -> str:
     """Return the GPU of this rank for plain ``cuda``; any other name as it is."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
+    return f"cuda:{_number('LOCAL_RANK')}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
 @contextmanager
@@ -148,10 +168,14 @@ def joined() -> Iterator[Ranks]:
     if not started():
         yield ALONE
         return
+    place = _number("RANK"), _number("WORLD_SIZE")
+    if not place[0] < place[1]:
+        raise MetagradError(f"RANK is {place[0]}, and WORLD_SIZE {place[1]}: ranks are counted from 0")
+    _number("MASTER_PORT")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            rank, world = place
             store = _unused_keys(rank, world)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         else:  # rank 0 opens a store of its own

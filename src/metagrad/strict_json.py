@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -65,6 +66,25 @@ def dump(value: Any, *, indent: int | None = None) -> str:
         for a number that is not finite.
     """
     return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def signed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with a ``digest`` of all else in it, for :func:`require_unaltered`."""
+    rest = {name: one for name, one in value.items() if name != "digest"}
+    text = json.dumps(rest, sort_keys=True, allow_nan=False)
+    return {**rest, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def require_unaltered(value: dict[str, Any]) -> None:
+    """Refuse an object whose ``digest`` is not that of all else in it.
+
+    Raises
+    ------
+    ValueError
+        if it is not, or there is none.
+    """
+    if signed(value)["digest"] != value.get("digest"):
+        raise ValueError("it was altered since it was written")
 
 
 def is_number(value: Any) -> bool:

@@ -7,8 +7,6 @@ came from, and a digest of all this and of the weights.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,17 +14,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metagrad import tensorfile
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
-from metagrad.errors import MetagradError
-from metagrad.files import require_readable, require_text, write_atomically
+from metagrad.errors import MetagradError, in_short
+from metagrad.files import require_readable, require_text
 from metagrad.strict_json import is_number
+from metagrad.surroundings import usual
+from metagrad.training.checkpoint import require_like
 from metagrad.training.config import TrainConfig
-from metagrad.training.setup import built
+from metagrad.training.record import LARGEST_IMAGE
+from metagrad.training.setup import built, skeleton
 
 FORMAT = 1
 _BATCH = 64  # images at once: enough for two cores, little memory
@@ -65,13 +65,14 @@ class Classifier:
     strange: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @usual()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities ``(N, classes)`` and strangeness ``(N,)`` of images uint8 ``(N, C, H, W)``.
 
         Strangeness is the distance from the nearest class among the network's features, where 1 is the mean distance
         between classes.
         """
-        found = [(torch.empty(0, len(self.classes)), torch.empty(0))]
+        found = [(torch.empty(0, len(self.classes), dtype=torch.float32), torch.empty(0, dtype=torch.float32))]
         with torch.inference_mode():
             for part in images.split(_BATCH):
                 x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
@@ -94,8 +95,8 @@ class Classifier:
         """
         path = Path(path)
         require_text(path)
-        tensors = {f"network/{name}": leaf.contiguous() for name, leaf in self.network.state_dict().items()}
-        tensors["landmarks"] = self.landmarks.means.contiguous()
+        tensors = {f"network/{name}": leaf for name, leaf in self.network.state_dict().items()}
+        tensors["landmarks"] = self.landmarks.means
         facts = {
             "format": FORMAT,
             "classes": list(self.classes),
@@ -106,18 +107,13 @@ class Classifier:
             "spread": self.landmarks.spread,
             "facts": self.facts,
         }
-        text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
-        metadata = {"metagrad": text, "digest": _digest(text, tensors)}
-
-        def write(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary, metadata=metadata)
-            except SafetensorError as error:  # it wraps the system's error
-                raise OSError(str(error)) from error
-
-        write_atomically(
+        if not all(bool(leaf.isfinite().all()) for leaf in tensors.values()):
+            raise MetagradError(f"{path} would hold numbers that are not finite: adapt with another run")
+        tensorfile.write(
             path,
-            write,
+            tensors,
+            facts,
+            key="metagrad",
             refused=lambda e: MetagradError(f"cannot write {path} ({e.strerror or e}): choose another --out"),
             follow=True,
         )
@@ -135,38 +131,29 @@ class Classifier:
         require_readable(path, missing="make it with metagrad adapt")
         again = "adapt again with metagrad adapt"
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise MetagradError(f"{path} is not an adapted model, or is cut off ({error}): {again}") from error
-        if "metagrad" not in metadata:
-            raise MetagradError(f"{path} is not an adapted model but other weights: {again}")
-        text = metadata["metagrad"]
+            stored = tensorfile.read(path, key="metagrad")
+        except (OSError, ValueError, MemoryError) as error:
+            raise MetagradError(
+                f"{path} is not an adapted model as it was written ({in_short(error)}): {again}"
+            ) from error
         try:
-            facts = json.loads(text)
-            if facts["format"] != FORMAT:
-                raise MetagradError(f"{path} has format {facts['format']!r}, this metagrad reads {FORMAT}: {again}")
-            if metadata.get("digest") != _digest(text, tensors):
-                raise MetagradError(f"{path} was altered since it was written: {again}")
+            facts, tensors = stored.facts, stored.tensors
+            if stored.digest is None:
+                raise ValueError("it has no digest")
+            if type(facts["format"]) is not int or facts["format"] != FORMAT:
+                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads {FORMAT}")
             _require_sound(facts)
-            config, reading = TrainConfig(**facts["config"]), Reading(**facts["reading"])
-            classes = tuple(facts["classes"])
+            config = TrainConfig(**facts["config"]).typed()
+            reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
             network = _rebuilt(config, reading, len(classes), tensors)
             landmarks = Landmarks(tensors["landmarks"], facts["spread"])
-            found = cls(
+            return cls(
                 network, classes, reading, config, landmarks, facts["temperature"], facts["strange"], facts["facts"]
             )
-            found.judge(torch.zeros(1, reading.channels, reading.size, reading.size, dtype=torch.uint8))
-            return found
-        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
-                f"{path} is damaged, or was written by another version of metagrad ({_short(error)}): {again}"
+                f"{path} is damaged, or was written by another version of metagrad ({in_short(error)}): {again}"
             ) from error
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _require_sound(facts: dict[str, Any]) -> None:
@@ -183,7 +170,9 @@ def _require_sound(facts: dict[str, Any]) -> None:
         "temperature": is_number(facts["temperature"]) and 1e-6 < facts["temperature"] < 1e6,
         "strange": facts["strange"] is None or (is_number(facts["strange"]) and 0 <= facts["strange"] < math.inf),
         "spread": is_number(facts["spread"]) and 0 <= facts["spread"] < math.inf,
-        "reading": reading["kind"] in get_args(Kind) and type(reading["size"]) is int and 0 < reading["size"] < 5000,
+        "reading": reading["kind"] in get_args(Kind)
+        and type(reading["size"]) is int
+        and 0 < reading["size"] <= LARGEST_IMAGE,
         "facts": isinstance(facts["facts"], dict),
     }
     wrong = [name for name, right in sound.items() if not right]
@@ -192,29 +181,18 @@ def _require_sound(facts: dict[str, Any]) -> None:
 
 
 def _rebuilt(config: TrainConfig, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return the network with its weights; names, shapes and types are compared before any memory is taken."""
     ours = dataclasses.replace(config, ways=ways)
-    _, model = built(ours, channels=reading.channels, size=reading.size)
-    network = ordinary(model, {})
-    wanted = {f"network/{name}": leaf for name, leaf in network.state_dict().items()}
-    given = {name: leaf for name, leaf in tensors.items() if name != "landmarks"}
-    if wanted.keys() != given.keys():
-        raise ValueError(f"{min(wanted.keys() ^ given.keys())} is missing, or one too many")
-    for name, leaf in [*given.items(), ("landmarks", tensors["landmarks"])]:
-        like = wanted.get(name)
-        if like is not None and (leaf.shape != like.shape or leaf.dtype != like.dtype):
-            raise ValueError(f"{name} has another shape or type")
-        if not leaf.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
-    if tensors["landmarks"].dim() != 2 or len(tensors["landmarks"]) != ways:
-        raise ValueError("there is not one landmark a class")
-    for name, leaf in given.items():  # as load_state_dict does, for weights that ask for no gradient
-        wanted[name].copy_(leaf)
+    with torch.device("meta"):
+        empty = ordinary(skeleton(ours, channels=reading.channels, size=reading.size)[1], {})
+        features = judged(empty, torch.empty(1, reading.channels, reading.size, reading.size))[1]
+    wanted = {f"network/{name}": leaf for name, leaf in empty.state_dict().items()}
+    wanted["landmarks"] = torch.empty(ways, features.shape[1], device="meta")
+    if wanted.keys() != tensors.keys():
+        raise ValueError(f"{min(wanted.keys() ^ tensors.keys())} is missing, or one too many")
+    for name, leaf in tensors.items():
+        require_like(name, leaf, wanted[name])
+    network = ordinary(built(ours, channels=reading.channels, size=reading.size)[1], {})
+    for name, leaf in network.state_dict().items():  # as load_state_dict does, for weights that ask for no gradient
+        leaf.copy_(tensors[f"network/{name}"])
     return network
-
-
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, leaf in sorted(tensors.items()):
-        digest.update(f"\0{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
-        digest.update(leaf.contiguous().numpy().tobytes())
-    return digest.hexdigest()

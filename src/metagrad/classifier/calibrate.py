@@ -20,6 +20,7 @@ from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import EpisodeSampler
+from metagrad.surroundings import usual
 from metagrad.training.config import TrainConfig
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
@@ -31,6 +32,7 @@ _OTHERS = 5  # classes that a task is not told of, at most
 _ASKED = 1000  # images of known classes to judge at each of those
 
 
+@usual()
 def calibrate(
     learner: Learner,
     dataset: Dataset,
@@ -151,7 +153,7 @@ def _worth(seen: Seen, ways: int, shots: int) -> Size:
 
 def fitted(scores: Tensor, y: Tensor) -> float:
     """Return the temperature at which the labels are likeliest; the likelihood is concave in its inverse."""
-    log = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    log = torch.zeros((), dtype=torch.float64, device=scores.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([log], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.errors import MetagradError
-from metagrad.strict_json import is_number
+from metagrad.errors import MetagradError, in_short
+from metagrad.strict_json import is_count, is_number
+
+if TYPE_CHECKING:
+    from metagrad.training.run import Run
 
 CALIBRATION = "calibration.json"
 FACTS = ("brightness", "contrast", "detail")
@@ -109,39 +110,55 @@ class Calibration:
         return math.exp(found) if name == "temperature" else found
 
     def as_json(self) -> dict[str, Any]:
-        """Return what :meth:`read` reads."""
+        """Return what :meth:`from_json` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def read(cls, run: Path) -> Calibration | None:
-        """Read what was found for a run; ``None`` where nobody looked.
+    def from_json(cls, found: Any) -> Calibration:
+        """Return what :meth:`as_json` gave.
+
+        Raises
+        ------
+        ValueError
+            if it cannot be that.
+        """
+        try:
+            sizes = tuple(_sound(size) for size in found["sizes"])
+            pixels = {name: [found["pixels"][name][place] for place in range(len(FACTS))] for name in ("mean", "std")}
+            words = found["of"], found["protocol"]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"something is missing: {error}") from error
+        pairs = {(size.ways, size.shots) for size in sizes}
+        grid = len({ways for ways, _ in pairs}) * len({shots for _, shots in pairs})
+        if not sizes or len(pairs) < len(sizes) or len(pairs) != grid:
+            raise ValueError("sizes are missing")
+        if not all(is_number(one) for row in pixels.values() for one in row):
+            raise ValueError("pixels are no numbers")
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("the protocol is no text")
+        return cls(*words, sizes, pixels)
+
+    @classmethod
+    def of_run(cls, run: Run, weights: str | None) -> Calibration | None:
+        """Return what was found for a run's weights; ``None`` where nobody looked, or at earlier weights.
+
+        Parameters
+        ----------
+        weights:
+            digest of the checkpoint that is in use.
 
         Raises
         ------
         MetagradError
-            if the file is damaged.
+            if the file is damaged, or another run's.
         """
-        path = run / CALIBRATION
+        found = run.read_measured(CALIBRATION, weights)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            sizes = tuple(_sound(size) for size in found["sizes"])
-            pairs = {(size.ways, size.shots) for size in sizes}
-            if (
-                not sizes
-                or len(pairs) < len(sizes)
-                or len(pairs) != len({w for w, _ in pairs}) * len({s for _, s in pairs})
-            ):
-                raise ValueError("sizes are missing")
-            pixels = {name: [found["pixels"][name][place] for place in range(len(FACTS))] for name in ("mean", "std")}
-            if not all(is_number(one) and math.isfinite(one) for row in pixels.values() for one in row):
-                raise ValueError("pixels")
-            return cls(str(found["of"]), str(found["protocol"]), sizes, pixels)
-        except FileNotFoundError:
-            return None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            return None if found is None else cls.from_json(found)
+        except ValueError as error:
             raise MetagradError(
-                f"{path} is damaged, or of another version ({error}): remove it; metagrad train --resume {run} "
-                "makes it anew"
+                f"{run.folder / CALIBRATION} is damaged, or of another version ({in_short(error)}): remove it; "
+                f"metagrad train --resume {run.folder} makes it anew"
             ) from error
 
 
@@ -154,10 +171,14 @@ def _sound(facts: dict[str, Any]) -> Size:
         if they are something else.
     """
     for name, value in facts.items():
-        if not (is_number(value) and math.isfinite(value)) and not (value is None and name in _MAYBE):
+        if not is_number(value) and not (value is None and name in _MAYBE):
             raise ValueError(f"{name} is no number")
     size = Size(**facts)
-    if not 1e-6 < size.temperature < 1e6 or size.ways < 2 or size.shots < 1 or size.strangeness < 0:
+    shares = (size.accuracy, size.ece, size.ece_before, size.known_rejected, size.unknown_rejected, size.auroc)
+    if not all(share is None or 0 <= share <= 1 for share in shares):
+        raise ValueError("a fraction is not between 0 and 1")
+    counts = is_count(size.ways, 2) and is_count(size.shots, 1)
+    if not counts or not 1e-6 < size.temperature < 1e6 or size.strangeness < 0:
         raise ValueError("a size cannot be so")
     return size
 

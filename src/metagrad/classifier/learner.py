@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +20,11 @@ from metagrad.errors import MetagradError
 from metagrad.fewshot import R2D2, Batch, ProtoNet
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
+from metagrad.surroundings import usual
 from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run, versions
-from metagrad.training.setup import built
+from metagrad.training.record import versions
+from metagrad.training.run import Run
+from metagrad.training.setup import built, learned
 from metagrad.tree import Params
 
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
@@ -56,8 +57,10 @@ class Learner:
     calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, run: Path) -> Learner:
+    def of(cls, run: Path, *, calibrated: bool = True) -> Learner:
         """Return what a run learned; ``glyphs``, where there is no such folder, is the model that comes with metagrad.
+
+        ``calibrated=False`` leaves aside what was found about its probabilities, if anything was.
 
         Raises
         ------
@@ -67,16 +70,17 @@ class Learner:
         if str(run) == "glyphs" and not run.exists():
             run = Path(str(resources.files("metagrad.classifier") / "models" / "glyphs"))
         opened = Run.open(run)
-        state = opened.load("best")
-        theta = {name.removeprefix("theta/"): leaf for name, leaf in state.tensors.items() if name.startswith("theta/")}
+        reading = cls.now(opened, {}).reading
+        state = learned(opened, "best", channels=reading.channels, size=reading.size)
         facts = {
             "run": run.name,
             "dataset": opened.dataset,
-            "digest": hashlib.sha256((run / "best.safetensors").read_bytes()).hexdigest(),
+            "digest": state.digest,
             "step": state.facts["best_step"],
             "val_accuracy": state.facts["best_accuracy"],
         }
-        return replace(cls.now(opened, theta), facts=facts, calibration=Calibration.read(run))
+        calibration = Calibration.of_run(opened, state.digest) if calibrated else None
+        return replace(cls.now(opened, state.theta), facts=facts, calibration=calibration)
 
     @property
     def most(self) -> int:
@@ -89,6 +93,7 @@ class Learner:
         size = run.record.get("image_size", run.config.image_size)
         return cls(run.config, Reading.of(run.dataset, size), theta)
 
+    @usual()
     def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
 
@@ -142,6 +147,7 @@ class Learner:
             facts=facts,
         )
 
+    @usual()
     def solved(self, images: Tensor, y: Tensor, ways: int) -> list[tuple[nn.Module, float]]:
         """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
 
@@ -164,6 +170,7 @@ class Learner:
                 found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
         return found
 
+    @usual()
     def leave_one_out(
         self,
         images: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -98,7 +99,16 @@ def judged(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
     seen: list[Tensor] = []
     head = network.get_submodule(last_layer(network))
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    last = list(network.children())[-1:]
+    if type(network).forward is nn.Sequential.forward and last == [head]:  # nothing is added: threads may share it
+        features = x
+        for child in list(network.children())[:-1]:
+            features = child(features)
+        return head(features), features.flatten(1)
+    me = threading.get_ident()
+    hook = head.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0]) if threading.get_ident() == me else None
+    )
     try:
         scores = network(x)
     finally:
@@ -167,7 +177,10 @@ def _statistics(model: nn.Module, images: Tensor) -> _Statistics:
 
 
 def _frozen(norm: BatchNorm, seen: tuple[Tensor, Tensor] | None) -> nn.BatchNorm2d:
-    frozen = nn.BatchNorm2d(norm.channels, eps=norm.eps, affine=norm.weight is not None)
+    like = norm.weight if norm.weight is not None else torch.empty(0, dtype=torch.float32, device="cpu")
+    frozen = nn.BatchNorm2d(
+        norm.channels, eps=norm.eps, affine=norm.weight is not None, dtype=like.dtype, device=like.device
+    )
     if norm.weight is not None and norm.bias is not None:
         frozen.weight, frozen.bias = norm.weight, norm.bias
     if seen is not None:

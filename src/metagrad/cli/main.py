@@ -8,9 +8,8 @@ import io
 import json
 import os
 import re
-import signal
+import shutil
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,13 +30,17 @@ from metagrad.cli.reproduce import MetaGradientError
 from metagrad.cli.reproduce_convergence import Convergence
 from metagrad.cli.reproduce_heads import MemoryReducedTable
 from metagrad.cli.reproduce_memory import MemoryCompute
-from metagrad.cli.text import printable
+from metagrad.cli.signals import interruptible
+from metagrad.cli.text import give_up, say
 from metagrad.cli.train import Train
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
+
+
+_LEAST_COLUMNS = 40
 
 
 @dataclass(frozen=True)
@@ -65,45 +68,109 @@ _FIGURES: dict[str, Callable[..., Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code (0 done, 2 something to put right, 130 interrupted)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and leave nothing changed; return the exit code.
+
+    0: done; 2: something to put right; 130: interrupted.
+    """
+    return interruptible(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Do what :func:`main` does, but for an interrupt, which raises KeyboardInterrupt."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with _settings():
+        try:
+            return _command(words)
+        except BrokenPipeError:  # who reads what is printed has seen enough
+            with contextlib.suppress(OSError, ValueError):
+                give_up(sys.stdout.fileno())
+            return 0
+        except (MetagradError, OSError, MemoryError, RuntimeError, UnicodeError) as error:
+            return _complain(error)
+
+
+def _command(words: list[str]) -> int:
+    if sys.stdout is None and ("--help" in words or words[0] in ("-h", "--version", "-V", "data")):
+        raise MetagradError("standard output is closed: there is nowhere to write to")
     if words in (["--version"], ["-V"]):
         print(f"metagrad {metagrad.__version__}")
-        return 0
-    warnings.showwarning = _show(warnings.showwarning)
-    codecs.register_error("metagrad", _as_bytes)
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "metagrad"), (sys.stderr, "metagrad")):
-        if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(ValueError, OSError):
-                stream.reconfigure(errors=errors)
-    if threading.current_thread() is threading.main_thread():  # what is half done is tidied up, as after Ctrl-C
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    warnings.filterwarnings("ignore", module="PIL")  # what it thinks of a picture's metadata
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
-    try:
-        command = _parse(words or ["--help"])
-        code = int(command.main(words))
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a reader that has seen enough is found out here, not at the end of the process
-        return code
-    except MetagradError as error:
-        who = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
-        print(f"metagrad{who}: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of --help has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"metagrad: {error}: check the path, its permissions and the space there", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+        code = 0
+    else:
+        try:
+            code = int(_parse(words).main(words))
+        except SystemExit:  # of --help
+            _flush()
             raise
-        print("metagrad: not enough memory: lower --chunk, --tasks, --queries or --filters", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("metagrad: interrupted", file=sys.stderr)
-        return 130
+    _flush()
+    return code
+
+
+def _flush() -> None:
+    """Find out here, not at the end of the process, whether what was printed reached anybody."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Set how streams encode and what becomes of warnings, for a while."""
+    codecs.register_error("metagrad", _as_bytes)
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "metagrad"), (sys.stderr, "metagrad")):
+            if isinstance(stream, io.TextIOWrapper):
+                with contextlib.suppress(ValueError, OSError):
+                    stack.callback(_encode_errors, stream, stream.errors)
+                    stream.reconfigure(errors=errors)
+        warnings.showwarning = _show(warnings.showwarning)
+        warnings.filterwarnings("ignore", module="PIL")  # what it thinks of a picture's metadata
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
+        yield
+
+
+def _encode_errors(stream: io.TextIOWrapper, errors: str | None) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        stream.reconfigure(errors=errors)
+
+
+def _complain(error: Exception) -> int:
+    """Say in one line what an error has to do with the world; raise it again if it is a programmer's."""
+    text = _about(error)
+    if text is None:
+        raise error
+    rank = os.environ.get("RANK", "")
+    say(text, who=f"metagrad (rank {rank})" if rank.isdecimal() and os.environ.get("WORLD_SIZE") != "1" else "metagrad")
+    return 2
+
+
+def _about(error: Exception) -> str | None:
+    if isinstance(error, MetagradError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "not enough memory: lower --chunk, --tasks, --queries or --filters"
+    if isinstance(error, RecursionError):
+        return "something that was read is nested too deeply: check the files and folders that are named"
+    if isinstance(error, UnicodeError):
+        return f"text that cannot be read or written ({error}): check the names and files that are given"
+    if not isinstance(error, OSError):
+        return None
+    refused = _stdout_refuses() if error.filename is None else None
+    if refused is not None:
+        return f"cannot write to standard output ({refused}): make room there, or write to another place"
+    if error.filename is None and error.strerror:  # of a file, or of an output that keeps nothing back
+        return f"cannot write ({error.strerror}): make room where files, or what is printed, go"
+    return f"{error}: check the path, its permissions and the space there"
+
+
+def _stdout_refuses() -> str | None:
+    """Return why standard output takes nothing more, and write nothing more to it; ``None`` where it may."""
+    try:
+        _flush()
+    except OSError as error:
+        give_up(sys.stdout.fileno())
+        return error.strerror
+    except ValueError:  # closed by who called
+        return "it is closed"
+    return None
 
 
 def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
@@ -124,7 +191,7 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, MetagradWarning):
-            print(f"metagrad: {message}", file=sys.stderr)
+            say(str(message))
         else:
             usual(message, category, *place)
 
@@ -141,7 +208,7 @@ def _parse(words: list[str]) -> Any:
     if not rest[0].startswith("-") and rest[0] not in commands:
         raise MetagradError(f"{prog} has no {rest[0]!r}: there are {', '.join(commands)}")
     try:
-        with contextlib.redirect_stderr(said), _flowing_help():
+        with contextlib.redirect_stderr(said), _flowing_help(), _wide_enough():
             return tyro.extras.subcommand_cli_from_dict(commands, args=rest, prog=prog, description=about)
     except SystemExit as stop:
         if not stop.code:
@@ -165,6 +232,23 @@ def _flowing_help() -> Iterator[None]:
         yield
     finally:
         docstring_parser.parse_from_object = usual
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Give --help some columns at least; on seven or fewer tyro's wrapping never ends."""
+    former = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns >= _LEAST_COLUMNS:
+        yield
+        return
+    os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = former
 
 
 def _one_line(box: str, words: list[str]) -> str:

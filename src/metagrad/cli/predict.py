@@ -14,7 +14,7 @@ import tyro
 from rich.cells import cell_len, set_cell_size
 
 from metagrad.cli import allocator
-from metagrad.cli.text import printable, shown
+from metagrad.cli.text import printable, say, shown
 from metagrad.errors import MetagradError
 
 _UNKNOWN = "unknown"
@@ -50,7 +50,7 @@ class Predict:
         if self.reject and classifier.strange is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
-            _say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
+            say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
         pictures = list(listed(self.images, sys.stdin or ()))
         if not pictures:
             raise MetagradError("no picture is named on standard input")
@@ -63,17 +63,13 @@ class Predict:
                     far = self.reject and classifier.strange is not None and strange > classifier.strange
                     write(str(path), _UNKNOWN if far else None, row, strange)
                 for path, why in bad:
-                    _say(f"{printable(str(path))} cannot be read ({why})")
+                    say(f"{path} cannot be read ({why})")
                 done, skipped = done + len(paths), skipped + len(bad)
                 progress(done + skipped, len(pictures))
         if skipped and not done:
             none = "the only picture that is named cannot" if skipped == 1 else f"none of the {skipped} pictures can"
             raise MetagradError(f"{none} be read")
         return 0
-
-
-def _say(text: str) -> None:
-    print(f"metagrad: {text}", file=sys.stderr)
 
 
 Writer = Callable[[str, str | None, list[float], float], None]

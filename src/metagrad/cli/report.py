@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.strict_json import is_number
 
 if TYPE_CHECKING:
@@ -82,14 +82,23 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     from metagrad.report.episodes import looked_at
     from metagrad.report.page import Shown
 
-    lines = run.metrics() if run.metrics_path.exists() else []
+    lines = _metrics(run)
+    best = run.load("best").digest if run.has("best") else None
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
     if dataset is not None and run.has("best"):
         with screen.status("looking at tasks"):
             grids, hardest = looked_at(Learner.of(run.folder), dataset)
-    result = _result(run.folder / "result.json")
-    return Shown(label, run.record, lines, result, Calibration.read(run.folder), grids, hardest)
+    calibration = Calibration.of_run(run, best)
+    return Shown(label, run.record, lines, _result(run, best), calibration, grids, hardest)
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of a run's curve, and say what is wrong with them."""
+    lines = run.metrics() if run.metrics_path.exists() else []
+    if run.has("last") and (said := run.metrics_fault(run.load("last"))) is not None:
+        warnings.warn(said, MetagradWarning, stacklevel=2)
+    return lines
 
 
 def write_page(screen: Console, runs: list[Shown], out: Path, *, follow: bool = False) -> None:
@@ -114,10 +123,12 @@ def write_page(screen: Console, runs: list[Shown], out: Path, *, follow: bool = 
     write_text(out, text, refused=refused, follow=follow)
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(run: Run, weights: str | None) -> dict[str, Any]:
     """Return the result of a run that is finished; of another, nothing."""
+    found = run.read_measured("result.json", weights)
+    if found is None:
+        return {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         protocol = found["protocol"]
         numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
         numbers += [protocol[name] for name in ("ways", "shots", "queries", "tasks")]
@@ -125,8 +136,8 @@ def _result(path: Path) -> dict[str, Any]:
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("a number or a name is none")
         found["protocol"]["transductive"] = bool(protocol["transductive"])
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MetagradError(f"{path} is damaged ({error}): restore or remove it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MetagradError(
+            f"{run.folder / 'result.json'} is damaged ({in_short(error)}): restore or remove it"
+        ) from error
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import tyro
 
 from metagrad.cli import allocator
 from metagrad.cli.interrupt import Interrupt
-from metagrad.cli.text import printable
+from metagrad.cli.text import say
 from metagrad.errors import MetagradError
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -76,17 +75,22 @@ class Train:
         from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.ranks import joined
         from metagrad.training.loop import train
+        from metagrad.training.run import require_own
+        from metagrad.training.setup import learned
 
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
             run, dataset, resume = self._prepare(ranks, words, data_progress(screen))
             with run:
-                if resume:
+                first = 0
+                if ranks.from_first(run.has("last")):
+                    channels, *_, size = dataset.train.images.shape[1:]
+                    first = learned(run, "last", channels=channels, size=size, ranks=ranks).facts["step"]
+                if resume:  # only now, that it is known to be able to go on
                     self._raise_meta_steps(run)
                     if "--device" in _options(words):
                         run.config = dataclasses.replace(run.config, device=self.config.device)
-                first = run.load("last", ranks).facts["step"] if ranks.from_first(run.has("last")) else 0
                 screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
                 steps = run.config.meta_steps
                 assert steps is not None
@@ -96,6 +100,7 @@ class Train:
                 ):
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
+                        require_own(run.folder / "tensorboard")
                         report = _also(progress, writer(str(run.folder / "tensorboard")), run, dataset)
                     outcome = train(run, dataset, resume=resume, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
@@ -168,7 +173,7 @@ class Train:
         if few and self.strict:
             raise MetagradError(few)
         for note in [*dataset.notes, *([few] if few else [])]:
-            print(f"metagrad: {printable(note)}", file=sys.stderr)
+            say(note)
         own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
         if name == "folder":
             own |= _own_data(self.data_dir, dataset)
@@ -212,10 +217,9 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     from metagrad.cli.progress import WorkProgress
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
-        found = calibrate(
-            Learner.of(run.folder), dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress
-        )
-    run.write_json(CALIBRATION, found.as_json())
+        learner = Learner.of(run.folder, calibrated=False)
+        found = calibrate(learner, dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress)
+    run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     own = found.own
     screen.print(
         f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "

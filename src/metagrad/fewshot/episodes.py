@@ -120,7 +120,8 @@ def _distinct(
     limit: Tensor | None = None,
 ) -> Tensor:
     """Draw ``k`` different integers below ``limit`` (default ``options``) for every cell of ``shape``."""
-    keys = torch.rand(*shape, options, generator=generator, device=device)
+    # Of one dtype whatever torch's default is: a seed means the same draws.
+    keys = torch.rand(*shape, options, generator=generator, device=device, dtype=torch.float32)
     if limit is not None:
         keys.masked_fill_(torch.arange(options, device=device) >= limit[..., None], -1.0)
     return keys.topk(k, dim=-1).indices

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from metagrad import tree
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import EpisodeSampler, Tasks
-from metagrad.fewshot.meta import auto_chunks
+from metagrad.fewshot.meta import auto_chunks, require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.implicit import Solution
 from metagrad.ranks import ALONE, Ranks
+from metagrad.surroundings import ordinary, unrecorded
 from metagrad.tree import Params
 
 
@@ -43,6 +45,7 @@ class Evaluation:
     transductive: bool
 
 
+@unrecorded()
 def evaluate(
     algorithm: Algorithm,
     model: nn.Module,
@@ -69,22 +72,23 @@ def evaluate(
     """
     found = torch.zeros(tasks + 1, dtype=torch.float64, device=sampler.classes.images.device)  # accuracies, then loss
     batch = 32
-    with torch.no_grad():
-        for first in range(0, tasks, batch):
-            drawn = sampler(min(batch, tasks - first), generator=generator)
-            begin, end = ranks.mine(len(drawn))
-            size = auto_chunks(drawn).query
-            for start in range(begin, end, size):
-                part = drawn.part(start, min(start + size, end))
-                solution = algorithm.adapt(model, theta, part.support)
-                predict = _together if transductive or not is_transductive(model) else _one_by_one
-                outputs = predict(algorithm, model, theta, solution, part)
-                right = (outputs.argmax(-1) == part.query.y).double().mean(1)
-                found[first + start : first + start + len(part)] = right
-                losses = nn.functional.cross_entropy(outputs.flatten(0, 1), part.query.y.flatten(), reduction="sum")
-                found[-1] += losses / part.query.y.shape[1]
-            if progress is not None:
-                progress(min(first + batch, tasks), tasks)
+    theta = ordinary(tree.detach(theta))
+    for first in range(0, tasks, batch):
+        drawn = ordinary(sampler(min(batch, tasks - first), generator=generator))
+        require_same_digits(theta, drawn.support.x)
+        begin, end = ranks.mine(len(drawn))
+        size = auto_chunks(drawn).query
+        for start in range(begin, end, size):
+            part = drawn.part(start, min(start + size, end))
+            solution = algorithm.adapt(model, theta, part.support)
+            predict = _together if transductive or not is_transductive(model) else _one_by_one
+            outputs = predict(algorithm, model, theta, solution, part)
+            right = (outputs.argmax(-1) == part.query.y).double().mean(1)
+            found[first + start : first + start + len(part)] = right
+            losses = nn.functional.cross_entropy(outputs.flatten(0, 1), part.query.y.flatten(), reduction="sum")
+            found[-1] += losses / part.query.y.shape[1]
+        if progress is not None:
+            progress(min(first + batch, tasks), tasks)
     per_task, total = ranks.sum(found)[:-1], found[-1]
     spread = float(per_task.std()) if tasks > 1 else math.nan
     return Evaluation(

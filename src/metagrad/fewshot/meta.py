@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
+from metagrad.fewshot import turns
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import Tasks
 from metagrad.implicit import Bound
+from metagrad.surroundings import ordinary, recording
 from metagrad.tree import Params
 
 
@@ -70,6 +72,7 @@ class Metrics:
     chunks: Chunks
 
 
+@recording()
 def meta_gradient(
     algorithm: Algorithm,
     model: nn.Module,
@@ -89,13 +92,18 @@ def meta_gradient(
         :class:`Chunks`, a number of tasks for all phases, or ``"auto"`` (:func:`auto_chunks`); more than there are
         tasks means all of them. If memory runs out, chunks are halved, with one warning, until the work fits.
 
+    Gradients are recorded also where the caller has switched them off. An autocast that is active reaches the network
+    alone; sums, losses and what solvers add up keep theta's digits.
+
     Raises
     ------
     ValueError
-        for a chunk below 1.
+        for a chunk below 1; for inputs of another dtype than the weights; for a theta made in inference mode.
     MetagradError
         if not even one task fits into memory.
     """
+    theta, tasks = ordinary(theta), ordinary(tasks)
+    require_same_digits(theta, tasks.support.x)
     total = len(tasks)
     sizes = auto_chunks(tasks) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
     parts: list[Metrics] = []
@@ -120,6 +128,19 @@ def meta_gradient(
         too_many = too_many or len(part)
         sizes = _halved(sizes, len(part))
     return joined(parts, sizes)
+
+
+def require_same_digits(theta: Params, x: Tensor) -> None:
+    """Refuse inputs of another floating dtype than the weights, which torch's layers do not take.
+
+    Raises
+    ------
+    ValueError
+        naming both.
+    """
+    digits = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), x.dtype)
+    if x.is_floating_point() and x.dtype != digits and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"the inputs are {x.dtype}, the weights {digits}: make the model .to({x.dtype}) before init")
 
 
 def joined(parts: list[Metrics], sizes: Chunks) -> Metrics:
@@ -147,9 +168,10 @@ def part_of_gradient(
     weight = len(part) / total
     asked = [leaf for leaf in theta.values() if leaf.requires_grad]
     found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True)
-    for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
-        if grad is not None:
-            leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+    with turns.TURN:  # other threads may add to the same theta
+        for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
+            if grad is not None:
+                leaf.grad = grad if leaf.grad is None else leaf.grad + grad
     solution, linear = meta.solution, meta.solution.linear
     left = solution.delta_prime
     return Metrics(

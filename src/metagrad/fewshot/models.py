@@ -144,6 +144,8 @@ class MLP(nn.Sequential):
 
 def initialise(model: nn.Module, generator: torch.Generator | None) -> None:
     """Draw convolution and linear weights anew (He for convolutions, Glorot for linear layers), biases zero."""
+    if any(leaf.is_meta for leaf in model.parameters()):  # shapes alone were asked for
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metagrad import tree
+from metagrad import surroundings, tree
 from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
 from metagrad.implicit.diagnose import require_finite
@@ -45,6 +45,7 @@ def argmin(
         what is shared by the tasks; no task axis.
     data:
         a nest of tensors (dictionaries, tuples, lists), each with a leading task axis of length T.
+        An autocast that is active reaches the objective alone; what solvers add up keeps its digits.
     solver:
         how the inner problem is solved, such as ``GradientDescent(lr=0.1, max_steps=16)``.
     adjoint:
@@ -81,7 +82,7 @@ def argmin(
     >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
     -1.5
     """
-    data = () if data is None else data
+    init, theta, data = surroundings.ordinary((init, theta, () if data is None else data))
     if tree.num_tasks((init, data)) == 0:
         raise ValueError("there are no tasks: the leading axis of init is empty")
     ignored = check_objective(objective, init, theta, data)

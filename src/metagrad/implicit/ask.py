@@ -33,7 +33,8 @@ def solved(found: Solution | Params, init: Params) -> Solution:
         if it is not phi.
     """
     tasks = tree.num_tasks(init)
-    solution = found if isinstance(found, Solution) else Solution(found, torch.zeros(tasks, dtype=torch.int64))
+    none = torch.zeros(tasks, dtype=torch.int64, device=next(iter(init.values())).device)
+    solution = found if isinstance(found, Solution) else Solution(found, none)
     if not isinstance(solution.value, dict):
         raise TypeError(f"an inner solver returns a Solution or phi, got {type(found).__name__}")
     shapes, expected = ({name: leaf.shape for name, leaf in part.items()} for part in (solution.value, init))

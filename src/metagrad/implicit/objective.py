@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.errors import NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.derivatives import ancestors, leaves_of
 from metagrad.tree import Hyper, Params
@@ -63,14 +64,17 @@ class Proximal:
 
         Raises
         ------
-        ValueError
-            naming the parameter.
+        NotFiniteError
+            naming the parameter: the logarithm of such a lam is not finite.
         """
         if not callable(self.lam):
             return
         for name, lam in self.at(theta, names).items():
             if host.may_look(lam) and not (lam > 0).all():
-                raise ValueError(f"lam of {name!r} must be positive, got {lam.min().item():.3g}: learn its logarithm")
+                least = lam.min().item()
+                raise NotFiniteError(
+                    f"lam of {name!r} must be positive, got {least:.3g}: learn its logarithm, in smaller steps"
+                )
 
 
 @dataclass(frozen=True)

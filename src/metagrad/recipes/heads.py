@@ -137,7 +137,7 @@ def run_method(
             return None
         facts = run.load("last").facts
         result = measure(run, dataset, tasks=protocol.test_tasks, seed=protocol.seed + 2)
-        run.write_json("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]})
+        run.write_measured("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]}, result["weights"])
         algorithm, model = build(wanted, dataset, torch.device(wanted.device))
         drawn = samplers(wanted, dataset, torch.device(wanted.device))[0]
         tasks = drawn(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))

@@ -26,8 +26,9 @@ from metagrad.implicit import (
 )
 from metagrad.implicit.linear import largest_curvature
 from metagrad.training.arithmetic import arithmetic
-from metagrad.training.run import Run, versions
-from metagrad.training.setup import build, choose_device, samplers
+from metagrad.training.record import versions
+from metagrad.training.run import Run
+from metagrad.training.setup import build, choose_device, learned, samplers
 from metagrad.tree import Params
 
 
@@ -52,8 +53,9 @@ def check_run(
         if the run has no checkpoint yet, there is no such device, or the method has no inner problem.
     """
     where = choose_device(device or run.config.device)
+    channels, *_, size = dataset.train.images.shape[1:]
+    state = learned(run, "last", channels=channels, size=size)
     method, model = build(run.config, dataset, where)
-    state = run.load("last")
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     drawn = samplers(run.config, dataset, where)[0](tasks, generator=torch.Generator(where).manual_seed(seed))
     facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.config.method}

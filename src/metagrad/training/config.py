@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, in_short
 
 DATASETS = ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet", "tiered-imagenet", "folder")
 Method = Literal[
@@ -177,7 +178,7 @@ class TrainConfig:
         MetagradError
             for an option that the method or another option has no use for, or a value outside its range.
         """
-        self._check_choices()
+        self.typed()
         fill = {**_DATASET_DEFAULTS[dataset], **_METHOD_DEFAULTS[self.method]}
         for name in _OWN:
             if name not in fill and getattr(self, name) is not None:
@@ -211,17 +212,30 @@ class TrainConfig:
         factor = {"gd": 2.0, "nesterov": 1.0}.get(self.inner_solver or "gd")
         return factor / curvature if factor is not None and curvature > 0 else None
 
-    def _check_choices(self) -> None:
-        for name, literal in _CHOICES.items():
-            value, known = getattr(self, name), get_args(literal)
-            if value is not None and value not in known:
-                raise MetagradError(f"--{name.replace('_', '-')} is one of {', '.join(known)}, got {value!r}")
+    def typed(self) -> TrainConfig:
+        """Return this configuration if every value is of its option's type, and one of its choices.
+
+        Raises
+        ------
+        MetagradError
+            naming the first that is not: a configuration may come from a file.
+        """
+        for name, hint in get_type_hints(TrainConfig).items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+            for kind in kinds:
+                if get_origin(kind) is Literal and value is not None:
+                    known = get_args(kind)
+                    if not isinstance(value, str) or value not in known:
+                        raise MetagradError(f"{option} is one of {', '.join(known)}, got {in_short(repr(value), 40)}")
+            if not any(_is_of(value, kind) for kind in kinds):
+                wanted = next(words for kind, words in _TYPES.items() if kind in kinds)
+                raise MetagradError(f"{option} must be {wanted}, got {in_short(repr(value), 40)}")
+        return self
 
     def _check(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int):
-                raise MetagradError(f"--{name.replace('_', '-')} must be a whole number, got {value!r}")
             if value is not None and value < least:
                 raise MetagradError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
             if value is not None and value > _MOST and name != "seed":
@@ -250,21 +264,24 @@ class TrainConfig:
             raise MetagradError("--learn-inner-lr needs all inner steps: leave out --truncate")
         for name in ("inner_lr", "lam", "outer_lr", "checkpoint_seconds"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
-                raise MetagradError(f"--{name.replace('_', '-')} must be a number, got {value!r}")
             if value is not None and not 0 < value < _LARGEST:
                 raise MetagradError(f"--{name.replace('_', '-')} must be positive and finite, got {value}")
         if self.seed >= 2**62:
             raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
 
 
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type: true and false are no numbers, whole numbers are numbers too."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind) if isinstance(value, str) else False
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+_TYPES = {int: "a whole number", float: "a number", str: "a text"}
 # Options that change nothing with a linear solver: a first-order gradient knows of no curvature.
 _UNUSED = {"none": ("cg_steps", "curvature", "learn_lam"), "woodbury": ("cg_steps",)}
-_CHOICES: dict[str, Any] = {
-    "method": Method, "inner_solver": InnerSolverName, "linear_solver": LinearSolverName, "learn_lam": Form,
-    "learn_inner_lr": Form, "curvature": Curvature, "schedule": Schedule, "network": Network, "norm": Norm,
-    "features": Features, "precision": Precision,
-}  # fmt: skip
 _WOODBURY = 1024  # its default max_size
 _MOST = 10**9  # of anything that is counted
 _LARGEST = 1e38  # beyond float32 there is infinity

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metagrad.errors import DivergedError, MetagradError, MetagradWarning
+from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
 from metagrad.fewshot import Evaluation
 from metagrad.ranks import Ranks
 from metagrad.training.config import TrainConfig
@@ -60,9 +60,24 @@ def warn_dead(config: TrainConfig, progress: dict[str, Any], found: Evaluation, 
         )
 
 
-def against_divergence(config: TrainConfig, error: Exception) -> str:
+def failed(run: Run, step: int, error: Exception) -> str:
+    """Say at which meta-step a run failed, why, which option to turn, and what is kept."""
+    kept = f"; {run.folder} keeps its last good checkpoint" if run.has("last") else ""
+    if isinstance(error, NotFiniteError | DivergedError):
+        return f"meta-step {step}: {error}: {_against_divergence(run.config, error)}{kept}"
+    if isinstance(error, torch.linalg.LinAlgError):
+        return (
+            f"meta-step {step}: a linear system of the inner problem cannot be solved any more, its numbers are out of "
+            f"all measure: lower --outer-lr{kept}"
+        )
+    return f"meta-step {step}: {error}{kept}"
+
+
+def _against_divergence(config: TrainConfig, error: Exception) -> str:
     """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
-    lr = config.inner_lr or 0.0
+    if config.inner_lr is None:
+        return "lower --outer-lr"
+    lr = config.inner_lr
     if config.lam is not None and config.lam * lr > 2:
         return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
     if config.linear_solver == "neumann" and isinstance(error, DivergedError):
@@ -70,8 +85,11 @@ def against_divergence(config: TrainConfig, error: Exception) -> str:
     return "lower --inner-lr, or --outer-lr where it comes late"
 
 
-def require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run) -> None:
-    """Refuse a loss or a gradient that is no number, before it becomes weights.
+LARGEST_LOSS = 1e6  # a network that knows nothing begins below 100, and nobody comes back from here
+
+
+def require_finite(numbers: dict[str, float], theta: Params) -> None:
+    """Refuse a loss or a gradient that is no number, or a loss beyond all measure, before it becomes weights.
 
     Raises
     ------
@@ -79,7 +97,8 @@ def require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run
         naming the likeliest cause.
     """
     gradient = torch.stack([leaf.grad.square().sum() for leaf in theta.values() if leaf.grad is not None]).sum()
-    if math.isfinite(numbers["loss"]) and bool(gradient.isfinite()):
+    large = numbers["loss"] > LARGEST_LOSS
+    if math.isfinite(numbers["loss"]) and bool(gradient.isfinite()) and not large:
         return
     if not math.isfinite(numbers["grad_norm"]) or numbers["grad_norm"] > 1e3:
         cause = "the inner steps diverge: lower --inner-lr"
@@ -87,9 +106,5 @@ def require_finite(step: int, numbers: dict[str, float], theta: Params, run: Run
         cause = "the linear solve diverges: use --curvature gauss_newton or a larger --lam"
     else:
         cause = "the outer steps are too large: lower --outer-lr"
-    raise MetagradError(f"meta-step {step}: the loss or its gradient is not finite; likely {cause}{kept(run)}")
-
-
-def kept(run: Run) -> str:
-    """Say that a run's last checkpoint is there, if it is."""
-    return f"; {run.folder} keeps its last good checkpoint" if (run.folder / "last.safetensors").exists() else ""
+    what = f"the loss is {numbers['loss']:.2g}" if large else "the loss or its gradient is not finite"
+    raise MetagradError(f"{what}; likely {cause}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.data import Dataset
-from metagrad.errors import DivergedError, MetagradError, NotFiniteError
+from metagrad.errors import MetagradError
 from metagrad.fewshot import (
     Algorithm,
     EpisodeSampler,
@@ -27,12 +27,14 @@ from metagrad.fewshot import (
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
+from metagrad.surroundings import usual
 from metagrad.training.arithmetic import arithmetic
+from metagrad.training.checkpoint import State
 from metagrad.training.config import TrainConfig
-from metagrad.training.health import against_divergence, kept, require_finite, warn_dead, warn_noise
+from metagrad.training.health import failed, require_finite, warn_dead, warn_noise
 from metagrad.training.measure import measure
-from metagrad.training.run import Run, State
-from metagrad.training.setup import build, choose_device, samplers
+from metagrad.training.run import Run
+from metagrad.training.setup import build, choose_device, learned, samplers
 from metagrad.tree import Params
 
 LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
@@ -60,6 +62,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
+@usual()
 def train(
     run: Run,
     dataset: Dataset,
@@ -85,8 +88,8 @@ def train(
     Raises
     ------
     MetagradError
-        for a loss that is not finite, a full disk, data other than the run began with, more ranks than tasks, or a
-        rank that is gone.
+        for a loss that is not finite or beyond all measure, a full disk, more ranks than tasks, or a rank that is gone;
+        the state before the step that failed is saved then.
     """
     config = run.config
     assert config.meta_steps is not None
@@ -97,6 +100,10 @@ def train(
         raise MetagradError(f"{ranks.world} ranks cannot share --tasks {config.tasks}: start fewer, or raise --tasks")
     device = choose_device(config.device)
     train_tasks, val_tasks = samplers(config, dataset, device)
+    state: State | None = None
+    if resume and ranks.from_first(run.has("last")):  # all that may be wrong with it is found before anything changes
+        channels, *_, size = dataset.train.images.shape[1:]
+        state = learned(run, "last", channels=channels, size=size, ranks=ranks)
     algorithm, model = build(config, dataset, device)
     theta = algorithm.init(model)
     optimizer = torch.optim.Adam(theta.values(), lr=config.outer_lr)
@@ -106,18 +113,22 @@ def train(
     progress: dict[str, Any] = {
         "step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "window": window,
     }  # fmt: skip
-    if resume:
-        progress = _restore(run, theta, optimizer, generator, ranks) or progress
+    if state is not None:
+        _restore(state, theta, optimizer, generator, config.seed)
+        progress = state.facts
         window = progress["window"]
+    if resume:  # killed before its first checkpoint: the seed decides everything, so it begins again
+        run.rewind(state)
 
     fixed = _task_set(config, train_tasks, generator)
-    warm: Warm | None = _restore_warm(run, device) if resume and fixed is not None else None
+    warm: Warm | None = _warm_of(state, device) if state is not None and fixed is not None else None
 
-    def save(name: str, draws: Tensor) -> None:
+    def now(draws: Tensor) -> State:
         ends = {} if warm is None else {f"warm/{part}/{key}": leaf for part in ("phi", "u")
                                         for key, leaf in getattr(warm, part).items()}  # fmt: skip
-        run.save(name, State(_pack(theta, optimizer) | {"generator": draws} | ends, progress))
+        return State(_pack(theta, optimizer) | {"generator": draws} | ends, progress)
 
+    good: State | None = None
     chunk: Chunks | int | Literal["auto"] = config.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
     worked = time.process_time() - progress.get("cpu_seconds", progress["seconds"])
@@ -132,19 +143,19 @@ def train(
                 else:
                     assert isinstance(algorithm, AdaptsWeights)
                     metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
-        except (DivergedError, NotFiniteError) as error:
-            advice = against_divergence(config, error)
-            raise MetagradError(f"meta-step {progress['step'] + 1}: {error}: {advice}{kept(run)}") from error
-        chunk = metrics.chunks  # what fits into memory, should the first choice not have
-        share = 1.0 if fixed is not None else len(tasks) / config.tasks
-        numbers, asked = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
-        require_finite(progress["step"] + 1, numbers, theta, run)
+            chunk = metrics.chunks  # what fits into memory, should the first choice not have
+            share = 1.0 if fixed is not None else len(tasks) / config.tasks
+            numbers, asked = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
+            require_finite(numbers, theta)
+        except (MetagradError, torch.linalg.LinAlgError) as error:
+            raise _failed(run, progress["step"] + 1, error, good) from error
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
         if asked or time.monotonic() - saved > config.checkpoint_seconds:
-            save("last", draws)
+            run.save("last", now(draws))
             saved = time.monotonic()
         if asked:
             return Outcome(progress["step"], None)
+        good = now(draws).copied()  # what to fall back to, should the update lead nowhere
 
         step, warm = progress["step"] + 1, ended
         for group in optimizer.param_groups:
@@ -162,15 +173,18 @@ def train(
             report(Event(step, config.meta_steps, line))
             window.clear()
         if step % config.val_every == 0 or step == config.meta_steps:
-            found = _validate(algorithm, model, theta, val_tasks, config, ranks)
+            try:
+                found = _validate(algorithm, model, theta, val_tasks, config, ranks)
+            except (MetagradError, torch.linalg.LinAlgError) as error:
+                raise _failed(run, step, error, good) from error
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
             run.append("metrics.jsonl", line)
             report(Event(step, config.meta_steps, line, theta))
             warn_dead(config, progress, found, ranks)
             if found.accuracy > progress["best_accuracy"]:
                 progress.update(best_accuracy=found.accuracy, best_step=step)
-                save("best", generator.get_state())
-    save("last", generator.get_state())
+                run.save("best", State({f"theta/{key}": leaf for key, leaf in theta.items()}, progress))
+    run.save("last", now(generator.get_state()))
     return Outcome(config.meta_steps, _finish(run, dataset, progress, report, stop, ranks))
 
 
@@ -185,12 +199,10 @@ def _task_set(config: TrainConfig, sampler: EpisodeSampler, generator: torch.Gen
     return sampler(config.task_set, generator=torch.Generator(generator.device).manual_seed(config.seed))
 
 
-def _restore_warm(run: Run, device: torch.device) -> Warm | None:
+def _warm_of(state: State, device: torch.device) -> Warm | None:
     """Return where the tasks of a set ended, if the checkpoint knows."""
-    if not run.has("last"):
-        return None
     parts: dict[str, Params] = {"phi": {}, "u": {}}
-    for name, leaf in run.load("last").tensors.items():
+    for name, leaf in state.tensors.items():
         if name.startswith("warm/"):
             _, part, key = name.split("/", 2)
             parts[part][key] = leaf.to(device)
@@ -270,18 +282,17 @@ def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
+def _failed(run: Run, step: int, error: Exception, good: State | None) -> MetagradError:
+    """Keep the last state that gave a finite gradient, if there is one; return what to say."""
+    if good is not None:
+        run.save("last", good)
+    return MetagradError(failed(run, step, error))
+
+
 def _restore(
-    run: Run, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, ranks: Ranks
-) -> dict[str, Any] | None:
-    # Killed before its first checkpoint: the seed decides everything, so begin again.
-    if not ranks.from_first(run.has("last")):
-        run.rewind(0)
-        return None
-    state = run.load("last", ranks)
-    if {f"theta/{name}": leaf.shape for name, leaf in theta.items()} != {
-        name: leaf.shape for name, leaf in state.tensors.items() if name.startswith("theta/")
-    }:
-        raise MetagradError(f"{run.folder}/last.safetensors holds another network than config.json describes")
+    state: State, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, seed: int
+) -> None:
+    """Put weights, moments and random state back to where they were."""
     with torch.no_grad():
         for name, leaf in theta.items():
             leaf.copy_(state.tensors[f"theta/{name}"])
@@ -296,9 +307,7 @@ def _restore(
     if draws.shape == generator.get_state().shape:
         generator.set_state(draws)
     else:  # the run began on another kind of device
-        generator.manual_seed(run.config.seed + 2**32 + state.facts["step"])
-    run.rewind(state.facts["metrics_bytes"])
-    return state.facts
+        generator.manual_seed(seed + 2**32 + state.facts["step"])
 
 
 def _peak_bytes() -> int:
@@ -338,5 +347,5 @@ def _finish(
         "train_seconds": round(progress["seconds"], 1),
         "peak_memory_mb": round(_peak_bytes() / 2**20),
     }
-    run.write_json("result.json", result)
+    run.write_measured("result.json", result, result["weights"])
     return result

@@ -11,8 +11,9 @@ from metagrad.data import Dataset
 from metagrad.fewshot import evaluate
 from metagrad.ranks import ALONE, Ranks
 from metagrad.training.arithmetic import arithmetic
-from metagrad.training.run import Run, versions
-from metagrad.training.setup import build, choose_device, episodes_of
+from metagrad.training.record import versions
+from metagrad.training.run import Run
+from metagrad.training.setup import build, choose_device, episodes_of, learned
 
 
 def measure(
@@ -47,8 +48,9 @@ def measure(
         if the run has no best weights yet, or the options do not fit the split.
     """
     config, where = run.config, choose_device(device or run.config.device)
+    channels, *_, size = dataset.train.images.shape[1:]
+    state = learned(run, "best", channels=channels, size=size, ranks=ranks)
     method, model = build(config, dataset, where)
-    state = run.load("best", ranks)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     classes = (dataset.test if split == "test" else dataset.val).to(where)
     sampler = episodes_of(classes, config, which=split, queries=queries)
@@ -82,6 +84,7 @@ def measure(
         },
         "method": config.method,
         "network": f"{config.network or 'conv4'}, {config.filters} filters, {config.norm} norm",
+        "weights": state.digest,
         "weights_of_step": state.facts["best_step"],
         "val_accuracy": state.facts["best_accuracy"],
         "precision": config.precision,

@@ -13,52 +13,37 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
+import math
 import os
-import platform
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+import secrets
+import warnings
 from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-import metagrad
-from metagrad.errors import MetagradError
-from metagrad.files import is_leftover, remove_leftovers, require_readable, require_text, write_atomically
+from metagrad import strict_json, tensorfile
+from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.files import (
+    append_line,
+    is_leftover,
+    remove_leftovers,
+    require_readable,
+    require_text,
+    sync_file,
+    sync_folder,
+    write_text,
+)
 from metagrad.ranks import ALONE, Ranks
-from metagrad.strict_json import is_number
-from metagrad.training.config import DATASETS, TrainConfig
-
-FORMAT = 1
-
+from metagrad.training import metrics_file
+from metagrad.training.checkpoint import State, require_facts
+from metagrad.training.config import TrainConfig
+from metagrad.training.record import FORMAT, read_record, versions
 
 FILES = (
     "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
     "evaluations.jsonl", "checks.jsonl", ".lock",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a run needs to continue bit for bit.
-
-    Attributes
-    ----------
-    tensors:
-        flat names to tensors: weights, optimiser moments, generator state.
-    facts:
-        numbers and strings: meta-step, best validation, seconds, length of the metrics file.
-    """
-
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
 
 
 class Run:
@@ -98,6 +83,7 @@ class Run:
         require_text(folder, *command)
         record = {
             "format": FORMAT,
+            "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
             "dataset": dataset,
             "data_digest": digest,
             "config": dataclasses.asdict(config),
@@ -116,6 +102,7 @@ class Run:
             with run:  # two processes may have chosen the same folder: the second must find it taken
                 _require_unused(folder)
                 run.write_json("config.json", record)
+            sync_folder(folder.parent)
         except OSError as error:
             raise _storage_error(folder, error) from error
         return run
@@ -129,35 +116,15 @@ class Run:
         MetagradError
             if it is not a run, is damaged, or was written by an incompatible version.
         """
-        try:
-            record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            written = record["format"]
-        except PermissionError as error:
-            raise MetagradError(f"cannot read {folder} (permission denied): ask its owner for permission") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
-        if written != FORMAT:
-            raise MetagradError(
-                f"{folder} has run format {written!r}, this metagrad reads {FORMAT}: use the version that wrote it"
-            )
-        try:
-            dataset, _, _ = record["dataset"], record["data_digest"], record["command"]
-            if dataset not in DATASETS:
-                raise ValueError("the data set is unknown")
-            # Options that are younger than the run have defaults that do what was done before there was a choice.
-            config = TrainConfig(**record["config"]).resolved(dataset)
-            if any(getattr(config, name) != value for name, value in record["config"].items()):
-                raise ValueError("an option has no value")
-        except (KeyError, TypeError, ValueError, MetagradError) as error:
-            raise MetagradError(f"{folder}/config.json is damaged ({error}): restore it or start anew") from error
-        return cls(folder, dataset, config, record)
+        record, config = read_record(folder)
+        return cls(folder, record["dataset"], config, record)
 
     @staticmethod
     def made_by(launch: str | None, where: Path) -> Path | None:
         """Return the run directory, ``where`` itself or in it, that a ``torchrun`` launch made before it restarted."""
         for path in [where / "config.json", *where.glob("*/config.json")]:
             try:
-                if launch is not None and json.loads(path.read_text(encoding="utf-8")).get("launch") == launch:
+                if launch is not None and strict_json.read(path).get("launch") == launch:
                     return path.parent
             except (OSError, ValueError, AttributeError):
                 continue
@@ -166,13 +133,15 @@ class Run:
     def __enter__(self) -> Run:
         if not self.writes:
             return self
+        for name in _APPENDED:
+            require_own(self.folder / name)
         try:
             self._lock.acquire(timeout=0)
             remove_leftovers(self.folder)
         except filelock.Timeout as error:
             raise MetagradError(f"another process is working in {self.folder}: wait for it or stop it") from error
         except OSError as error:
-            raise _storage_error(self.folder, error) from error
+            raise _storage_error(self.folder / ".lock", error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -184,53 +153,43 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Append one line of JSON to a file of the run."""
+        """Append one line of JSON to a file of the run; numbers that are not finite are left out."""
         if not self.writes:
             return
         path = self.folder / name
+        require_own(path)
+        finite = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(path, strict_json.dump(finite))
         except OSError as error:
             raise _storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines; one that a crash has cut off at the end is left out.
+        """Return the logged lines; see :func:`metagrad.training.metrics_file.lines_of`."""
+        return metrics_file.lines_of(self.metrics_path)
 
-        Raises
-        ------
-        MetagradError
-            for a line that is damaged.
-        """
-        found = []
-        with self.metrics_path.open(encoding="utf-8", errors="replace") as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    line = None
-                if isinstance(line, dict) and "step" in line and all(is_number(value) for value in line.values()):
-                    found.append(line)
-                elif text.endswith("\n"):
-                    raise MetagradError(f"{self.metrics_path} is damaged in line {number}: restore or remove that line")
-        return found
+    def metrics_fault(self, state: State) -> str | None:
+        """Say what is wrong with ``metrics.jsonl`` up to a checkpoint, if anything is."""
+        return metrics_file.fault(self.metrics_path, state.facts)
 
     def save(self, name: str, state: State) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
         if not self.writes:
             return
-        logged = self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
-        facts = {**state.facts, "metrics_bytes": logged, "trained_as": self._trained_as()}
-        tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
-        metadata = {"format": str(FORMAT), "facts": json.dumps(facts)}
-
-        def write(path: Path) -> None:
-            try:
-                save_file(tensors, path, metadata=metadata)
-            except SafetensorError as error:  # it wraps the system's error, disk full among them
-                raise OSError(str(error)) from error
-
-        self._write(f"{name}.safetensors", write)
+        path = self.folder / f"{name}.safetensors"
+        try:
+            logged = metrics_file.facts_of(self.metrics_path)
+        except OSError as error:
+            raise _storage_error(self.metrics_path, error) from error
+        facts = {**state.facts, **logged, "trained_as": self._trained_as(), "run": self.record.get("run")}
+        tensorfile.write(
+            path,
+            state.tensors,
+            facts,
+            key="facts",
+            refused=lambda error: _storage_error(path, error),
+            first=lambda: sync_file(self.metrics_path),  # a power cut must not leave the checkpoint without its lines
+        )
 
     def has(self, name: str) -> bool:
         """Whether there is a checkpoint called ``name``."""
@@ -239,10 +198,12 @@ class Run:
     def load(self, name: str, ranks: Ranks = ALONE) -> State:
         """Read a checkpoint; of several ranks, the first reads and tells the others.
 
+        Whether its weights fit a network is for :func:`metagrad.training.setup.learned` to say.
+
         Raises
         ------
         MetagradError
-            if there is none, it is damaged, or it belongs to another configuration.
+            if there is none, it is damaged or altered, or it belongs to another run or configuration.
         """
         state: State | MetagradError | None = None
         if ranks.first:
@@ -259,71 +220,137 @@ class Run:
         again = f"{self.folder} has not come to its first validation: metagrad train --resume {self.folder}"
         require_readable(path, missing=again)
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                state = State({key: file.get_tensor(key) for key in file.keys()}, facts)  # noqa: SIM118
-            trained_as = facts["trained_as"]
-            _ = facts["step"], facts["metrics_bytes"], state.tensors["generator"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise MetagradError(f"{path} is damaged ({error}): start the run anew, or restore the file") from error
+            stored = tensorfile.read(path, key="facts")
+            require_facts(stored.facts)
+            if name == "last" and "generator" not in stored.tensors:
+                raise ValueError("the generator is missing")
+        except (OSError, ValueError, MemoryError) as error:
+            raise MetagradError(
+                f"{path} is damaged ({in_short(error)}): start the run anew, or restore the file"
+            ) from error
+        facts = stored.facts
+        if facts.get("run") != self.record.get("run"):
+            raise MetagradError(f"{path} is a checkpoint of another run: restore the file of {self.folder}")
+        trained_as = facts["trained_as"]
         if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
             raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
-        return state
+        if stored.digest is None and "run" in self.record:
+            raise MetagradError(f"{path} has no checksum, and this run writes them: restore the file of {self.folder}")
+        if stored.digest is None and self.folder not in _SAID:
+            _SAID.add(self.folder)
+            warnings.warn(
+                f"{self.folder} has checkpoints without a checksum, written by an older metagrad: whether they are as "
+                "they were written cannot be told",
+                MetagradWarning,
+                stacklevel=2,
+            )
+        return State(stored.tensors, facts, stored.digest)
 
     def _trained_as(self) -> dict[str, Any]:
         """Return the options that a checkpoint depends on; the number of meta-steps may be raised later."""
         loose = ("meta_steps", "val_every", "val_tasks", "test_tasks", "checkpoint_seconds", "chunk", "device")
         return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in loose}
 
-    def rewind(self, metrics_bytes: int) -> None:
-        """Drop metrics lines that are later than the checkpoint; they will be computed again."""
-        if self.writes and self.metrics_path.exists():
-            os.truncate(self.metrics_path, min(metrics_bytes, self.metrics_path.stat().st_size))
+    def rewind(self, state: State | None) -> None:
+        """Drop metrics lines that are later than the checkpoint: they will be computed again.
 
-    def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON file of the run in one step."""
+        What is missing of the earlier ones, or was written by something else, is said; training does not need them.
+        """
         if not self.writes:
             return
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        self._write(name, lambda path: _write_text(path, text))
+        said = None if state is None else self.metrics_fault(state)
+        try:
+            metrics_file.rewind(self.metrics_path, 0 if state is None else state.facts["metrics_bytes"])
+        except OSError as error:
+            raise _storage_error(self.metrics_path, error) from error
+        if said is not None:
+            warnings.warn(said, MetagradWarning, stacklevel=2)
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file of the run in one step, with a digest of what is in it.
+
+        Raises
+        ------
+        MetagradError
+            if it cannot be written, or would hold a number that is not finite.
+        """
+        if not self.writes:
+            return
         path = self.folder / name
-        write_atomically(path, write, refused=lambda error: _storage_error(path, error))
+        try:
+            text = strict_json.dump(strict_json.signed(value), indent=2) + "\n"
+        except ValueError as error:
+            raise MetagradError(
+                f"{path} would hold a number that is not finite: the weights are no use, begin anew with a smaller "
+                "--outer-lr or --inner-lr"
+            ) from error
+        write_text(path, text, refused=lambda error: _storage_error(path, error))
+
+    def write_measured(self, name: str, value: dict[str, Any], weights: str | None) -> None:
+        """Write what was measured on the weights of this digest, with the name of the run."""
+        self.write_json(name, {**value, "run": self.record.get("run"), "weights": weights})
+
+    def read_measured(self, name: str, weights: str | None) -> dict[str, Any] | None:
+        """Return what was measured on the run's weights, ``None`` where nothing is or it was on earlier ones.
+
+        Parameters
+        ----------
+        weights:
+            digest of the checkpoint that is in use.
+
+        Raises
+        ------
+        MetagradError
+            if the file is damaged, altered or another run's.
+        """
+        path = self.folder / name
+        again = f"remove it; metagrad train --resume {self.folder} makes it anew"
+        try:
+            found = strict_json.read(path)
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            if "run" in self.record or "digest" in found:  # metagrad 0.1 wrote neither
+                strict_json.require_unaltered(found)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise MetagradError(f"{path} is damaged ({in_short(error)}): {again}") from error
+        if found.get("run") != self.record.get("run"):
+            raise MetagradError(f"{path} is another run's: {again}")
+        if found.get("weights") is not None and weights is not None and found["weights"] != weights:
+            warnings.warn(
+                f"{path} was measured on earlier weights of this run and is left aside: metagrad train --resume "
+                f"{self.folder} makes it anew",
+                MetagradWarning,
+                stacklevel=2,
+            )
+            return None
+        return found
+
+
+_SAID: set[Path] = set()  # runs of which it was said, once in a process, that they have no checksums
+# What grows line by line; a link in place of one would be written through.
+_APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
+
+
+def require_own(path: Path) -> None:
+    """Refuse a link among the files of a run that grow: they would be written through.
+
+    Raises
+    ------
+    MetagradError
+        naming it.
+    """
+    if path.is_symlink():
+        raise MetagradError(f"{path} is a link, and a run writes to files of its own alone: remove it")
 
 
 def _require_unused(folder: Path) -> None:
     """Refuse a folder in which there is anything but what a run that was killed at its very beginning leaves."""
     if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
-        # Two runs that began at the same moment are told the same, and what is there is nobody's to delete unasked.
+        # What is there may be another run's, or anybody's: it is not for us to say that it can go.
         advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
         raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a number may depend on, and the commit of a source checkout."""
-    found = {
-        "metagrad": metagrad.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "commit": _commit(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _commit() -> str:
-    root = Path(metagrad.__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # an installed copy: whatever repository surrounds it is not ours
-        return "unknown"
-    try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def _storage_error(path: Path, error: OSError) -> MetagradError:
@@ -332,7 +359,3 @@ def _storage_error(path: Path, error: OSError) -> MetagradError:
     if not full:
         advice = "use a folder that exists on this disk and that you may write"
     return MetagradError(f"cannot write {path} ({error.strerror or error}): {advice}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from torch import nn
 
 from metagrad import data
 from metagrad.data import Dataset, ImageClasses, Progress
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, in_short
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -48,9 +48,12 @@ from metagrad.implicit import (
     Neumann,
     Woodbury,
 )
-from metagrad.ranks import local_device
+from metagrad.ranks import ALONE, Ranks, local_device
+from metagrad.surroundings import in_float32
+from metagrad.training.checkpoint import State, require_generator, require_optimizer, require_theta, require_warm
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
+from metagrad.tree import Params
 
 
 def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
@@ -59,6 +62,7 @@ def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[
     return method, model.to(device)
 
 
+@in_float32()
 def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetworks, nn.Module]:
     """Return the method and the freshly initialised network for images of ``channels`` × ``size`` × ``size``."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -81,6 +85,42 @@ def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetwor
             if name in adapted(model, method.head):
                 nn.init.zeros_(leaf)
     return method, model
+
+
+def skeleton(config: TrainConfig, *, channels: int, size: int) -> tuple[Params, nn.Module]:
+    """Return theta and the network of :func:`built` without numbers: shapes alone take no memory, however large."""
+    with torch.device("meta"):
+        method, model = built(config, channels=channels, size=size)
+        return method.init(model), model
+
+
+def learned(run: Run, name: str, *, channels: int, size: int, ranks: Ranks = ALONE) -> State:
+    """Read a checkpoint whose weights are those of the run's network, for images of ``channels`` × ``size`` × ``size``.
+
+    Parameters
+    ----------
+    name:
+        ``"best"``, or ``"last"`` with everything it takes to go on.
+
+    Raises
+    ------
+    MetagradError
+        as :meth:`Run.load` does, and if names, shapes or types differ, or numbers are not finite.
+    """
+    state = run.load(name, ranks)
+    try:
+        theta, model = skeleton(run.config, channels=channels, size=size)
+        require_theta(state.tensors, theta)
+        if name == "last":
+            require_optimizer(state.tensors, theta, state.facts["step"])
+            require_warm(state.tensors, dict(model.named_parameters()), run.config.task_set)
+            require_generator(state.tensors["generator"])
+    except (ValueError, RuntimeError) as error:  # torch's own, for a network that cannot be
+        raise MetagradError(
+            f"{run.folder}/{name}.safetensors does not fit what config.json describes ({in_short(error)}): restore "
+            "the file, or begin a new run"
+        ) from error
+    return state
 
 
 def load_data(run: Run, *, data_dir: Path | None, progress: Progress | None) -> Dataset:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many
+from metagrad.fewshot import many, turns
 from metagrad.fewshot.admit import require_admitted
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
@@ -134,7 +133,7 @@ def weights_of_model(model: nn.Module) -> Params:
         name: leaf.detach()
         .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
         .requires_grad_()
-        for name, leaf in model.named_parameters()
+        for name, leaf in turns.weights(model).items()
         if leaf.requires_grad
     }
 
@@ -196,8 +195,8 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
     """
     return Composed(
-        outputs=lambda phi, theta, batch: functional_call(
-            model, {**weights_of(theta), **phi}, (batch.x.x if isinstance(batch.x, many.Prepared) else batch.x,)
+        outputs=lambda phi, theta, batch: turns.call(
+            model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
         ),
         loss=cross_entropy,
         regulariser=None if lam is None else Proximal(lam),

@@ -14,6 +14,7 @@ from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.fewshot.split import Adapts, Head, adapted
 from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin
+from metagrad.surroundings import full_digits
 from metagrad.tree import Params
 
 
@@ -135,8 +136,9 @@ _BY_CG = Implicit(linear_solver=CG(max_steps=200, tol=1e-6), curvature="gauss_ne
 def _solve_ridge(problem: Problem, init: Params) -> Params:
     """Return ``Xᵀ (X Xᵀ + l2 I)⁻¹ Y``: as many equations as images, fewer than features."""
     x, hot = problem.data
-    gram = x @ x.mT + problem.theta[".log_l2"].exp() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return {"w": x.mT @ torch.linalg.solve(gram, hot)}
+    with full_digits(x.device.type):
+        gram = x @ x.mT + problem.theta[".log_l2"].exp() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        return {"w": x.mT @ torch.linalg.solve(gram, hot)}
 
 
 def without_head(model: nn.Module, head: Adapts) -> Params:
@@ -153,6 +155,8 @@ def features_of(model: nn.Module, theta: Params, head: Adapts, x: Tensor) -> Ten
 def seen(model: nn.Module, theta: Params, head: Adapts, support: Batch) -> Scored:
     """Return what a classifier is made from."""
     features = features_of(model, theta, head, support.x)
+    # What is computed from them has theta's digits, though a network under autocast gives fewer.
+    features = features.to(torch.promote_types(features.dtype, next(iter(theta.values())).dtype))
     ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
     return Scored(features, (support.y[..., None] == ways).to(features))
 

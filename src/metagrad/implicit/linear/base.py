@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit.curvature import Operator
+from metagrad.surroundings import full_digits
 from metagrad.tree import Params
 
 Product = Callable[[Tensor], Tensor]
@@ -87,7 +88,8 @@ def flat_product(operator: Operator, like: Params, damping: float = 0.0) -> Prod
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Per-task inner product of ``(T, P)``."""
-    return torch.linalg.vecdot(a, b)
+    with full_digits(a.device.type):  # autocast would take the products in half the digits
+        return torch.linalg.vecdot(a, b)
 
 
 def relative(norm: Tensor, size: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def curvature_range(operator: Operator, like: Params, *, steps: int = 20) -> tup
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     shape = tree.ravel(like)
-    start = torch.randn(shape.shape, generator=torch.Generator().manual_seed(0)).to(shape)
+    start = torch.randn(shape.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(shape)
     lanczos = Lanczos(flat_product(operator, like), start)
     active = torch.ones_like(lanczos.beta, dtype=torch.bool)
     largest = torch.zeros_like(lanczos.beta)

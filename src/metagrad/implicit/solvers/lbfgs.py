@@ -12,6 +12,7 @@ from metagrad import tree
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
 from metagrad.implicit.solvers.line_search import Point, backtrack
+from metagrad.surroundings import full_digits
 from metagrad.tree import Params
 
 
@@ -107,4 +108,5 @@ def _inverse(pairs: deque[_Pair], g: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b)
+    with full_digits(a.device.type):
+        return torch.linalg.vecdot(a, b)

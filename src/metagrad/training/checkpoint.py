@@ -1,0 +1,180 @@
+"""The state of a run between two meta-steps, and whether what a file holds can be one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metagrad.strict_json import is_count, is_number
+from metagrad.tree import Params
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a run needs to continue bit for bit.
+
+    Attributes
+    ----------
+    tensors:
+        flat names to tensors: ``theta/*`` the weights, ``adam/*`` the optimiser's moments, ``generator`` its state,
+        ``warm/*`` where the tasks of a finite set ended. The best weights come without the optimiser.
+    facts:
+        numbers and strings: meta-step, best validation, seconds, length of the metrics file.
+    digest:
+        of the file that it was read from; ``None`` where there is none.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    digest: str | None = None
+
+    def copied(self) -> State:
+        """Return the same state in memory of its own: tensors that change in place leave it alone."""
+        return State({name: leaf.detach().clone() for name, leaf in self.tensors.items()}, copy.deepcopy(self.facts))
+
+    @property
+    def theta(self) -> Params:
+        """The meta-learned weights."""
+        return {name.removeprefix("theta/"): leaf for name, leaf in self.tensors.items() if name.startswith("theta/")}
+
+
+def require_facts(facts: Any) -> None:
+    """Refuse facts that no run has.
+
+    Raises
+    ------
+    ValueError
+        naming the first.
+    """
+    if not isinstance(facts, dict):
+        raise ValueError("its facts are no JSON object")
+    window = facts.get("window")
+    right = {
+        "step": is_count(facts.get("step")),
+        "best_step": is_count(facts.get("best_step")),
+        "best_accuracy": is_number(facts.get("best_accuracy")) and -1 <= facts["best_accuracy"] <= 1,
+        "seconds": is_number(facts.get("seconds")) and facts["seconds"] >= 0,
+        "cpu_seconds": is_number(facts.get("cpu_seconds", 0.0)) and facts.get("cpu_seconds", 0.0) >= 0,
+        "window": isinstance(window, list) and all(_is_line(line) for line in window),
+        "metrics_bytes": is_count(facts.get("metrics_bytes")),
+        "metrics_digest": isinstance(facts.get("metrics_digest", ""), str),
+        "trained_as": isinstance(facts.get("trained_as"), dict),
+        "run": facts.get("run") is None or isinstance(facts["run"], str),
+        "warned": isinstance(facts.get("warned", False), bool),
+        "dead": isinstance(facts.get("dead", False), bool),
+    }
+    wrong = [name for name, well in right.items() if not well]
+    if wrong:
+        raise ValueError(f"{wrong[0]} cannot be so")
+    if window and len({tuple(sorted(line)) for line in window}) > 1:
+        raise ValueError("window cannot be so")
+
+
+def _is_line(line: Any) -> bool:
+    return isinstance(line, dict) and all(isinstance(value, float | int) for value in line.values())
+
+
+def require_theta(tensors: Mapping[str, Tensor], theta: Params) -> None:
+    """Refuse weights that are not those of the network about to use them.
+
+    Parameters
+    ----------
+    theta:
+        what the network and the method want; only names, shapes and types matter.
+
+    Raises
+    ------
+    ValueError
+        naming the first that is missing, one too many, of another shape or type, or not finite.
+    """
+    given = {name.removeprefix("theta/"): leaf for name, leaf in tensors.items() if name.startswith("theta/")}
+    if given.keys() != theta.keys():
+        name = min(given.keys() ^ theta.keys())
+        raise ValueError(f"the weight {name} is {'one too many' if name in given else 'missing'}")
+    for name, wanted in theta.items():
+        require_like(f"the weight {name}", given[name], wanted)
+
+
+def require_optimizer(tensors: Mapping[str, Tensor], theta: Params, step: int) -> None:
+    """Refuse moments that Adam cannot have for these weights after ``step`` meta-steps.
+
+    Raises
+    ------
+    ValueError
+        naming the first.
+    """
+    wanted = {f"adam/{name}/{part}": leaf for name, leaf in theta.items() for part in ("exp_avg", "exp_avg_sq")}
+    given = {name: leaf for name, leaf in tensors.items() if name.startswith("adam/")}
+    counted = {f"adam/{name}/step" for name in theta}
+    wanted |= {name: torch.zeros((), dtype=given[name].dtype if name in given else None) for name in counted}
+    if step == 0 and not given:  # stopped before the first update
+        return
+    if given.keys() != wanted.keys():
+        name = min(given.keys() ^ wanted.keys())
+        raise ValueError(f"{name} is {'one too many' if name in given else 'missing'}")
+    for name, like in wanted.items():
+        require_like(name, given[name], like)
+        if name.endswith("/exp_avg_sq") and bool((given[name] < 0).any()):
+            raise ValueError(f"{name} is a mean of squares and negative")
+
+
+def require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
+    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
+
+    Parameters
+    ----------
+    parameters:
+        of the network, by name.
+
+    Raises
+    ------
+    ValueError
+        naming the first.
+    """
+    for name, leaf in tensors.items():
+        if not name.startswith("warm/"):
+            continue
+        part, _, key = name.removeprefix("warm/").partition("/")
+        if tasks is None or part not in ("phi", "u") or key not in parameters:
+            raise ValueError(f"{name} is one too many")
+        like = parameters[key]
+        require_like(name, leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))
+
+
+def require_generator(state: Tensor) -> None:
+    """Refuse what no torch.Generator has as its state.
+
+    Raises
+    ------
+    ValueError
+        saying so.
+    """
+    if state.dtype != torch.uint8 or state.dim() != 1:
+        raise ValueError("the generator's state is no row of bytes")
+    own = torch.Generator()
+    if state.shape == own.get_state().shape:  # else it is that of a GPU
+        try:
+            own.set_state(state)
+        except RuntimeError as error:
+            raise ValueError(f"the generator's state cannot be so: {str(error).splitlines()[0]}") from error
+
+
+def require_like(name: str, leaf: Tensor, like: Tensor) -> None:
+    """Refuse a tensor of another shape or type, or one with numbers that are not finite.
+
+    Raises
+    ------
+    ValueError
+        naming it.
+    """
+    if leaf.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(leaf.shape)}, {tuple(like.shape)} is wanted")
+    if leaf.dtype != like.dtype:
+        raise ValueError(f"{name} is of {leaf.dtype}, {like.dtype} is wanted")
+    if not bool(leaf.isfinite().all()):
+        raise ValueError(f"{name} has numbers that are not finite")
