@@ -97,7 +97,11 @@ class Killer:
         if last.wait(_SECONDS) or last.printed()[1]:
             life.wrong.append(f"the last resume ended with {last.returncode}: {last.printed()[1][-300:]}")
             return life
-        found = dict(finished(folder / "run"))
+        try:
+            found = dict(finished(folder / "run"))
+        except Exception as error:
+            life.wrong.append(f"what it came to cannot be read: {error}")
+            return life
         life.wrong += [f"{name} differs" for name, value in self.expected.items() if found[name] != value]
         life.wrong += [f"left: {re.sub('[0-9a-f]{12,}', '…', name)}" for name in _names(folder) - self.names]
         if stray := [*changed(victims, {name: state(folder).get(name) for name in victims}),

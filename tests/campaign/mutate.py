@@ -7,6 +7,8 @@ says nothing on stderr. What that means depends on the file:
   editor changed it. Spaces, the recorded command, versions and times have no meaning and may change.
 - **Caches** may be made anew without a word: then the result is the same. It is compared to the pixel, class by class.
 - **Archives of published data** (Omniglot, CIFAR-100) are known by their contents: they too have one right value.
+- A run's or a model's file that is **signed** anew, with a checksum that fits, is somebody's own work: its numbers may
+  be others, but what cannot be so is refused in one line.
 - **Pictures, zips of them, tables, pickles and splits** are a person's data: another picture is another picture. Here
   only tracebacks, hangs, untidy complaints and touched files count.
 - Of a person's data that were **changed after they were cached**, with the size and time they had, the right result is

@@ -10,6 +10,10 @@ import struct
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from metagrad.tensorfile import digest_of
 
 _DEEP = 100_000
 _TEXTS = {
@@ -158,8 +162,26 @@ def tensors(before: bytes, other: bytes, rng: random.Random) -> tuple[str, bytes
             header["a name of no meaning"] = {"dtype": "U8", "shape": [0], "data_offsets": [len(data), len(data)]}
         case _:
             header[name]["data_offsets"] = rng.choice(([0, 0], [begin + 1, end + 1], [end, begin], [0, 2**62], [-1, 4]))
+    after = _closed(header, data)
+    if what != "no checksum" and rng.random() < 0.3 and (signed := _signed(header, data)):
+        return f"signed: {what} ({name})", signed
+    return f"{what} ({name})", after
+
+
+def _closed(header: dict[str, Any], data: bytes) -> bytes:
     text = json.dumps(header).encode("utf-8", "surrogatepass")
-    return f"{what} ({name})", struct.pack("<Q", len(text)) + text + bytes(data)
+    return struct.pack("<Q", len(text)) + text + bytes(data)
+
+
+def _signed(header: dict[str, Any], data: bytes) -> bytes | None:
+    """Return a file with a checksum that fits, as one has that somebody made on purpose; ``None`` where none can."""
+    metadata = header.get("__metadata__", {})
+    key = next((key for key in ("facts", "metagrad") if key in metadata), None)
+    try:
+        metadata["digest"] = digest_of(metadata[key], load(_closed(header, data)))
+    except (SafetensorError, KeyError, ValueError):
+        return None
+    return _closed(header, data)
 
 
 def opened(file: bytes) -> tuple[dict[str, Any], bytearray]:

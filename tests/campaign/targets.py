@@ -142,6 +142,8 @@ _PASSING = re.compile(
     r"\([0-9]+ kB\)|[0-9.]+/s [0-9:]+ left|^[^:\n]+: ([0-9]+/[0-9]+|[0-9]+%, .* left)\n", re.MULTILINE
 )
 _NO_MEANING = ("command", "versions", "launch", "seconds", "cpu_seconds", "train_seconds", "peak_memory_mb")
+# What no two runs share, and what follows from it.
+_OWN = (*_NO_MEANING, "run", "weights", "digest", "metrics_bytes", "metrics_digest")
 
 
 def meaning(target: Target, data: bytes) -> Any:
@@ -150,15 +152,13 @@ def meaning(target: Target, data: bytes) -> Any:
         return data
     try:
         texts = [data] if target.kind == "json" else data.splitlines()
-        return [_without_times(json.loads(text)) for text in texts]
+        return [_without(_NO_MEANING, json.loads(text)) for text in texts]
     except (ValueError, RecursionError):
         return data
 
 
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_times(one) for key, one in value.items() if key not in _NO_MEANING}
-    return value
+def _without(names: tuple[str, ...], value: Any) -> Any:
+    return {key: one for key, one in value.items() if key not in names} if isinstance(value, dict) else value
 
 
 def result(command: str, folder: Path, said: str) -> list[Any]:
@@ -199,10 +199,10 @@ def finished(run: Path) -> Iterator[tuple[str, Any]]:
         state = opened.load(name)
         held = {key: (str(leaf.dtype), leaf.shape, leaf.numpy().tobytes()) for key, leaf in state.tensors.items()}
         yield f"{name}.safetensors", held
-        facts = {key: value for key, value in state.facts.items() if key not in (*_NO_MEANING, "metrics_bytes")}
+        facts = {key: value for key, value in state.facts.items() if key not in _OWN}
         yield f"facts of {name}.safetensors", facts
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
-    yield "metrics.jsonl", [_without_times(line) for line in lines]
+    yield "metrics.jsonl", [_without(_OWN, line) for line in lines]
     for name in ("result.json", "calibration.json"):
-        yield name, _without_times(json.loads((run / name).read_bytes()))
+        yield name, _without(_OWN, json.loads((run / name).read_bytes()))
     yield "report.html", (run / "report.html").read_bytes().endswith(b"</html>\n")
