@@ -1,0 +1,87 @@
+"""The campaign, short here and long behind the slow marker; and that it sees what it looks for."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource", reason="the campaign forks, limits memory and sends signals")
+
+ROOT = Path(__file__).parents[1]
+
+
+def campaign(which, *words, seconds=280):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", f"tests.campaign.{which}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def trial(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))  # the campaign is run from there, as tests.campaign
+    return importlib.import_module("tests.campaign.trial")
+
+
+@pytest.mark.parametrize(("code", "complaint", "case"), [
+    (2, "metagrad: my.model was altered: make it again\n", "refused"),
+    (0, "", "same"),
+    (0, "metagrad: the cache is made anew\n", "same"),
+    (2, "", "untidy"),
+    (2, f"metagrad: {'x' * 3000}\n", "untidy"),
+    (0, "UserWarning: read-only array\n", "untidy"),
+    (1, 'Traceback (most recent call last):\n  File "/a/metagrad/b.py", line 3, in c\nKeyError: 1\n', "traceback"),
+    (-11, "", "crash"),
+    (None, "", "hang"),
+])  # fmt: skip
+def test_an_outcome_is_judged(trial, code, complaint, case):
+    assert trial.judge(trial.Outcome(code, "", complaint))[0] == case
+
+
+def test_touched_files_and_other_results_are_seen(trial, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "cache").mkdir()
+    before = trial.state(tmp_path)
+    for name in ("run/evaluations.jsonl", "run/else.json", "cache/rows.npy", "cache/.metagrad-1.tmp", "beside"):
+        (tmp_path / name).write_text("x")
+    assert trial.touched("evaluate", before, trial.state(tmp_path)) == [
+        "beside",
+        "cache/.metagrad-1.tmp",
+        "run/else.json",
+    ]
+    assert trial.difference(["said", {"loss": [1.0, 2.0]}], ["said", {"loss": [1.0, 2.5]}]) == "loss float"
+
+
+def test_mutated_files_are_refused_or_change_nothing():
+    assert "| all | 40 |" in campaign("mutate", "--count", "40")
+
+
+def test_killed_runs_come_to_the_same_bits():
+    assert " 0 of them not as they should be" in campaign("kill", "--kills", "6", "--forked")
+
+
+def test_an_empty_cache_is_shared_by_who_comes_first():
+    assert "0 rounds failed" in campaign("race", "--rounds", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_twenty_thousand_mutations():
+    assert "| all | 20000 |" in campaign("mutate", "--count", "20000", "--processes", "2", seconds=4 * 3600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * 3600)
+def test_two_hundred_kills():
+    said = campaign("kill", "--kills", "200", "--processes", "2", seconds=2 * 3600)
+    assert " 0 of them not as they should be" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_races_for_an_empty_cache():
+    assert "0 rounds failed" in campaign("race", "--rounds", "30", "--drawn", seconds=3600)
