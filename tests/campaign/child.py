@@ -149,6 +149,7 @@ def prepare() -> None:
     os.environ.pop("METAGRAD_DATA", None)
     os.environ["COLUMNS"] = "100"
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forking
+    warnings.filterwarnings("ignore", "Duplicate name")  # in a zip that is made so on purpose
     usual = data.load
 
     def load(*args: Any, **options: Any) -> Any:

@@ -153,7 +153,7 @@ def _mini_imagenet(pickles: Path, tables: Path) -> None:
     (tables / "images").mkdir(parents=True)
     pickles.mkdir()
     for which in ("train", "val", "test"):
-        images = g.integers(0, 256, (2 * len(split[which]), 8, 8, 3), dtype=np.uint8)
+        images = g.integers(0, 256, (2 * len(split[which]), 84, 84, 3), dtype=np.uint8)
         classes = {label: [2 * number, 2 * number + 1] for number, label in enumerate(split[which])}
         held = {"image_data": images, "class_dict": classes}
         (pickles / f"mini-imagenet-cache-{which}.pkl").write_bytes(pickle.dumps(held, protocol=2))
@@ -162,7 +162,7 @@ def _mini_imagenet(pickles: Path, tables: Path) -> None:
             table.writerow(("filename", "label"))
             for label, rows in classes.items():
                 for row in rows:
-                    Image.fromarray(images[row]).save(tables / "images" / f"{label}{row:08}.png")
+                    Image.fromarray(images[row, :8, :8]).save(tables / "images" / f"{label}{row:08}.png")
                     table.writerow((f"{label}{row:08}.png", label))
 
 

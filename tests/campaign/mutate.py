@@ -91,6 +91,7 @@ def all_of(base: Path, work: Path, seed: int, count: int, formats: list[str], pr
                     for number in range(worker, count, processes):
                         verdict = trials.run(seed, number, formats)
                         file.write(json.dumps(dataclasses.asdict(verdict)) + "\n")
+                        file.flush()
                 code = 0
             except BaseException:
                 traceback.print_exc()
