@@ -22,7 +22,7 @@ from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.files import require_readable, require_text
 from metagrad.strict_json import is_number
-from metagrad.surroundings import usual
+from metagrad.torch_modes import default_modes
 from metagrad.training.checkpoint import require_like
 from metagrad.training.config import TrainConfig
 from metagrad.training.record import LARGEST_IMAGE
@@ -65,7 +65,7 @@ class Classifier:
     strange: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @usual()
+    @default_modes()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities ``(N, classes)`` and strangeness ``(N,)`` of images uint8 ``(N, C, H, W)``.
 

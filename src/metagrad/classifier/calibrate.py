@@ -20,7 +20,7 @@ from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot import EpisodeSampler
-from metagrad.surroundings import usual
+from metagrad.torch_modes import default_modes
 from metagrad.training.config import TrainConfig
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
@@ -32,7 +32,7 @@ _OTHERS = 5  # classes that a task is not told of, at most
 _ASKED = 1000  # images of known classes to judge at each of those
 
 
-@usual()
+@default_modes()
 def calibrate(
     learner: Learner,
     dataset: Dataset,

@@ -20,7 +20,7 @@ from metagrad.errors import MetagradError
 from metagrad.fewshot import R2D2, Batch, ProtoNet
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
-from metagrad.surroundings import usual
+from metagrad.torch_modes import default_modes
 from metagrad.training.config import TrainConfig
 from metagrad.training.record import versions
 from metagrad.training.run import Run
@@ -93,7 +93,7 @@ class Learner:
         size = run.record.get("image_size", run.config.image_size)
         return cls(run.config, Reading.of(run.dataset, size), theta)
 
-    @usual()
+    @default_modes()
     def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
 
@@ -147,7 +147,7 @@ class Learner:
             facts=facts,
         )
 
-    @usual()
+    @default_modes()
     def solved(self, images: Tensor, y: Tensor, ways: int) -> list[tuple[nn.Module, float]]:
         """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
 
@@ -170,7 +170,7 @@ class Learner:
                 found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
         return found
 
-    @usual()
+    @default_modes()
     def leave_one_out(
         self,
         images: Tensor,

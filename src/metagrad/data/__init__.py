@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.torch_modes import default_modes
 
 Progress = Callable[[int, int, str], None]
 
 __all__ = ["Dataset", "ImageClasses", "load"]
 
 
+@default_modes()
 def load(
     name: str,
     *,

@@ -13,9 +13,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from metagrad import surroundings
+from metagrad import torch_modes
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.fewshot import many, models, norms, turns
+from metagrad.fewshot import many, models, module_lock, norms
 from metagrad.implicit import Composed, Problem
 
 _KNOWN = (
@@ -28,7 +28,7 @@ _KNOWN = (
 _MARK = "_metagrad_admitted"
 
 
-@surroundings.recording()
+@torch_modes.recording()
 def admit(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy of ``model`` that is safe to meta-learn, or say why there is none.
 
@@ -49,7 +49,7 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
         if a forward pass changes a buffer, if the model does not run under ``vmap`` (dropout does not), or if the
         two products disagree.
     """
-    with turns.TURN:
+    with module_lock.LOCK:
         model = copy.deepcopy(model)
     swapped = _swap_norms(model)
     if swapped:
@@ -138,7 +138,7 @@ def _compare_products(model: nn.Module, x: Tensor) -> None:
         return leaf.detach() + 0.1 * noise
 
     objective = Composed(
-        outputs=lambda phi, theta, data: turns.call(model, phi, data[0]),
+        outputs=lambda phi, theta, data: module_lock.call(model, phi, data[0]),
         loss=lambda outputs, data: (outputs * data[1]).sum() + outputs.square().sum(),
         outputs_of_tasks=lambda phi, theta, data: many.outputs(model, phi, data[0]),  # the way it will be run
     )

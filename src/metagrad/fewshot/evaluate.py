@@ -16,7 +16,7 @@ from metagrad.fewshot.meta import auto_chunks, require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.implicit import Solution
 from metagrad.ranks import ALONE, Ranks
-from metagrad.surroundings import ordinary, unrecorded
+from metagrad.torch_modes import ordinary, unrecorded
 from metagrad.tree import Params
 
 

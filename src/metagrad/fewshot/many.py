@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metagrad import tree
-from metagrad.fewshot import turns
+from metagrad.fewshot import module_lock
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
 from metagrad.fewshot.norms import BatchNorm
@@ -42,7 +42,7 @@ class _Layer(NamedTuple):
         """Return a parameter with its task axis; one that ``params`` lacks is the module's, shared by the tasks."""
         found = params.get(self.name + key)
         if found is None:
-            with turns.TURN:
+            with module_lock.LOCK:
                 leaf: Tensor = getattr(self.module, key)
             found = leaf.expand(tasks, *leaf.shape)
         return found
@@ -64,7 +64,7 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     y, seen = x if isinstance(x, Prepared) else prepare(model, x)
     layers = _layers(model)
     if layers is None:
-        return torch.vmap(lambda phi, inputs: turns.call(model, phi, inputs))(params, y)
+        return torch.vmap(lambda phi, inputs: module_lock.call(model, phi, inputs))(params, y)
     if seen is not None:
         conv, norm, *layers = layers
         assert isinstance(norm.module, BatchNorm)
@@ -88,7 +88,7 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
     for layer in layers:
         module = layer.module
         if isinstance(module, nn.Conv2d | nn.Linear):
-            with turns.TURN:
+            with module_lock.LOCK:
                 weight, bias = (weights.get(layer.name + key, getattr(module, key)) for key in ("weight", "bias"))
             if isinstance(module, nn.Linear):
                 x = F.linear(x, weight, bias)
@@ -152,7 +152,7 @@ def _folds(layers: list[_Layer]) -> bool:
     conv, norm = layers[0].module, layers[1].module
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, BatchNorm) or conv.bias is not None:
         return False
-    with turns.TURN:
+    with module_lock.LOCK:
         return conv.weight[0].numel() <= conv.out_channels
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
-from metagrad.fewshot import turns
+from metagrad.fewshot import module_lock
 from metagrad.fewshot.algorithms.base import Algorithm
 from metagrad.fewshot.episodes import Tasks
 from metagrad.implicit import Bound
-from metagrad.surroundings import ordinary, recording
+from metagrad.torch_modes import ordinary, recording
 from metagrad.tree import Params
 
 
@@ -168,7 +168,7 @@ def part_of_gradient(
     weight = len(part) / total
     asked = [leaf for leaf in theta.values() if leaf.requires_grad]
     found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True)
-    with turns.TURN:  # other threads may add to the same theta
+    with module_lock.LOCK:  # other threads may add to the same theta
         for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
             if grad is not None:
                 leaf.grad = grad if leaf.grad is None else leaf.grad + grad

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, turns
+from metagrad.fewshot import many, module_lock
 from metagrad.tree import Params
 
 # A pattern of parameter names, as a shell reads it ("head.*", "*.bias"), or a module of the network.
@@ -27,11 +27,13 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
     MetagradError
         if it chooses none.
     """
-    named = {name: leaf for name, leaf in turns.weights(model).items() if leaf.requires_grad}
+    named = {name: leaf for name, leaf in module_lock.weights(model).items() if leaf.requires_grad}
     if isinstance(adapts, nn.Module):
-        with turns.TURN:
+        with module_lock.LOCK:
             mine = {id(leaf) for leaf in adapts.parameters()}
-            chosen = [name for name, leaf in turns.weights(model).items() if leaf.requires_grad and id(leaf) in mine]
+            chosen = [
+                name for name, leaf in module_lock.weights(model).items() if leaf.requires_grad and id(leaf) in mine
+            ]
         what = "the module to adapt has no parameter that the model has"
     else:
         chosen = [name for name in named if fnmatchcase(name, adapts)]
@@ -91,7 +93,7 @@ class Head:
 
     def output(self, phi: Params, features: Tensor) -> Tensor:
         """Return ``(N, ...)`` for the features and the head of one task."""
-        return turns.call(self.module, self._own(phi), features)
+        return module_lock.call(self.module, self._own(phi), features)
 
     def _own(self, phi: Params) -> Params:
         return {name.removeprefix(f"{self.path}."): leaf for name, leaf in phi.items()}
@@ -120,10 +122,10 @@ class Head:
         def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             raise _ReachedError(args)
 
-        with turns.TURN:
+        with module_lock.LOCK:
             hook = module.register_forward_pre_hook(stop)
             try:
-                turns.call(self.model, weights, inputs)
+                module_lock.call(self.model, weights, inputs)
             except _ReachedError as reached:
                 if len(reached.inputs) == 1:
                     return reached.inputs[0]
@@ -132,8 +134,8 @@ class Head:
         raise MetagradError(f"{self.path} is not called with one tensor by the model: take features='recomputed'")
 
     def _require_last(self, shared: Params, inputs: Tensor) -> None:
-        with torch.no_grad(), turns.TURN:
-            whole = turns.call(self.model, shared, inputs)
+        with torch.no_grad(), module_lock.LOCK:
+            whole = module_lock.call(self.model, shared, inputs)
             parts = self.module(self._before(self.module, shared, inputs))
         if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5):
             raise MetagradError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metagrad import surroundings, tree
+from metagrad import torch_modes, tree
 from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
 from metagrad.implicit.diagnose import require_finite
@@ -82,7 +82,7 @@ def argmin(
     >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
     -1.5
     """
-    init, theta, data = surroundings.ordinary((init, theta, () if data is None else data))
+    init, theta, data = torch_modes.ordinary((init, theta, () if data is None else data))
     if tree.num_tasks((init, data)) == 0:
         raise ValueError("there are no tasks: the leading axis of init is empty")
     ignored = check_objective(objective, init, theta, data)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad import surroundings, tree
+from metagrad import torch_modes, tree
 from metagrad.implicit.adjoints import Adjoint, Implicit, argmin
 from metagrad.implicit.curvature import Curvature
 from metagrad.implicit.linear import MINRES, Dense, LinearSolver
@@ -60,7 +60,7 @@ class GradientCheck:
     reference_min_curvature: Tensor
 
 
-@surroundings.recording()
+@torch_modes.recording()
 def check_meta_gradient(
     objective: Objective,
     start: Callable[[Params], Params],
@@ -98,7 +98,7 @@ def check_meta_gradient(
     ValueError
         if an objective with functions of all tasks mixes them; and as :func:`~metagrad.argmin` does.
     """
-    theta, data = surroundings.ordinary((theta, data))
+    theta, data = torch_modes.ordinary((theta, data))
     report("the gradient that is used")
     used, solution = _gradient(objective, start, theta, data, outer, solver, adjoint)
     report("the same in float64")

@@ -27,7 +27,7 @@ from metagrad.fewshot import (
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.ranks import ALONE, Ranks
-from metagrad.surroundings import usual
+from metagrad.torch_modes import default_modes
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.checkpoint import State
 from metagrad.training.config import TrainConfig
@@ -62,7 +62,7 @@ class Outcome:
     result: dict[str, Any] | None
 
 
-@usual()
+@default_modes()
 def train(
     run: Run,
     dataset: Dataset,

@@ -304,6 +304,7 @@ class Run:
             if the file is damaged, altered or another run's.
         """
         path = self.folder / name
+        require_own(path)
         again = f"remove it; metagrad train --resume {self.folder} makes it anew"
         try:
             found = strict_json.read(path)
@@ -334,7 +335,7 @@ _APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
 
 
 def require_own(path: Path) -> None:
-    """Refuse a link among the files of a run that grow: they would be written through.
+    """Refuse a link in place of a file that a run reads and writes: it would be written through, or lead nowhere.
 
     Raises
     ------

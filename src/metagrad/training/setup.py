@@ -49,7 +49,7 @@ from metagrad.implicit import (
     Woodbury,
 )
 from metagrad.ranks import ALONE, Ranks, local_device
-from metagrad.surroundings import in_float32
+from metagrad.torch_modes import in_float32
 from metagrad.training.checkpoint import State, require_generator, require_optimizer, require_theta, require_warm
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run

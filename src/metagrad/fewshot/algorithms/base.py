@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, turns
+from metagrad.fewshot import many, module_lock
 from metagrad.fewshot.admit import require_admitted
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
@@ -133,7 +133,7 @@ def weights_of_model(model: nn.Module) -> Params:
         name: leaf.detach()
         .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
         .requires_grad_()
-        for name, leaf in turns.weights(model).items()
+        for name, leaf in module_lock.weights(model).items()
         if leaf.requires_grad
     }
 
@@ -195,7 +195,7 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
     """
     return Composed(
-        outputs=lambda phi, theta, batch: turns.call(
+        outputs=lambda phi, theta, batch: module_lock.call(
             model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
         ),
         loss=cross_entropy,

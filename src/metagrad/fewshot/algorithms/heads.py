@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, turns
+from metagrad.fewshot import many, module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.algorithms.maml import parted
@@ -192,7 +192,7 @@ class FromFixedHead(AdaptsHead):
         self, model: nn.Module, theta: Params, support: Batch, solver: InnerSolver, adjoint: Adjoint
     ) -> base.Inner:
         """Return the inner problems, begun at the model's head."""
-        own, like = turns.weights(model), next(iter(theta.values()))
+        own, like = module_lock.weights(model), next(iter(theta.values()))
         begin = {name: own[name].detach().to(like.dtype) for name in adapted(model, self.head)}
         start = tree.expand(begin, len(support.x))
         regulariser = Proximal(self.l2, towards="zero") if self.l2 else None

@@ -14,7 +14,7 @@ from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.fewshot.split import Adapts, Head, adapted
 from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin
-from metagrad.surroundings import full_digits
+from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
 
 

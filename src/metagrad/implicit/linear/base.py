@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit.curvature import Operator
-from metagrad.surroundings import full_digits
+from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
 
 Product = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from metagrad import tree
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
 from metagrad.implicit.solvers.line_search import Point, backtrack
-from metagrad.surroundings import full_digits
+from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
 
 

@@ -41,7 +41,7 @@ def unrecorded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def usual() -> Iterator[None]:
+def default_modes() -> Iterator[None]:
     """Do as a process that has just started does: float32 networks on the CPU unless told otherwise, no autocast.
 
     For what has settings of its own, such as a run. The default dtype is one for all threads, so it is not touched

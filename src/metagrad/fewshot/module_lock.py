@@ -17,16 +17,16 @@ from torch.func import functional_call
 from metagrad.tree import Params
 
 # One for all modules: two networks may share a part.
-TURN = threading.RLock()
+LOCK = threading.RLock()
 
 
 def call(model: nn.Module, params: Params, *args: Any) -> Any:
     """Return what the module makes of the arguments with these weights in place of its own."""
-    with TURN:
+    with LOCK:
         return functional_call(model, params, args)
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's own weights."""
-    with TURN:
+    with LOCK:
         return dict(model.named_parameters())
