@@ -36,7 +36,8 @@ def pack(dataset: Dataset, path: Path) -> None:
         arrays[f"{split}_names"] = np.array(classes.names)
 
     def write(target: Path) -> None:
-        np.savez_compressed(target, facts=np.array(json.dumps(facts)), **arrays)
+        with target.open("wb") as file:  # given a name, numpy would add an ending to it
+            np.savez_compressed(file, facts=np.array(json.dumps(facts)), **arrays)
 
     write_atomically(path, write, refused=lambda error: MetagradError(f"cannot write {path} ({error.strerror})"))
 

@@ -274,6 +274,7 @@ def test_divergence_keeps_the_last_state_that_gave_a_finite_gradient(tmp_path, m
         assert "\n" not in str(caught.value)
         state = learned(run, "last", channels=1, size=8)
     assert state.facts["step"] == 3
+    assert run.metrics_fault(state) is None
     assert all(float(leaf.abs().max()) < 1e6 for leaf in state.theta.values())
     with new_run(tmp_path / "like", method=method, checkpoint_seconds=1e9, val_every=40, **options) as run:
         asked = iter(range(100))
@@ -321,3 +322,16 @@ def test_options_of_another_type_are_named(tmp_path, change):
     with pytest.raises(MetagradError, match=f"config.json is damaged .*--{next(iter(change))}"):
         Run.open(tmp_path / "run")
     assert config().typed() == config()
+
+
+def test_a_run_that_diverged_after_a_line_was_logged_does_not_log_it_twice(tmp_path, monkeypatch):
+    """The state that is kept is older than the line."""
+    real = loop._outer_lr
+    monkeypatch.setattr(loop, "_outer_lr", lambda config, step: 1e25 if step == 10 else real(config, step))
+    with new_run(tmp_path / "run", method="fomaml", checkpoint_seconds=1e9, val_every=40) as run:
+        with pytest.raises(MetagradError, match="meta-step 11"):
+            loop.train(run, toy())
+        assert [line["step"] for line in run.metrics()] == [10]
+        monkeypatch.setattr(loop, "_outer_lr", real)
+        assert loop.train(run, toy(), resume=True).result is not None
+        assert [line["step"] for line in run.metrics() if "loss" in line] == [10, 20, 30, 40]

@@ -33,6 +33,7 @@ from metagrad.training.checkpoint import State
 from metagrad.training.config import TrainConfig
 from metagrad.training.health import failed, require_finite, warn_dead, warn_noise
 from metagrad.training.measure import measure
+from metagrad.training.metrics_file import size_of
 from metagrad.training.run import Run
 from metagrad.training.setup import build, choose_device, learned, samplers
 from metagrad.tree import Params
@@ -128,7 +129,7 @@ def train(
                                         for key, leaf in getattr(warm, part).items()}  # fmt: skip
         return State(_pack(theta, optimizer) | {"generator": draws} | ends, progress)
 
-    good: State | None = None
+    good: tuple[State, int] | None = None  # and the size that metrics.jsonl had
     chunk: Chunks | int | Literal["auto"] = config.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
     worked = time.process_time() - progress.get("cpu_seconds", progress["seconds"])
@@ -155,7 +156,7 @@ def train(
             saved = time.monotonic()
         if asked:
             return Outcome(progress["step"], None)
-        good = now(draws).copied()  # what to fall back to, should the update lead nowhere
+        good = now(draws).copied(), size_of(run.metrics_path)  # to fall back to, should the update lead nowhere
 
         step, warm = progress["step"] + 1, ended
         for group in optimizer.param_groups:
@@ -282,10 +283,10 @@ def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _failed(run: Run, step: int, error: Exception, good: State | None) -> MetagradError:
+def _failed(run: Run, step: int, error: Exception, good: tuple[State, int] | None) -> MetagradError:
     """Keep the last state that gave a finite gradient, if there is one; return what to say."""
     if good is not None:
-        run.save("last", good)
+        run.save("last", good[0], logged=good[1])
     return MetagradError(failed(run, step, error))
 
 

@@ -35,15 +35,20 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint remembers of the file.
+def size_of(path: Path) -> int:
+    """Return the size of the file in bytes, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def facts_of(path: Path, size: int | None) -> dict[str, Any]:
+    """Return what a checkpoint remembers of the first ``size`` bytes of the file (``None``: of all).
 
     Raises
     ------
     OSError
         if the system refuses.
     """
-    logged = path.read_bytes() if path.exists() else b""
+    logged = (path.read_bytes() if path.exists() else b"")[:size]
     return {"metrics_bytes": len(logged), "metrics_digest": _sha256(logged)}
 
 

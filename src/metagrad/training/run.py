@@ -172,16 +172,19 @@ class Run:
         """Say what is wrong with ``metrics.jsonl`` up to a checkpoint, if anything is."""
         return metrics_file.fault(self.metrics_path, state.facts)
 
-    def save(self, name: str, state: State) -> None:
-        """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete."""
+    def save(self, name: str, state: State, *, logged: int | None = None) -> None:
+        """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete.
+
+        ``logged``: bytes of ``metrics.jsonl`` that belong to the state; ``None``: all.
+        """
         if not self.writes:
             return
         path = self.folder / f"{name}.safetensors"
         try:
-            logged = metrics_file.facts_of(self.metrics_path)
+            lines = metrics_file.facts_of(self.metrics_path, logged)
         except OSError as error:
             raise _storage_error(self.metrics_path, error) from error
-        facts = {**state.facts, **logged, "trained_as": self._trained_as(), "run": self.record.get("run")}
+        facts = {**state.facts, **lines, "trained_as": self._trained_as(), "run": self.record.get("run")}
         tensorfile.write(
             path,
             state.tensors,
