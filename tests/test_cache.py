@@ -144,7 +144,7 @@ def test_facts_of_an_older_version_count_as_none(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "rows.sha256.json")
-    os.mkfifo(tmp_path / "key.npz")
+    os.mkfifo(tmp_path / "key-2.npz")
     with pytest.raises(MetagradError, match="no plain file"):
         mapped.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
     with pytest.raises(MetagradError, match="no plain file"):

@@ -335,3 +335,14 @@ def test_a_run_that_diverged_after_a_line_was_logged_does_not_log_it_twice(tmp_p
         monkeypatch.setattr(loop, "_outer_lr", real)
         assert loop.train(run, toy(), resume=True).result is not None
         assert [line["step"] for line in run.metrics() if "loss" in line] == [10, 20, 30, 40]
+
+
+def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(run):
+    (run / "last.safetensors").unlink()
+    with pytest.warns(MetagradWarning, match=r"has no last\.safetensors: .* begins again"):
+        assert go_on_without(run).result is not None
+
+
+def go_on_without(folder):
+    with Run.open(folder) as opened:
+        return loop.train(opened, toy(), resume=True)

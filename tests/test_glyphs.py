@@ -215,6 +215,13 @@ def damage_other_fields(path: Path) -> None:
     np.savez(path, letters=np.zeros(3))
 
 
+def damage_other_numbers(path: Path) -> None:
+    with np.load(path) as held:
+        inside = dict(held)
+    inside["numbers"][7] += 1
+    np.savez(path, **inside)  # with checksums that fit
+
+
 def damage_bare_array(path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
@@ -231,6 +238,7 @@ def damage_bare_array(path: Path) -> None:
         (damage_other_type, 2),
         (damage_other_shape, 2),
         (damage_other_fields, 2),
+        (damage_other_numbers, 2),
         (damage_bare_array, 2),
     ],
 )
@@ -251,10 +259,10 @@ def test_cached_arrays_rebuilds_what_is_damaged(tmp_path: Path, damage, builds: 
         assert np.array_equal(found["numbers"], np.arange(1000, dtype=np.uint8))
         told += [str(one.message) for one in said]
         if len(built) == 1:
-            damage(tmp_path / "new" / "key.npz")
+            damage(tmp_path / "new" / "key-2.npz")
     assert len(built) == builds
-    assert ["key.npz is damaged" in line for line in told] == [True] * (builds - 1)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["key.lock", "key.npz"]
+    assert ["key-2.npz is damaged" in line for line in told] == [True] * (builds - 1)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["key-2.lock", "key-2.npz"]
 
 
 def test_atomic_save_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ says nothing on stderr. What that means depends on the file:
   editor changed it. Spaces, the recorded command, versions and times have no meaning and may change.
 - **Caches** may be made anew without a word: then the result is the same. It is compared to the pixel, class by class.
 - **Archives of published data** (Omniglot, CIFAR-100) are known by their contents: they too have one right value.
+- A whole **model** in place of another is that other model: it stands for itself.
 - A run's or a model's file that is **signed** anew, with a checksum that fits, is somebody's own work: its numbers may
   be others, but what cannot be so is refused in one line.
 - **Pictures, zips of them, tables, pickles and splits** are a person's data: another picture is another picture. Here

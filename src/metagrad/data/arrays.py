@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import math
 import zipfile
@@ -26,12 +27,14 @@ def cached_arrays(
 ) -> dict[str, np.ndarray]:
     """Return the uint8 arrays stored under ``key``, building and storing them if they are missing or damaged.
 
-    Nothing is unpickled, and each array carries a checksum.
+    Nothing is unpickled. Each array carries a checksum, and the file a sha256 of all: a disk that lost a bit and a
+    program that put other pictures there are both noticed.
 
     Parameters
     ----------
     key
-        names the file, ``cache_dir/key.npz``; it must change whenever ``build`` would return something else.
+        names the file, ``cache_dir/key-2.npz`` (2: of this form); it must change whenever ``build`` would return
+        something else.
     build
         makes the arrays, by name.
     shapes
@@ -46,7 +49,7 @@ def cached_arrays(
     MetagradError
         if the file cannot be read or written.
     """
-    path = (cache_root() if cache_dir is None else cache_dir) / f"{key}.npz"
+    path = (cache_root() if cache_dir is None else cache_dir) / f"{key}-2.npz"
 
     def make() -> None:
         arrays = build()
@@ -61,7 +64,18 @@ def cached_arrays(
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **{_DIGEST: _digest(arrays)}, **arrays)
+
+
+_DIGEST = "sha256"  # the array that holds it
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(found.digest(), np.uint8)
 
 
 def _read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
@@ -70,9 +84,12 @@ def _read_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         return None
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in shapes):
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in (*shapes, _DIGEST)):
                 raise Damaged(path, "it holds other arrays")
-            return {name: _read_array(archive, name, shape) for name, shape in shapes.items()}
+            found = {name: _read_array(archive, name, shape) for name, shape in shapes.items()}
+            if not np.array_equal(_digest(found), _read_array(archive, _DIGEST, (32,))):
+                raise Damaged(path, "it was altered since it was written")
+            return found
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -118,7 +118,7 @@ def train(
         _restore(state, theta, optimizer, generator, config.seed)
         progress = state.facts
         window = progress["window"]
-    if resume:  # killed before its first checkpoint: the seed decides everything, so it begins again
+    if resume:
         run.rewind(state)
 
     fixed = _task_set(config, train_tasks, generator)

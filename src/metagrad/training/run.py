@@ -257,11 +257,20 @@ class Run:
     def rewind(self, state: State | None) -> None:
         """Drop metrics lines that are later than the checkpoint: they will be computed again.
 
-        What is missing of the earlier ones, or was written by something else, is said; training does not need them.
+        What is missing of the earlier ones, or was written by something else, is said; training does not need them. A
+        run without a checkpoint (``None``) begins again.
         """
         if not self.writes:
             return
-        said = None if state is None else self.metrics_fault(state)
+        if state is not None:
+            said = self.metrics_fault(state)
+        elif self.has("best") or metrics_file.size_of(self.metrics_path):
+            said = (
+                f"{self.folder} has no last.safetensors: it was stopped before its first checkpoint, or the file is "
+                "gone; training begins again, and the seed makes it the same"
+            )
+        else:
+            said = None
         try:
             metrics_file.rewind(self.metrics_path, 0 if state is None else state.facts["metrics_bytes"])
         except OSError as error:
