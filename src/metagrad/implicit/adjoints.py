@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from metagrad import torch_modes, tree
 from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
-from metagrad.implicit.diagnose import require_finite
+from metagrad.implicit.diagnose import require_finite, warn_unsolved
 from metagrad.implicit.linear import CG, LinearSolution, LinearSolver
 from metagrad.implicit.objective import Objective, check_objective
 from metagrad.implicit.problem import Problem
@@ -123,6 +123,12 @@ def attach(phi: Params, objective: Objective, theta: Params, data: Any, *, adjoi
     ValueError, NotFiniteError
         as :func:`argmin` does.
 
+    Warns
+    -----
+    MetagradWarning
+        where phi is no solution: the inner gradient there is not small, as on a constraint, at a kink or where a solver
+        failed. The derivative is then wrong.
+
     Examples
     --------
     >>> import torch
@@ -137,7 +143,9 @@ def attach(phi: Params, objective: Objective, theta: Params, data: Any, *, adjoi
     """
     if not isinstance(adjoint, Implicit):
         raise TypeError(f"attach goes with Implicit(), which needs the solution alone, not with {adjoint!r}")
-    return argmin(objective, tree.detach(phi), theta, data, solver=lambda problem, init: init, adjoint=adjoint)
+    solution = argmin(objective, tree.detach(phi), theta, data, solver=lambda problem, init: init, adjoint=adjoint)
+    warn_unsolved(Problem(objective, theta, () if data is None else data), solution)
+    return solution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,17 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, relative, scaled
+from metagrad.implicit.linear.base import (
+    LinearSolution,
+    Product,
+    dot,
+    flat_product,
+    relative,
+    require_tolerance,
+    rounding,
+    scaled,
+    tolerance,
+)
 from metagrad.tree import Params
 
 
@@ -25,7 +35,7 @@ class CG:
     max_steps:
         most products with A.
     tol:
-        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖; ``None``: 1e-10 in float64, 1e-6 in float32.
     on_negative:
         what to do at a direction d with dᵀAd ≤ 0 (to rounding), where A is not positive definite and a step would go
         uphill or nowhere.
@@ -51,7 +61,7 @@ class CG:
     """
 
     max_steps: int = 5
-    tol: float = 1e-10
+    tol: float | None = None
     on_negative: Literal["stop", "continue"] = "stop"
     damping: float = 0.0
     preconditioner: Callable[[Params], Params] | Literal["shift"] | None = None
@@ -60,8 +70,7 @@ class CG:
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must not be negative, got {self.tol}")
+        require_tolerance(self.tol)
         if self.on_negative not in ("stop", "continue"):
             raise ValueError(f"on_negative is 'stop' or 'continue', got {self.on_negative!r}")
         if not self.damping >= 0:
@@ -104,7 +113,7 @@ class CG:
 
         Return r's squared norm, steps, smallest and largest curvature met, who stopped, history.
         """
-        stop_at = (self.tol * size) ** 2
+        stop_at = (tolerance(self.tol, size.dtype) * size) ** 2
         rr = dot(r, r)
         # z = M⁻¹ r; without a preconditioner it is r itself.
         z, rz = (r, rr) if inverse is None else _preconditioned(inverse, r, rr > stop_at)
@@ -113,7 +122,6 @@ class CG:
         steps = torch.zeros_like(rr, dtype=torch.int64)
         least, most = torch.full_like(rr, torch.inf), torch.full_like(rr, -torch.inf)
         largest = torch.zeros_like(rr)
-        rounding = r.shape[1] * torch.finfo(r.dtype).eps
         history = [rr] if self.history else []
         for _ in range(self.max_steps):
             if host.may_look(active) and not active.any():
@@ -127,7 +135,7 @@ class CG:
                 met = dAd / dMd  # what is small is told in M, which evens A out
             largest = torch.where(active, torch.maximum(largest, met.abs()), largest)
             # Curvature below rounding of the largest one is zero: a step along it would be noise of any length.
-            usable = (met > rounding * largest) if self.on_negative == "stop" else (dAd != 0)
+            usable = (met > rounding(r.dtype) * largest) if self.on_negative == "stop" else (dAd != 0)
             active = active & usable if inverse is None else active & usable & (rz > 0)
             # Masked, not branched: tasks that stopped take a step of length zero.
             alpha = torch.where(active, rz / torch.where(active, dAd, 1.0), 0.0)[:, None]

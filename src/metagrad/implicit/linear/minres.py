@@ -10,7 +10,16 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, relative, scaled
+from metagrad.implicit.linear.base import (
+    LinearSolution,
+    Product,
+    dot,
+    flat_product,
+    relative,
+    require_tolerance,
+    scaled,
+    tolerance,
+)
 from metagrad.implicit.linear.spectrum import Lanczos
 from metagrad.tree import Params
 
@@ -31,7 +40,7 @@ class MINRES:
     max_steps:
         most products with A, those that measure the residual apart.
     tol:
-        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖; ``None``: 1e-10 in float64, 1e-6 in float32.
     damping:
         solve ``(A + damping I) u = b`` instead; residual and curvature are those of this system.
 
@@ -42,14 +51,13 @@ class MINRES:
     """
 
     max_steps: int = 5
-    tol: float = 1e-10
+    tol: float | None = None
     damping: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must not be negative, got {self.tol}")
+        require_tolerance(self.tol)
         if not self.damping >= 0:
             raise ValueError(f"damping must not be negative, got {self.damping}")
 
@@ -83,7 +91,7 @@ class MINRES:
 
     def _descend(self, lanczos: Lanczos, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return u, steps, and which tasks ended with a residual that A maps to zero."""
-        phi_bar, stop_at = lanczos.beta, self.tol * size  # phi_bar: the residual's norm
+        phi_bar, stop_at = lanczos.beta, tolerance(self.tol, size.dtype) * size  # phi_bar: the residual's norm
         active = phi_bar > stop_at
         steps = torch.zeros_like(size, dtype=torch.int64)
         at_best = torch.zeros_like(active)

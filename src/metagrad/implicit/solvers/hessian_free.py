@@ -85,9 +85,10 @@ class HessianFree:
             # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
             bend = -slope - damping * tree.dot(direction, direction)
             promised = -length * slope - length**2 / 2 * bend
-            hidden = promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs()
-            kept = torch.where(hidden, 0.5, (here.value - new.value) / promised)
-            kept = torch.where(solved.steps > 0, kept, 0.0)
+            moved = length > 0  # where the line search found no length, the model is of no use: more damping
+            hidden = moved & (promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs())
+            kept = torch.where(hidden, 0.5, (here.value - new.value) / torch.where(moved, promised, 1.0))
+            kept = torch.where(moved & (solved.steps > 0), kept, 0.0)
             scale = torch.where(solved.min_curvature.isfinite(), solved.min_curvature.abs(), 0.0)
             raised = torch.maximum(4 * damping, scale)
             damping = torch.where(kept > 0.75, damping / 4, torch.where(kept > 0.25, damping, raised))
