@@ -13,7 +13,6 @@ from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import (
     LinearSolution,
     flat_product,
-    rayleigh,
     relative,
     require_positive,
     require_tolerance,
@@ -29,8 +28,7 @@ class FixedPoint:
     """Repeat ``u ← u + lr (b − A u)``, each task stopping by itself: gradient descent on ½ uᵀAu − bᵀu.
 
     Converges for positive definite A and ``lr < 2 / L``, L the largest eigenvalue; each step leaves ``1 − lr λ`` of the
-    residual along an eigenvector of λ. The residual is the true one, from the product that the next step would use.
-    ``min_curvature`` is the Rayleigh quotient of u. No task is ever ``stopped``.
+    residual along an eigenvector of λ. No task is ever ``stopped``.
 
     Parameters
     ----------
@@ -81,14 +79,7 @@ class FixedPoint:
             active = active & (norm > tol * size)
         if host.may_look(norm):
             _require_shrunk(operator, b, self.lr, start, norm, size)
-        return LinearSolution(
-            tree.unravel(u * unit, b),
-            relative(norm, size),
-            steps,
-            rayleigh(u, target - r),
-            size * unit[:, 0],
-            torch.zeros_like(active),
-        )
+        return LinearSolution(tree.unravel(u * unit, b), steps, stopped=torch.zeros_like(active))
 
 
 def _require_shrunk(operator: Operator, b: Params, lr: float, start: Tensor, norm: Tensor, size: Tensor) -> None:

@@ -74,6 +74,8 @@ class HessianFree:
             damping = torch.where(hidden & (norm > norm_before), raised, damping)
             norm_before = norm
             solved = solver(_damped(linearised.operator, damping), down)
+            assert solved.steps is not None  # conjugate gradients know both
+            assert solved.min_curvature is not None
             direction, slope = solved.value, -tree.dot(down, solved.value)
             # Not downhill where the first direction of all had no positive curvature and nothing to fall back on.
             lost = ~(slope < 0)
