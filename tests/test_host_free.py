@@ -140,7 +140,7 @@ def test_conjugate_gradients_without_looking_give_the_same(shift, on_negative, m
             lambda v: {"x": (A @ v["x"][..., None])[..., 0]},
             None if shift is None else {"x": torch.full_like(b, shift)},
         )
-        found.append(CG(max_steps=12, tol=1e-10, on_negative=on_negative)(operator, {"x": b}))
+        found.append(solve(CG(max_steps=12, tol=1e-10, on_negative=on_negative), operator, {"x": b}))
     assert torch.equal(found[0].value["x"], found[1].value["x"])
     for name in ("residual", "steps", "min_curvature"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name))
