@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from toyruns import config, new_run, tensors, toy
 from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.training import loop
+from metagrad.training import health, loop
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.config import TrainConfig
 
@@ -114,3 +115,13 @@ def test_fewer_digits_are_farther_off():
     for name in methods:
         error = {row.precision: row.error for row in rows if row.method == name}
         assert error["float32"] < 1e-3 < error["TF32, emulated"] < error["bf16 factors, emulated"] < 1
+
+
+def test_digits_that_spoil_the_first_gradient_are_said_before_the_run(tmp_path, monkeypatch):
+    for most, digits, said in ((0.0, "bf16", 1), (1e9, "bf16", 0), (0.0, "float32", 0)):
+        monkeypatch.setattr(health, "MOST_OFF", most)
+        with warnings.catch_warnings(record=True) as found, new_run(tmp_path / f"{most}{digits}",
+                                                                    precision=digits) as run:  # fmt: skip
+            warnings.simplefilter("always")
+            loop.train(run, toy(), stop=lambda: True)
+        assert sum("the first meta-gradient is" in str(one.message) for one in found) == said

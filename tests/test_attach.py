@@ -1,10 +1,23 @@
 """A solution found elsewhere is differentiated like one found here."""
 
+import warnings
+
 import pytest
 import torch
 from test_solvers import T, dense_newton, logistic
 
-from metagrad import CG, FirstOrder, GradientDescent, Implicit, NotFiniteError, Unroll, argmin, attach, tree
+from metagrad import (
+    CG,
+    FirstOrder,
+    GradientDescent,
+    Implicit,
+    MetagradWarning,
+    NotFiniteError,
+    Unroll,
+    argmin,
+    attach,
+    tree,
+)
 
 
 def outer(solution):
@@ -37,7 +50,8 @@ def test_any_way_to_the_solution_gives_its_gradient(curvature):
 def test_what_is_no_solution_says_so_and_what_is_not_finite_is_refused():
     g, theta, data = logistic()
     theta = {name: leaf.clone().requires_grad_() for name, leaf in theta.items()}
-    assert attach(tree.expand(theta, T), g, theta, data, adjoint=Implicit()).grad_norm.min() > 1e-3
+    with pytest.warns(MetagradWarning, match=r"attach: phi is not where .*inner gradient norm \d"):
+        assert attach(tree.expand(theta, T), g, theta, data, adjoint=Implicit()).grad_norm.min() > 1e-3
     bad = {name: leaf * torch.nan for name, leaf in tree.expand(theta, T).items()}
     with pytest.raises(NotFiniteError):
         attach(bad, g, theta, data, adjoint=Implicit())
@@ -48,3 +62,16 @@ def test_steps_that_nobody_saw_are_not_unrolled(adjoint):
     g, theta, data = logistic()
     with pytest.raises(TypeError, match="attach goes with Implicit"):
         attach(tree.expand(theta, T), g, theta, data, adjoint=adjoint)
+
+
+def test_a_solution_on_a_constraint_is_warned_about_and_a_solved_one_is_not():
+    a = torch.tensor([1.0, -1.0], dtype=torch.float64, requires_grad=True)
+
+    def nearest(phi, theta, data):
+        return (phi["w"] - theta["a"]).square().sum() / 2
+
+    with pytest.warns(MetagradWarning, match="a constraint"):
+        attach({"w": a.detach().clamp(min=0)[None]}, nearest, {"a": a}, None, adjoint=Implicit())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attach({"w": a.detach()[None] + 1e-4}, nearest, {"a": a}, None, adjoint=Implicit())

@@ -19,6 +19,7 @@ from metagrad import (
     tree,
 )
 from metagrad.implicit import Problem
+from metagrad.implicit.linear import solve
 
 
 @pytest.mark.parametrize("make", [quadratic, logistic])
@@ -115,7 +116,7 @@ def test_a_sure_softmax_is_not_taken_for_a_loss_that_curves_down():
     operator = Problem(g, theta, labels).curvature({"z": scores}, "gauss_newton")
     bent = operator(direction)["z"] - 0.1 * direction["z"]
     assert ((bent * direction["z"]).sum((1, 2)) < 0).any()  # such rounding occurs
-    assert Woodbury()(operator, direction).residual.max() < 1e-5
+    assert solve(Woodbury(), operator, direction).residual.max() < 1e-5
 
 
 def test_a_loss_that_is_not_convex_in_the_outputs_is_refused():
@@ -126,3 +127,43 @@ def test_a_loss_that_is_not_convex_in_the_outputs_is_refused():
                       adjoint=Implicit(curvature="gauss_newton"))  # fmt: skip
     with pytest.raises(ValueError, match="not convex in the outputs"):
         solution.value["w"].sum().backward()
+
+
+def test_certain_bounds_hold_in_float32():
+    """What the recursion of conjugate gradients carries falls on below what rounding leaves."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(T, 30, 12, generator=generator), torch.randn(T, 30, generator=generator)
+    theta = {"w": torch.randn(12, generator=generator).requires_grad_()}
+    g = Composed(
+        outputs=lambda phi, theta, data: data[0] @ phi["w"],
+        loss=lambda outputs, data: (outputs - data[1]).square().sum() / 2,
+        regulariser=Proximal(1.0),
+        convex=True,
+    )
+    adjoint = Implicit(linear_solver=CG(max_steps=20), curvature="gauss_newton")
+    found = argmin(g, {"w": theta["w"].expand(T, 12)}, theta, (x, y),
+                   solver=GradientDescent(lr=0.015, max_steps=4000), adjoint=adjoint)  # fmt: skip
+    v = torch.randn(T, 12, generator=generator)
+    (found.value["w"] * v).sum().backward()
+    x, y = x.double(), y.double()
+    A = x.mT @ x + torch.eye(12).double()
+    exact = torch.linalg.solve(A, (x.mT @ y[..., None])[..., 0] + theta["w"].detach().double())
+    u = torch.linalg.solve(A, v.double())
+    assert found.delta.certain
+    assert found.delta_prime.certain
+    assert ((found.value["w"].detach().double() - exact).norm(dim=1) <= found.delta.value).all()
+    off = (found.linear.value["w"].double() - u).norm(dim=1)
+    assert (off <= found.delta_prime.value).all()
+    assert (found.delta_prime.value < 1e-4).all()
+
+
+def test_without_a_measurement_nothing_is_said():
+    g, theta, data = quadratic()
+    theta["w"].requires_grad_()
+    told = {}
+    for measure in (True, False):
+        solution = argmin(g, tree.expand(theta, T), theta, data, solver=GradientDescent(lr=0.1, max_steps=50),
+                          adjoint=Implicit(linear_solver=CG(max_steps=9), measure=measure))  # fmt: skip
+        (told[measure],) = torch.autograd.grad(solution.value["w"].square().sum(), theta["w"])
+        assert (solution.linear.residual is None) == (solution.delta_prime is None) == (not measure)
+    assert torch.equal(told[True], told[False])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metagrad import CG
-from metagrad.implicit import Operator
+from metagrad.implicit import Operator, linear
 
 
 def operator(A, shift=None):
@@ -14,7 +14,7 @@ def operator(A, shift=None):
 
 
 def solve(A, b, shift=None, **options):
-    return CG(**options)(operator(A, shift), {"x": b})
+    return linear.solve(CG(**options), operator(A, shift), {"x": b})
 
 
 def residual(A, x, b):
@@ -76,7 +76,7 @@ def test_stopped_at_the_first_direction_is_the_first_order_answer(shift, expecte
 def test_warm_start_continues_and_an_exact_one_takes_no_step():
     A, b = torch.diag(torch.arange(1.0, 6)).double().expand(1, 5, 5), torch.ones(1, 5).double()
     exact = torch.linalg.solve(A, b)
-    found = CG(max_steps=5)(operator(A), {"x": b}, x0={"x": exact})
+    found = linear.solve(CG(max_steps=5), operator(A), {"x": b}, x0={"x": exact})
     assert found.steps.item() == 0
     assert found.residual.item() < 1e-14
 
@@ -129,3 +129,35 @@ def test_right_hand_sides_and_operators_pair_by_name():
     found = CG(max_steps=5)(Operator(lambda v: dict(sorted(matvec(v).items()))), b)
     torch.testing.assert_close(found.value["a"], torch.full((1, 2), 0.5))
     torch.testing.assert_close(found.value["c"], torch.full((1, 2), 0.2))
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+def test_float32_goes_on_at_any_number_of_unknowns(size):
+    """Curvature of 1 beside 1000 is no rounding: what a dot product loses does not grow with its length."""
+    values = torch.logspace(0, 3, 30, dtype=torch.float64).float()[torch.arange(size) % 30][None]
+    b = {"x": torch.randn(1, size, generator=torch.Generator().manual_seed(0))}
+    diagonal = Operator(lambda v: {"x": values * v["x"]})
+    found = linear.solve(CG(max_steps=60, tol=1e-6), diagonal, b)
+    assert not found.stopped.any()
+    assert found.steps.item() == 60
+    assert found.residual.item() < 3e-3
+    low, high = linear.curvature_range(diagonal, b)
+    assert 1 <= low.item() < 3
+    assert high.item() == pytest.approx(1000, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_float32_still_stops_where_there_is_no_curvature_but_rounding(size):
+    values = torch.cat([torch.ones(size // 2), torch.full((size - size // 2,), 1e-7)])[None]
+    b = {"x": torch.ones(1, size)}
+    found = linear.solve(CG(max_steps=20), Operator(lambda v: {"x": values * v["x"]}), b)
+    assert found.stopped.all()
+    assert found.steps.tolist() == [1]
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_the_default_tolerance_is_as_far_as_the_digits_reach(dtype, least):
+    A = torch.diag(torch.logspace(0, 2, 40)).to(dtype).expand(1, 40, 40)
+    found = solve(A, torch.ones(1, 40, dtype=dtype), max_steps=400)
+    assert found.steps.item() < 100
+    assert found.residual.item() < 3 * least

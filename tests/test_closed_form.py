@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metagrad import CG, Composed, FirstOrder, GradientDescent, Implicit, Unroll, Woodbury, argmin
+from metagrad.fewshot import R2D2, Batch, Conv4, Tasks, meta_gradient
 
 T, P = 3, 6
 
@@ -101,3 +102,20 @@ def test_first_order_is_the_plain_gradient():
                       solver=GradientDescent(lr=0.1, max_steps=3), adjoint=FirstOrder())  # fmt: skip
     (found,) = torch.autograd.grad(((solution.value["w"] - target) ** 2).sum() / 2, theta)
     torch.testing.assert_close(found, (solution.value["w"].detach() - target).sum(0), rtol=1e-12, atol=1e-12)
+
+
+def test_ridge_regression_is_differentiated_to_the_digits_of_its_dtype():
+    generator = torch.Generator().manual_seed(0)
+    model = Conv4(5, filters=8, generator=generator).double()
+    y = torch.arange(5).repeat_interleave(2)
+    support, query = (Batch(torch.rand(1, 10, 1, 28, 28, generator=generator).double(), y[None]) for _ in range(2))
+    theta = R2D2().init(model)
+    meta_gradient(R2D2(), model, theta, Tasks(support, query))
+    weights = {name: leaf.detach().clone().requires_grad_() for name, leaf in theta.items() if name.startswith("body.")}
+    names = {name.removeprefix("body."): leaf for name, leaf in weights.items()}
+    a, b = (torch.func.functional_call(model.body, names, (batch.x[0],)) for batch in (support, query))
+    hot = torch.nn.functional.one_hot(y, 5).double()
+    scores = 5 * b @ (a.T @ torch.linalg.solve(a @ a.T + 50 * torch.eye(10).double(), hot))
+    exact = torch.autograd.grad(torch.nn.functional.cross_entropy(scores, y), list(weights.values()))
+    found, wanted = (torch.cat([part.flatten() for part in some]) for some in ((theta[k].grad for k in weights), exact))
+    assert (found - wanted).norm() <= 1e-9 * wanted.norm()

@@ -30,6 +30,7 @@ from metagrad.fewshot import (
     meta_gradient,
 )
 from metagrad.implicit import Operator, curvature_range, host
+from metagrad.implicit.linear import solve
 from workload import Workload, taken
 
 WORK = Workload(tasks=3, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3)
@@ -139,7 +140,7 @@ def test_conjugate_gradients_without_looking_give_the_same(shift, on_negative, m
             lambda v: {"x": (A @ v["x"][..., None])[..., 0]},
             None if shift is None else {"x": torch.full_like(b, shift)},
         )
-        found.append(CG(max_steps=12, tol=1e-10, on_negative=on_negative)(operator, {"x": b}))
+        found.append(solve(CG(max_steps=12, tol=1e-10, on_negative=on_negative), operator, {"x": b}))
     assert torch.equal(found[0].value["x"], found[1].value["x"])
     for name in ("residual", "steps", "min_curvature"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name))
@@ -173,7 +174,7 @@ def test_linear_solvers_read_nothing_and_give_the_same(solver, A, warm, monkeypa
     for look in (True, False):
         monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
         with Reads() as reads:
-            found.append(solver(operator, {"x": b}, x0=x0))
+            found.append(solve(solver, operator, {"x": b}, x0=x0))
         assert bool(reads.found) == look
     assert torch.equal(found[0].value["x"], found[1].value["x"])
     for name in ("residual", "steps", "size", "stopped"):
@@ -197,7 +198,7 @@ def test_the_ends_of_the_spectrum_are_found_without_looking(monkeypatch):
 def test_what_the_host_would_raise_shows_in_the_residual(monkeypatch):
     monkeypatch.setattr(host, "may_look", lambda tensor: False)
     operator, b = Operator(lambda v: {"x": (DEFINITE @ v["x"][..., None])[..., 0]}), {"x": torch.ones(3, 6).double()}
-    assert FixedPoint(lr=1.0, max_steps=20)(operator, b).residual[1] > 1e3
-    found = CG(preconditioner=lambda r: {"x": -r["x"]})(operator, b)
+    assert solve(FixedPoint(lr=1.0, max_steps=20), operator, b).residual[1] > 1e3
+    found = solve(CG(preconditioner=lambda r: {"x": -r["x"]}), operator, b)
     assert found.stopped.all()
     assert (found.residual == 1).all()

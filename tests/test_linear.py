@@ -17,7 +17,8 @@ from metagrad import (
     Neumann,
     Woodbury,
 )
-from metagrad.implicit import GaussNewton, Operator, curvature_range, largest_curvature
+from metagrad.implicit import GaussNewton, LinearSolution, Operator, curvature_range, largest_curvature
+from metagrad.implicit.linear import measured, solve
 
 SOLVES, LEAST_SQUARES, SLOW, STOPS = "solves", "least squares", "slow", "stops"
 NEGATIVE = (DivergedError, "negative eigenvalue")
@@ -116,7 +117,8 @@ def test_every_solver_on_every_matrix(solver, matrix, warm):
     made, (build, exceptions) = named(matrix), SOLVERS[solver]
     outcome = exceptions.get(matrix, SOLVES)
     start = torch.randn(made.b.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    run = lambda: build(made.values.amax().item())(made.operator, {"x": made.b}, x0={"x": start} if warm else None)  # noqa: E731
+    solver = build(made.values.amax().item())
+    run = lambda: solve(solver, made.operator, {"x": made.b}, x0={"x": start} if warm else None)  # noqa: E731
     if isinstance(outcome, tuple):
         with pytest.raises(outcome[0], match=outcome[1]):
             run()
@@ -150,7 +152,7 @@ def test_any_well_conditioned_system_is_solved(seed, size, tasks, definite):
         values = values * torch.where(torch.rand(values.shape, generator=g) < 0.5, -1.0, 1.0)
     made = system(values, g)
     for name in ("cg", "cg-shift", "minres", "dense", "woodbury") if definite else ("minres", "dense"):
-        found = SOLVERS[name][0](1.0)(made.operator, {"x": made.b})
+        found = solve(SOLVERS[name][0](1.0), made.operator, {"x": made.b})
         check_report(found, made)
         assert ((found.value["x"] - made.u).norm(dim=1) <= 1e-8 * made.u.norm(dim=1)).all()
 
@@ -163,7 +165,7 @@ def test_float32_scale_of_b_changes_not_a_digit(solver, scale):
     parts = GaussNewton(lambda v: v["x"], lambda w: {"x": w}, lambda w: (values - 0.5) * w, b.shape)
     operator = Operator(lambda v: {"x": times(A, v["x"])}, {"x": torch.full_like(b, 0.5)}, parts)
     build = SOLVERS[solver][0]
-    plain, large = (build(5.0)(operator, {"x": b * by}) for by in (1.0, scale))
+    plain, large = (solve(build(5.0), operator, {"x": b * by}) for by in (1.0, scale))
     assert torch.equal(plain.value["x"] * scale, large.value["x"])
     assert torch.equal(plain.size * scale, large.size)
     assert torch.equal(plain.residual, large.residual)
@@ -174,7 +176,7 @@ def test_float32_scale_of_b_changes_not_a_digit(solver, scale):
 def test_what_is_not_finite_is_reported_or_named(solver):
     made = named("diagonal")
     b = {"x": torch.where(torch.arange(2)[:, None] == 1, torch.nan, made.b)}
-    found = SOLVERS[solver][0](5.0)(made.operator, b)
+    found = solve(SOLVERS[solver][0](5.0), made.operator, b)
     assert found.residual[1].isnan()
     torch.testing.assert_close(found.value["x"][0], made.u[0], rtol=1e-8, atol=1e-8)
 
@@ -194,15 +196,15 @@ def test_what_is_not_finite_is_reported_or_named(solver):
 )
 def test_each_task_is_solved_as_if_alone(solver):
     made = named("batch")
-    found = solver(made.operator, {"x": made.b})
+    found = solve(solver, made.operator, {"x": made.b})
     for t in range(3):
         alone = assembled(made.V[t : t + 1], made.values[t : t + 1], made.b[t : t + 1])
-        one = solver(alone.operator, {"x": alone.b})
+        one = solve(solver, alone.operator, {"x": alone.b})
         assert one.steps.item() == found.steps[t].item()
         torch.testing.assert_close(found.value["x"][t], one.value["x"][0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.residual[t], one.residual[0], rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(found.min_curvature[t], one.min_curvature[0], rtol=1e-9, atol=0)
-    if hasattr(solver, "tol"):
+    if getattr(solver, "tol", None):
         assert len(set(found.steps.tolist())) > 1
         assert (found.residual <= solver.tol).all()
 
@@ -248,7 +250,8 @@ def test_preconditioned_steps_are_those_of_the_system_scaled_on_both_sides(how):
     root = (shift[0] + damping).sqrt()
     for steps in (1, 3):
         solver = CG(max_steps=steps, damping=damping, preconditioner="shift" if how == "shift" else by_hand)
-        found = solver(operator, {"x": made.b})
+        damped = Operator(lambda v: {"x": times(A, v["x"]) + damping * v["x"]}, {"x": shift})
+        found = measured(solver(operator, {"x": made.b}), damped, {"x": made.b})
         for t in range(3):
             system = (A[t] + damping * torch.eye(5).double()) / root / root[:, None]
             expected = conjugate_gradients(system, made.b[t] / root, steps)[-1] / root
@@ -285,16 +288,17 @@ def test_a_preconditioner_that_does_nothing_changes_nothing():
 def test_damping_is_added_to_the_matrix():
     made = named("indefinite")
     for solver in (CG(max_steps=50, damping=2.5), MINRES(max_steps=50, damping=2.5)):
-        found = solver(made.operator, {"x": made.b})
-        check_report(found, assembled(made.V, made.values + 2.5, made.b))
+        damped = assembled(made.V, made.values + 2.5, made.b)
+        found = measured(solver(made.operator, {"x": made.b}), damped.operator, {"x": made.b})
+        check_report(found, damped)
         torch.testing.assert_close(
             found.value["x"], torch.linalg.solve(made.A + 2.5 * torch.eye(5).double(), made.b), rtol=1e-8, atol=1e-9
         )
     operator = Operator(lambda v: {"x": -v["x"]}, {"x": torch.full_like(made.b, 2.0)})
-    first_order = CG(damping=0.5)(operator, {"x": made.b})
+    first_order = solve(CG(damping=0.5), operator, {"x": made.b})
     torch.testing.assert_close(first_order.value["x"], made.b / 2.5)
     assert first_order.stopped.all()
-    torch.testing.assert_close(first_order.residual, torch.full((2,), 1.2).double())  # b + 0.5 b / 2.5
+    torch.testing.assert_close(first_order.residual, torch.full((2,), 1.4).double())  # b + b / 2.5
 
 
 def test_history_is_that_of_the_steps():
@@ -309,7 +313,7 @@ def test_history_is_that_of_the_steps():
         assert (found.history[len(true) :, t] == found.history[len(true) - 1, t]).all()
     assert found.steps.tolist() == [5, 1, 5]
     assert CG()(made.operator, {"x": made.b}).history is None
-    stops = CG(max_steps=8, history=True)(named("indefinite").operator, {"x": named("indefinite").b})
+    stops = solve(CG(max_steps=8, history=True), named("indefinite").operator, {"x": named("indefinite").b})
     torch.testing.assert_close(stops.history[-1], stops.residual, rtol=1e-12, atol=0)
     torch.testing.assert_close(stops.history[0], torch.ones(2).double(), rtol=1e-14, atol=0)
 
@@ -328,7 +332,7 @@ def test_a_task_out_of_steps_was_not_stopped():
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_minres_leaves_the_smallest_residual_of_the_krylov_space(matrix, steps):
     made = named(matrix)
-    found = MINRES(max_steps=steps, tol=0.0)(made.operator, {"x": made.b})
+    found = solve(MINRES(max_steps=steps, tol=0.0), made.operator, {"x": made.b})
     for t in range(len(made.b)):
         powers = [made.b[t]]
         for _ in range(steps - 1):
@@ -356,7 +360,7 @@ def test_minres_ends_where_a_singular_system_has_no_more_to_give():
     """Rounding hides the end of the Krylov space here: a step too many would be as long as 1 / eps."""
     values = torch.cat([torch.zeros(8, 3), torch.logspace(0, 3, 12).expand(8, 12)], 1).double()
     made = system(values, torch.Generator().manual_seed(0))
-    found = MINRES(max_steps=200)(made.operator, {"x": made.b})
+    found = solve(MINRES(max_steps=200), made.operator, {"x": made.b})
     left = (made.b - times(made.A, made.u)).norm(dim=1) / made.b.norm(dim=1)
     torch.testing.assert_close(found.residual, left, rtol=1e-8, atol=0)
     assert (found.value["x"].norm(dim=1) <= 1.001 * made.u.norm(dim=1)).all()
@@ -384,7 +388,7 @@ def test_a_few_terms_are_the_sum_of_powers():
             lr * times(torch.linalg.matrix_power(torch.eye(5) - lr * made.A, i), made.b) for i in range(terms)
         )
         for solver in (Neumann(terms=terms, lr=lr), FixedPoint(max_steps=terms, lr=lr)):
-            found = solver(made.operator, {"x": made.b})
+            found = solve(solver, made.operator, {"x": made.b})
             torch.testing.assert_close(found.value["x"], expected, rtol=1e-12, atol=1e-14)
             assert found.steps.tolist() == [terms, terms]
             check_report(found, made)
@@ -411,7 +415,7 @@ def test_a_step_size_that_diverges_is_named_with_the_largest_that_does_not(build
 def test_an_exact_warm_start_takes_no_step():
     made = named("batch")
     for solver in (MINRES(), FixedPoint(lr=0.1, max_steps=5)):
-        found = solver(made.operator, {"x": made.b}, x0={"x": made.u})
+        found = solve(solver, made.operator, {"x": made.b}, x0={"x": made.u})
         assert found.steps.tolist() == [0, 0, 0]
         assert found.residual.max() < 1e-12
 
@@ -460,3 +464,47 @@ def test_dense_refuses_what_would_not_fit():
 def test_refuses_impossible_options(solver, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         solver(**bad)
+
+
+# What is said of a solution
+
+
+def test_a_solver_may_return_u_alone_and_is_measured():
+    made = named("diagonal")
+    found = solve(lambda operator, b, x0=None: {"x": made.u}, made.operator, {"x": made.b})
+    check = solve(Dense(), made.operator, {"x": made.b})
+    assert found.residual.max() < 1e-14
+    assert found.steps is None
+    torch.testing.assert_close(found.size, check.size)
+    u = found.value["x"]
+    torch.testing.assert_close(found.min_curvature, (u * times(made.A, u)).sum(1) / (u * u).sum(1))
+
+
+def test_a_solver_cannot_claim_what_is_not_so():
+    made = named("diagonal")
+    zero = torch.zeros(2).double()
+
+    def boasting(operator, b, x0=None):
+        return LinearSolution({"x": 1e9 * b["x"]}, residual=zero, size=zero, min_curvature=zero + 99)
+
+    found = solve(boasting, made.operator, {"x": made.b})
+    true = (made.b - times(made.A, 1e9 * made.b)).norm(dim=1) / made.b.norm(dim=1)
+    torch.testing.assert_close(found.residual, true, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.size, made.b.norm(dim=1), rtol=1e-14, atol=0)
+    assert (found.min_curvature <= 5).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda b: {"y": b["x"]}, "'x' as None"),
+        (lambda b: {"x": b["x"][:, :1]}, r"torch.Size\(\[2, 1\]\)"),
+        (lambda b: {"x": b["x"].float()}, "float32"),
+    ],
+)
+def test_what_is_no_u_is_refused(wrong, says):
+    made = named("diagonal")
+    with pytest.raises(ValueError, match=says):
+        solve(lambda operator, b, x0=None: wrong(b), made.operator, {"x": made.b})
+    with pytest.raises(TypeError, match="returns u, or a LinearSolution, got Tensor"):
+        solve(lambda operator, b, x0=None: b["x"], made.operator, {"x": made.b})

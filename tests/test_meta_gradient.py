@@ -1,6 +1,7 @@
 """Chunks: an execution detail that memory follows and results do not; memory that runs out."""
 
 import gc
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from metagrad import GradientDescent, Implicit
 from metagrad.errors import MetagradError
-from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Chunks, Conv4, Tasks, meta_gradient
+from metagrad.fewshot import FOMAML, IMAML, MAML, MLP, Batch, Chunks, Conv4, Tasks, meta_gradient
 from metagrad.fewshot.meta import auto_chunks
 
 
@@ -173,3 +174,29 @@ def test_stated_bounds_do_not_depend_on_chunks(chunk):
     torch.testing.assert_close(parts.delta_prime.value, whole.delta_prime.value, rtol=1e-6, atol=0)
     assert parts.delta_prime.certain
     assert not parts.delta.certain
+
+
+def test_what_autograd_returns_is_not_written_to():
+    """The gradient of a sum is one number seen many times: written to, it would be wrong or refused."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class WithOffset(FOMAML):
+        def init(self, model):
+            return {**super().init(model), ".offsets": torch.zeros(3, requires_grad=True)}
+
+        def adapt(self, model, theta, support):
+            return super().adapt(model, {k: v for k, v in theta.items() if k != ".offsets"}, support)
+
+        def predict(self, model, theta, solution, x):
+            out = super().predict(model, theta, solution, x)
+            return torch.cat([out[..., :1] + theta[".offsets"].sum(), out[..., 1:]], -1)
+
+    generator = torch.Generator().manual_seed(0)
+    model = MLP((4, 6, 3), generator=generator)
+    batch = Batch(torch.randn(2, 6, 4, generator=generator), torch.arange(3).repeat(2, 2))
+    method = WithOffset()
+    theta = method.init(model)
+    meta_gradient(method, model, theta, Tasks(batch, batch))
+    shares = method.predict(model, theta, method.adapt(model, theta, batch), batch.x).softmax(-1)[..., 0]
+    wanted = (shares - (batch.y == 0).float()).mean()
+    torch.testing.assert_close(theta[".offsets"].grad, wanted.detach().expand(3), rtol=1e-4, atol=1e-6)

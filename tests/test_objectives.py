@@ -236,3 +236,79 @@ def test_decay_towards_zero_is_the_one_autograd_would_take(curvature, lam):
     strength = torch.tensor(0.3).double().exp() if callable(lam) else 0.7
     exact = torch.linalg.solve(x.mT @ x + strength * torch.eye(3).double(), (x.mT @ y[..., None]).squeeze(-1))
     assert torch.allclose(found[0][-1], exact, rtol=1e-8)
+
+
+def batched(**functions):
+    """Return four regressions whose functions of all tasks are given, and what argmin needs."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(4, 20, 3, generator=generator).double(), torch.randn(4, 20, generator=generator).double()
+    objective = Composed(
+        outputs=lambda phi, theta, data: data[0] @ phi["w"],
+        loss=lambda outputs, data: (outputs - data[1]).square().mean(),
+        regulariser=Proximal(1.0),
+        **functions,
+    )
+    theta = {"w": torch.zeros(3, dtype=torch.float64, requires_grad=True)}
+    return objective, {"w": torch.zeros(4, 3).double()}, theta, data
+
+
+HOW = {"solver": GradientDescent(lr=0.1, max_steps=3), "adjoint": Implicit()}
+
+
+@pytest.mark.parametrize(
+    ("functions", "says"),
+    [
+        ({"loss_of_tasks": lambda outputs, data: (outputs - data[1]).square().mean()}, r"loss_of_tasks .*\(T,\)"),
+        ({"loss_of_tasks": lambda outputs, data: (outputs - data[1]).square().sum(1)}, "the same for each task"),
+        ({"outputs_of_tasks": lambda phi, theta, data: (data[0] @ phi["w"][..., None]).sum()}, "task axis first"),
+        (
+            {"outputs_of_tasks": lambda phi, theta, data: 2 * (data[0] @ phi["w"][..., None])[..., 0] + 1},
+            "the same for",
+        ),
+    ],
+    ids=["a mean over tasks", "a sum for a mean", "no task axis", "other outputs"],
+)
+def test_functions_of_all_tasks_must_be_those_of_one(functions, says):
+    with pytest.raises(ValueError, match=says):
+        argmin(*batched(**functions), **HOW)
+
+
+def test_an_objective_is_looked_at_once(monkeypatch):
+    """Also one that is made anew each time; another shape, or another captured value, is another objective."""
+    calls = []
+
+    def made(factor, scale):
+        def objective(phi, theta, data):
+            calls.append(factor)
+            return factor * (phi["w"] - data).square().sum() + scale(theta["a"]).square()
+
+        return objective
+
+    def ask(tasks, factor, scale=torch.sin):
+        calls.clear()
+        argmin(made(factor, scale), {"w": torch.zeros(tasks, 2)}, {"a": torch.ones(())}, torch.ones(tasks, 2),
+               solver=lambda problem, init: init, adjoint=FirstOrder())  # fmt: skip
+        return len(calls)
+
+    first = ask(3, 1.0)
+    assert ask(3, 1.0) == first - 2
+    assert ask(4, 1.0) == first
+    assert ask(3, 2.0) == first
+    assert ask(3, 2.0, torch.cos) == first
+    assert ask(3, 2.0, torch.cos) == first - 2
+
+
+def test_what_is_wrong_is_said_every_time():
+    captured = torch.ones(2, requires_grad=True)
+
+    def objective(phi, theta, data):
+        return (phi["w"] * captured).square().sum()
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="captured a tensor"):
+            argmin(objective, {"w": torch.zeros(3, 2)}, {}, None, **HOW)
+    captured.requires_grad_(False)
+    argmin(objective, {"w": torch.zeros(3, 2)}, {}, None, **HOW)
+    captured.requires_grad_()
+    with pytest.raises(ValueError, match="captured a tensor"):
+        argmin(objective, {"w": torch.zeros(3, 2)}, {}, None, **HOW)

@@ -304,3 +304,24 @@ def test_accepts_a_users_own_function():
 def test_refuses_impossible_options(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+@pytest.mark.parametrize(
+    ("loss", "starts"),
+    [
+        (lambda outputs, data: (1 + outputs.square()).sqrt().sum() - outputs.numel(), (2.0, 8.0, 12.0, 20.0)),
+        (lambda outputs, data: (F.softplus(outputs) - 0.5 * outputs).sum() + 5e-7 * outputs.square().sum(),
+         (2.0, 6.0, 9.0, 12.0)),
+    ],
+    ids=["square root", "softplus"],
+)  # fmt: skip
+def test_newton_with_too_long_a_step_raises_its_damping_until_one_goes_down(loss, starts, curvature):
+    """Where the line search finds no length, the next step must not be the same again."""
+    g = Composed(lambda phi, theta, data: phi["x"], loss)
+    solver = HessianFree(max_steps=60, tol=1e-10, curvature=curvature)
+    start = {"x": torch.tensor(starts).double()[:, None]}
+    found = argmin(g, start, {}, None, solver=solver, adjoint=FirstOrder())
+    assert found.grad_norm.max() < 1e-9
+    assert found.value["x"].abs().max() < 1e-8
+    assert found.steps.max() < 30

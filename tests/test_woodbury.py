@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from metagrad import Composed, Dense, Proximal, Woodbury, tree
 from metagrad.implicit import Operator, Problem
+from metagrad.implicit.linear import solve
 
 
 def network(phi, theta, data):
@@ -44,7 +45,7 @@ def gauss_newton(loss, lam, dtype=torch.float64):
 @pytest.mark.parametrize("loss", LOSS)
 def test_woodbury_is_the_dense_solution_of_gauss_newton(loss, lam):
     operator, b = gauss_newton(loss, lam)
-    found, exact = Woodbury()(operator, b), Dense()(operator, b)
+    found, exact = solve(Woodbury(), operator, b), solve(Dense(), operator, b)
     assert found.residual.max() < 1e-13
     assert exact.residual.max() < 1e-13
     for name, leaf in exact.value.items():
@@ -68,7 +69,7 @@ def test_the_parts_of_gauss_newton_make_up_the_operator():
 
 def test_woodbury_in_float32_is_as_exact_as_float32():
     operator, b = gauss_newton("cross-entropy", "per tensor", torch.float32)
-    found = Woodbury()(operator, b)
+    found = solve(Woodbury(), operator, b)
     assert found.residual.max() < 2e-6
     assert found.value["in"].dtype == torch.float32
 
@@ -77,7 +78,7 @@ def test_a_loss_that_hardly_bends_somewhere_still_counts():
     """With a weak shift, what B adds there is far from nothing: only its rounding may be dropped."""
     weights = torch.logspace(-13, 0, 3).double()
     made = gauss_newton(lambda outputs, data: (weights * outputs.square()).sum(), Proximal(1e-6))
-    assert Woodbury()(*made).residual.max() < 1e-8
+    assert solve(Woodbury(), *made).residual.max() < 1e-8
 
 
 def test_woodbury_says_what_it_lacks():

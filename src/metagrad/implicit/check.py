@@ -117,6 +117,8 @@ def check_meta_gradient(
     report("the linear system at the exact solution")
     reference, behind = at(exact, Implicit(linear_solver=linear))
     assert behind.linear is not None
+    assert behind.linear.residual is not None
+    assert behind.linear.min_curvature is not None
     shares: list[float | None] = [None, None, None]
     whole = reference.norm()
     if isinstance(adjoint, Implicit):

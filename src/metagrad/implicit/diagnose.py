@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
-from metagrad.errors import DivergedError, NotFiniteError
+from metagrad.errors import DivergedError, MetagradWarning, NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.linear import curvature_range
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Nesterov, Solution
 from metagrad.tree import Params
+
+
+def warn_unsolved(problem: Problem, solution: Solution) -> None:
+    """Warn where a point that is said to be a solution is none; where the host may not look, trust it.
+
+    A gradient has the unit of g over that of phi: ‖dg/dphi‖ · ‖phi‖ is compared with g (1 in place of smaller numbers).
+    """
+    if not host.may_look(solution.grad_norm):
+        return
+    phi, problem = tree.detach(solution.value), problem.detached()
+    with torch.no_grad():
+        scale = problem.value(phi).abs().clamp(min=1.0) / tree.norm(phi).clamp(min=1.0)
+    relative = solution.grad_norm / scale
+    if bool((relative > _SOLVED).any()):
+        task = int(relative.nan_to_num(torch.inf).argmax())
+        warnings.warn(
+            f"attach: phi is not where the objective is smallest (inner gradient norm "
+            f"{float(solution.grad_norm[task]):.2g} in task {task}), so its derivative is wrong: solve further, or "
+            "leave out what holds phi there (a constraint, a kink)",
+            MetagradWarning,
+            stacklevel=3,
+        )
+
+
+_SOLVED = 1e-2  # relative; an inner problem solved to 1e-3 stays below
 
 
 def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution: Solution) -> None:

@@ -147,6 +147,8 @@ def _panel(
         exact = solve_on(problem, points[max(steps)], tol=1e-7)
     reference, behind = gradient(exact, ADJOINTS["exact Hessian, solved"])
     assert behind.linear is not None
+    curvature = behind.linear.min_curvature
+    assert curvature is not None
     for count, point in points.items():
         for name, adjoint in ADJOINTS.items():
             found, solution = gradient(point, adjoint)
@@ -156,10 +158,14 @@ def _panel(
                 method=name,
                 inner_steps=count,
                 grad_norm=float(solution.grad_norm.mean()),
-                residual=float("nan") if solution.linear is None else float(solution.linear.residual.mean()),
+                residual=_mean(None if solution.linear is None else solution.linear.residual),
                 error=float((found - reference).norm() / reference.norm()),
                 cosine=float(found @ reference / (found.norm() * reference.norm())),
                 length=float(found.norm() / reference.norm()),
                 reference_grad_norm=float(behind.grad_norm.max()),
-                reference_min_curvature=float(behind.linear.min_curvature.min()),
+                reference_min_curvature=float(curvature.min()),
             )
+
+
+def _mean(values: Tensor | None) -> float:
+    return float("nan") if values is None else float(values.mean())

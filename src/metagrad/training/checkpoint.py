@@ -71,8 +71,6 @@ def require_facts(facts: Any) -> None:
     wrong = [name for name, well in right.items() if not well]
     if wrong:
         raise ValueError(f"{wrong[0]} cannot be so")
-    if window and len({tuple(sorted(line)) for line in window}) > 1:
-        raise ValueError("window cannot be so")
 
 
 def _is_line(line: Any) -> bool:

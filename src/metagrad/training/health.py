@@ -7,13 +7,41 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
-from metagrad.fewshot import Evaluation
+from metagrad.fewshot import Algorithm, Evaluation, Tasks, meta_gradient
 from metagrad.ranks import Ranks
+from metagrad.training.arithmetic import arithmetic
 from metagrad.training.config import TrainConfig
 from metagrad.training.run import Run
 from metagrad.tree import Params
+
+
+def warn_digits(
+    config: TrainConfig, algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, ranks: Ranks
+) -> None:
+    """Say before a run of fewer digits what they do to its first gradient, if that is much."""
+    if config.precision == "float32":
+        return
+    device = next(iter(theta.values())).device
+    found = []
+    for precision in ("float32", config.precision):
+        own = {name: leaf.detach().clone().requires_grad_(leaf.requires_grad) for name, leaf in theta.items()}
+        with arithmetic(precision, device):
+            meta_gradient(algorithm, model, own, tasks)
+        found.append(torch.cat([leaf.grad.flatten() for leaf in own.values() if leaf.grad is not None]))
+    off = float((found[1] - found[0]).norm() / found[0].norm())
+    if ranks.first and not off <= MOST_OFF:
+        warnings.warn(
+            f"with --precision {config.precision} the first meta-gradient is {off:.0%} off that of float32: training "
+            "may fail where float32 would not; leave out --precision, or watch validation",
+            MetagradWarning,
+            stacklevel=3,
+        )
+
+
+MOST_OFF = 0.3  # of the gradient's norm: a 32-filter Conv4 in bf16 is a tenth off and trains as well
 
 
 def warn_noise(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,12 +26,13 @@ from metagrad.fewshot import (
 )
 from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
+from metagrad.implicit import Implicit
 from metagrad.ranks import ALONE, Ranks
 from metagrad.torch_modes import default_modes
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.checkpoint import State
 from metagrad.training.config import TrainConfig
-from metagrad.training.health import failed, require_finite, warn_dead, warn_noise
+from metagrad.training.health import failed, require_finite, warn_dead, warn_digits, warn_noise
 from metagrad.training.measure import measure
 from metagrad.training.metrics_file import size_of
 from metagrad.training.run import Run
@@ -106,6 +107,7 @@ def train(
         channels, *_, size = dataset.train.images.shape[1:]
         state = learned(run, "last", channels=channels, size=size, ranks=ranks)
     algorithm, model = build(config, dataset, device)
+    unmeasured = _unmeasured(algorithm)
     theta = algorithm.init(model)
     optimizer = torch.optim.Adam(theta.values(), lr=config.outer_lr)
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -121,6 +123,9 @@ def train(
     if resume:
         run.rewind(state)
 
+    if state is None:
+        some = train_tasks(min(2, config.tasks), generator=torch.Generator(device).manual_seed(config.seed))
+        warn_digits(config, algorithm, model, theta, some, ranks)
     fixed = _task_set(config, train_tasks, generator)
     warm: Warm | None = _warm_of(state, device) if state is not None and fixed is not None else None
 
@@ -140,7 +145,8 @@ def train(
         try:
             with arithmetic(config.precision, device):
                 if fixed is None:
-                    metrics = meta_gradient(algorithm, model, theta, tasks, chunk=chunk)
+                    logged = (progress["step"] + 1) % LOG_EVERY == 0 or progress["step"] + 1 == config.meta_steps
+                    metrics = meta_gradient(algorithm if logged else unmeasured, model, theta, tasks, chunk=chunk)
                 else:
                     assert isinstance(algorithm, AdaptsWeights)
                     metrics, ended = warm_meta_gradient(algorithm, model, theta, tasks, warm, chunk=config.chunk)
@@ -210,6 +216,15 @@ def _warm_of(state: State, device: torch.device) -> Warm | None:
     return Warm(parts["phi"], parts["u"]) if parts["phi"] else None
 
 
+def _unmeasured(algorithm: Algorithm) -> Algorithm:
+    """Return the method without the product that measures its linear solve: one step in ten says how good that is."""
+    adjoint = getattr(algorithm, "adjoint", None)
+    if not isinstance(adjoint, Implicit):
+        return algorithm
+    kept: Any = algorithm  # a frozen dataclass, as every method with an adjoint is
+    return replace(kept, adjoint=replace(adjoint, measure=False))
+
+
 def _outer_lr(config: TrainConfig, step: int) -> float:
     if config.schedule == "constant":
         return config.outer_lr
@@ -221,8 +236,10 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
     """Bring a meta-step's means (of the curvature, the minimum) to the host, in one transfer."""
     numbers = {"loss": metrics.loss, "accuracy": metrics.accuracy.mean(), "grad_norm": metrics.grad_norm.mean()}
     numbers["inner_steps"] = metrics.steps.float().mean().to(metrics.loss.device)
-    if metrics.residual is not None and metrics.min_curvature is not None:
-        numbers |= {"residual": metrics.residual.mean(), "min_curvature": metrics.min_curvature.min()}
+    if metrics.residual is not None:
+        numbers["residual"] = metrics.residual.mean()
+    if metrics.min_curvature is not None:
+        numbers["min_curvature"] = metrics.min_curvature.min()
     if metrics.max_curvature is not None:
         numbers["max_curvature"] = metrics.max_curvature.mean()
     if metrics.stopped is not None:
@@ -252,10 +269,12 @@ def _over_ranks(
 
 
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
-    """Average a window of steps; of the curvature, the smallest counts."""
-    line = {name: sum(entry[name] for entry in window) / len(window) for name in window[0]}
+    """Average a window of steps, each number over those that have it; of the curvature, the smallest counts."""
+    names = {name: None for entry in window for name in entry}
+    several = {name: [entry[name] for entry in window if name in entry] for name in names}
+    line = {name: sum(values) / len(values) for name, values in several.items()}
     if "min_curvature" in line:
-        line["min_curvature"] = min(entry["min_curvature"] for entry in window)
+        line["min_curvature"] = min(several["min_curvature"])
     # A mean that is infinite is that of bounds there are none of.
     return {name: float(f"{value:.6g}") for name, value in line.items() if math.isfinite(value)}
 

@@ -166,19 +166,20 @@ def query_loss(
     known = [*zip(solution.value.values(), slope.values(), strict=True)]
     known += [(leaf, part) for leaf, part in zip(shared, direct, strict=True) if part is not None]
     inputs, slopes = zip(*known, strict=True)
-    loss = _Scored.apply(torch.stack(losses).sum(), len(known), *slopes, *inputs)
+    loss = _Scored.apply(torch.stack(losses).sum(), len(slope), len(known), *slopes, *inputs)
     return MetaLoss(loss, torch.cat(hits), solution)
 
 
 class _Scored(torch.autograd.Function):
     """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated.
 
-    Its one backward hands the gradient over without a copy.
+    Its one backward hands the gradient over: the ``own`` first of its tensors without a copy, since nobody else holds
+    them; what autograd returned may be a view of something, or one number seen many times.
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, count: int, *args: Tensor) -> Tensor:
-        ctx.slope = list(args[:count])
+    def forward(ctx: Any, loss: Tensor, own: int, count: int, *args: Tensor) -> Tensor:
+        ctx.own, ctx.slope = own, list(args[:count])
         return loss.clone()
 
     @staticmethod
@@ -186,7 +187,8 @@ class _Scored(torch.autograd.Function):
         if not ctx.slope:
             raise RuntimeError("a meta-loss can be differentiated once only: compute it again")
         given, ctx.slope = ctx.slope, []
-        return None, None, *([None] * len(given)), *(part.mul_(weight) for part in given)
+        scaled = [part.mul_(weight) if place < ctx.own else part * weight for place, part in enumerate(given)]
+        return None, None, None, *([None] * len(given)), *scaled
 
 
 def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:

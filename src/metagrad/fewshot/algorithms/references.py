@@ -130,7 +130,7 @@ class R2D2:
 
 
 # One eigenvalue for each of N images and one for all that they do not span: no more than N + 1 steps.
-_BY_CG = Implicit(linear_solver=CG(max_steps=200, tol=1e-6), curvature="gauss_newton")
+_BY_CG = Implicit(linear_solver=CG(max_steps=200), curvature="gauss_newton")
 
 
 def _solve_ridge(problem: Problem, init: Params) -> Params:

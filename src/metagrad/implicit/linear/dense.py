@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, Product, flat_product, relative, scaled
+from metagrad.implicit.linear.base import LinearSolution, Product, flat_product, scaled
 from metagrad.tree import Params
 
 
@@ -17,11 +17,11 @@ from metagrad.tree import Params
 class Dense:
     """Build each task's A from its products with unit vectors and solve by its eigenvalues, in float64.
 
-    For small problems and for checking the other solvers. Eigenvalues below ``P · eps`` of the largest count as zero
-    (eps that of b's dtype); a singular system gets the least-squares solution of least norm. ``steps`` is P, the
-    products that built A; ``min_curvature`` is the smallest eigenvalue itself; the residual is measured by one more
-    product. No task is ever ``stopped``; ``x0`` is not used. Memory: about ``3 T P²`` float64 numbers. On a GPU the
-    host waits.
+    For small problems and for checking the other solvers. Eigenvalues below ``4 √P · eps`` of the largest count as zero
+    (eps that of b's dtype: the products have its rounding); a singular system gets the least-squares solution of least
+    norm. ``steps`` is P, the products that built A; ``min_curvature`` and ``max_curvature`` are the eigenvalues
+    themselves. No task is ever ``stopped``; ``x0`` is not used. Memory: about ``3 T P²`` float64
+    numbers. On a GPU the host waits.
 
     Parameters
     ----------
@@ -52,17 +52,15 @@ class Dense:
         matrix = _dense(product, target)
         finite = matrix.isfinite().flatten(1).all(1)
         values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
-        cut = count * torch.finfo(target.dtype).eps * values.abs().amax(1, keepdim=True)
+        cut = 4 * count**0.5 * torch.finfo(target.dtype).eps * values.abs().amax(1, keepdim=True)
         inverse = torch.where(values.abs() > cut, 1 / torch.where(values != 0, values, 1.0), 0.0)
         u = vectors @ (inverse[..., None] * (vectors.mT @ target.double()[..., None]))
         u = u[..., 0].to(target.dtype)
-        size = target.norm(dim=1)
         return LinearSolution(
             tree.unravel(u * unit, b),
-            relative((target - product(u)).norm(dim=1), size),
-            torch.full_like(size, count, dtype=torch.int64),
+            torch.full((tasks,), count, dtype=torch.int64, device=target.device),
             torch.where(finite, values[:, 0], torch.nan).to(target.dtype),
-            size * unit[:, 0],
+            torch.where(finite, values[:, -1], torch.nan).to(target.dtype),
             torch.zeros(tasks, dtype=torch.bool, device=target.device),
         )
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, flat_product, rayleigh, relative, require_positive, scaled
+from metagrad.implicit.linear.base import (
+    LinearSolution,
+    flat_product,
+    relative,
+    require_positive,
+    require_tolerance,
+    scaled,
+    tolerance,
+)
 from metagrad.implicit.linear.spectrum import diverged
 from metagrad.tree import Params
 
@@ -20,8 +28,7 @@ class FixedPoint:
     """Repeat ``u ← u + lr (b − A u)``, each task stopping by itself: gradient descent on ½ uᵀAu − bᵀu.
 
     Converges for positive definite A and ``lr < 2 / L``, L the largest eigenvalue; each step leaves ``1 − lr λ`` of the
-    residual along an eigenvector of λ. The residual is the true one, from the product that the next step would use.
-    ``min_curvature`` is the Rayleigh quotient of u. No task is ever ``stopped``.
+    residual along an eigenvector of λ. No task is ever ``stopped``.
 
     Parameters
     ----------
@@ -30,7 +37,7 @@ class FixedPoint:
     max_steps:
         most steps; each is one product with A.
     tol:
-        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖; ``None``: 1e-10 in float64, 1e-6 in float32.
 
     Raises
     ------
@@ -43,14 +50,13 @@ class FixedPoint:
 
     lr: float
     max_steps: int
-    tol: float = 1e-10
+    tol: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(lr=self.lr)
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must not be negative, got {self.tol}")
+        require_tolerance(self.tol)
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""
@@ -60,7 +66,8 @@ class FixedPoint:
         u = torch.zeros_like(target) if x0 is None else tree.ravel(x0, b) / unit
         r = target if x0 is None else target - product(u)
         start = norm = r.norm(dim=1)
-        active = norm > self.tol * size
+        tol = tolerance(self.tol, size.dtype)
+        active = norm > tol * size
         steps = torch.zeros_like(size, dtype=torch.int64)
         for _ in range(self.max_steps):
             if host.may_look(active) and not active.any():
@@ -69,17 +76,10 @@ class FixedPoint:
             r = product(u).neg_().add_(target)
             norm = r.norm(dim=1)
             steps = steps + active
-            active = active & (norm > self.tol * size)
+            active = active & (norm > tol * size)
         if host.may_look(norm):
             _require_shrunk(operator, b, self.lr, start, norm, size)
-        return LinearSolution(
-            tree.unravel(u * unit, b),
-            relative(norm, size),
-            steps,
-            rayleigh(u, target - r),
-            size * unit[:, 0],
-            torch.zeros_like(active),
-        )
+        return LinearSolution(tree.unravel(u * unit, b), steps, stopped=torch.zeros_like(active))
 
 
 def _require_shrunk(operator: Operator, b: Params, lr: float, start: Tensor, norm: Tensor, size: Tensor) -> None:

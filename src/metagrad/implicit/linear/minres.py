@@ -10,7 +10,15 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, relative, scaled
+from metagrad.implicit.linear.base import (
+    LinearSolution,
+    Product,
+    dot,
+    flat_product,
+    require_tolerance,
+    scaled,
+    tolerance,
+)
 from metagrad.implicit.linear.spectrum import Lanczos
 from metagrad.tree import Params
 
@@ -21,17 +29,17 @@ class MINRES:
 
     Its residual never grows, whatever the signs of the eigenvalues. Where A is singular and b has no solution, a task
     ends at the least-squares solution of least norm (nearest to ``x0``). Rounding costs more than in conjugate
-    gradients: trust it up to condition numbers of 1/√eps (7e7 in float64, 3e3 in float32). The residual is measured by
-    one more product at the end, by two more where a task ended at a least-squares solution (and on a GPU).
+    gradients: trust it up to condition numbers of 1/√eps (7e7 in float64, 3e3 in float32). Where a task ends
+    at a least-squares solution (and on a GPU), two more products take out of it what A does not see.
 
     ``min_curvature`` is the smallest Ritz value (eigenvalue of the Lanczos matrix). No task is ever ``stopped``.
 
     Parameters
     ----------
     max_steps:
-        most products with A, those that measure the residual apart.
+        most products with A.
     tol:
-        a task stops once ‖b − A u‖ ≤ tol · ‖b‖.
+        a task stops once ‖b − A u‖ ≤ tol · ‖b‖; ``None``: 1e-10 in float64, 1e-6 in float32.
     damping:
         solve ``(A + damping I) u = b`` instead; residual and curvature are those of this system.
 
@@ -42,14 +50,13 @@ class MINRES:
     """
 
     max_steps: int = 5
-    tol: float = 1e-10
+    tol: float | None = None
     damping: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.tol >= 0:
-            raise ValueError(f"tol must not be negative, got {self.tol}")
+        require_tolerance(self.tol)
         if not self.damping >= 0:
             raise ValueError(f"damping must not be negative, got {self.damping}")
 
@@ -67,23 +74,15 @@ class MINRES:
         del r, lanczos
         if start is not None:
             u += start
-        r = (tree.ravel(b) / unit).sub_(product(u))
-        norm = r.norm(dim=1)
         if not host.may_look(at_best) or at_best.any():
-            norm = _shorten_where(at_best, u, start, r, norm, product)
+            _shorten_where(at_best, u, start, (tree.ravel(b) / unit).sub_(product(u)), product)
         return LinearSolution(
-            tree.unravel(u.mul_(unit), b),
-            relative(norm, size),
-            steps,
-            min_curvature,
-            size * unit[:, 0],
-            torch.zeros_like(at_best),
-            max_curvature=max_curvature,
+            tree.unravel(u.mul_(unit), b), steps, min_curvature, max_curvature, torch.zeros_like(at_best)
         )
 
     def _descend(self, lanczos: Lanczos, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return u, steps, and which tasks ended with a residual that A maps to zero."""
-        phi_bar, stop_at = lanczos.beta, self.tol * size  # phi_bar: the residual's norm
+        phi_bar, stop_at = lanczos.beta, tolerance(self.tol, size.dtype) * size  # phi_bar: the residual's norm
         active = phi_bar > stop_at
         steps = torch.zeros_like(size, dtype=torch.int64)
         at_best = torch.zeros_like(active)
@@ -114,17 +113,15 @@ class MINRES:
         return u, steps, at_best
 
 
-def _shorten_where(
-    at_best: Tensor, u: Tensor, start: Tensor | None, r: Tensor, norm: Tensor, product: Product
-) -> Tensor:
-    """Take out of u, in place, what the steps from ``start`` added and A maps to zero; return the residual's norm.
+def _shorten_where(at_best: Tensor, u: Tensor, start: Tensor | None, r: Tensor, product: Product) -> None:
+    """Take out of u, in place, what the steps from ``start`` added and A maps to zero.
 
     All of it lies along the residual r (Liu, Milzarek and Roosta 2023, "Obtaining pseudo-inverse solutions with
     MINRES"). Where rounding would make the residual grow, u stays.
     """
+    norm = r.norm(dim=1)
     along = dot(r, u) if start is None else dot(r, u) - dot(r, start)
     share = torch.where(at_best, along / torch.where(norm > 0, norm, 1.0) ** 2, 0.0)
     after = product(r).mul_(share[:, None]).add_(r).norm(dim=1)
     better = at_best & (after <= norm * (1 + torch.finfo(r.dtype).eps ** 0.5))
     u.addcmul_(torch.where(better, share, 0.0)[:, None], r, value=-1)
-    return torch.where(better, after, norm)

@@ -11,7 +11,7 @@ from metagrad import tree
 from metagrad.errors import DivergedError
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import Product, dot, flat_product
+from metagrad.implicit.linear.base import Product, dot, flat_product, rounding
 from metagrad.tree import Params
 
 
@@ -94,13 +94,12 @@ def curvature_range(operator: Operator, like: Params, *, steps: int = 20) -> tup
     lanczos = Lanczos(flat_product(operator, like), start)
     active = torch.ones_like(lanczos.beta, dtype=torch.bool)
     largest = torch.zeros_like(lanczos.beta)
-    rounding = shape.shape[1] * torch.finfo(shape.dtype).eps
     for _ in range(min(steps, shape.shape[1])):
         if host.may_look(active) and not active.any():
             break
         _, reached = lanczos.step(active)
         largest = torch.maximum(largest, reached)
-        active = active & (lanczos.beta > rounding * largest)
+        active = active & (lanczos.beta > rounding(shape.dtype) * largest)
     return lanczos.ritz()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import GaussNewton, Operator
-from metagrad.implicit.linear.base import LinearSolution, flat_product, rayleigh, relative, scaled
+from metagrad.implicit.linear.base import LinearSolution, scaled
 from metagrad.tree import Params
 
 
@@ -24,10 +24,8 @@ class Woodbury:
     J is never held: each column of ``K S`` is one product with Jᵀ and one with J, as much as one product with A. What
     rounding leaves of the residual grows with ``L / λ``, largest eigenvalue of A to smallest entry of Λ.
 
-    Cost: r + 2 such products and 3 ``T n²`` float64 numbers; vectors of the size of all weights as few as in conjugate
-    gradients. ``steps`` is r + 1, the products that entered u; ``min_curvature`` is the Rayleigh quotient of u; the
-    residual is measured by one more product with A. No task is ever ``stopped``; ``x0`` is not used. On a GPU the host
-    waits.
+    Cost: r + 1 such products and 3 ``T n²`` float64 numbers; vectors of the size of all weights as few as in conjugate
+    gradients. ``steps`` is r + 1. No task is ever ``stopped``; ``x0`` is not used. On a GPU the host waits.
 
     Parameters
     ----------
@@ -50,7 +48,6 @@ class Woodbury:
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""
         parts, diagonal = self._require_structure(operator, b)
-        product = flat_product(operator, b)
         target, unit = scaled(b)
 
         def jvp(v: Tensor) -> Tensor:
@@ -68,15 +65,10 @@ class Woodbury:
         first = target / diagonal
         inner = torch.cholesky_solve(root.mT @ jvp(first)[..., None], factor)
         u = first.sub_(vjp((root @ inner)[..., 0]).div_(diagonal))
-        Au = product(u)
-        size = target.norm(dim=1)
         return LinearSolution(
             tree.unravel(u * unit, b),
-            relative((target - Au).norm(dim=1), size),
-            torch.full_like(size, root.shape[2] + 1, dtype=torch.int64),
-            rayleigh(u, Au),
-            size * unit[:, 0],
-            torch.zeros_like(size, dtype=torch.bool),
+            torch.full((len(u),), root.shape[2] + 1, dtype=torch.int64, device=u.device),
+            stopped=torch.zeros(len(u), dtype=torch.bool, device=u.device),
         )
 
     def _require_structure(self, operator: Operator, b: Params) -> tuple[GaussNewton, Tensor]:

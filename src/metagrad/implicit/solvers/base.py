@@ -61,21 +61,28 @@ class Solution:
         """
         if self.convexity is not None and self.convexity.inner:
             return Bound(self.grad_norm / self.convexity.weakest, True)
-        return None if self.linear is None else Bound(_over(self.grad_norm, self.linear.min_curvature), False)
+        if self.linear is None or self.linear.min_curvature is None:
+            return None
+        return Bound(_over(self.grad_norm, self.linear.min_curvature), False)
 
     @property
     def delta_prime(self) -> Bound | None:
-        """δ′: how far the product ``Λ u`` is from ``Λ A⁻¹ v``; ``None`` before ``backward`` or without a proximal term.
+        """δ′: how far the product ``Λ u`` is from ``Λ A⁻¹ v``.
 
-        At most ``‖r‖ · max Λ / min Λ``, r the residual: certain where the rest of A is positive semi-definite
-        (Gauss-Newton, or a convex loss). It says nothing of the choice of A.
+        ``None`` before ``backward``, without a proximal term, or where the residual was not measured. At most
+        ``‖r‖ · max Λ / min Λ``, r the residual with what rounding may hide of it: certain where the rest of A is
+        positive semi-definite (Gauss-Newton, or a convex loss). It says nothing of the choice of A.
         """
-        if self.linear is None or self.convexity is None:
+        linear = self.linear
+        if linear is None or linear.residual is None or self.convexity is None:
             return None
-        left = self.linear.residual * self.linear.size * self.convexity.strongest
+        assert linear.size is not None  # measured with the residual, as the others are
+        assert linear.rounding is not None
+        assert linear.min_curvature is not None
+        left = (linear.residual + linear.rounding) * linear.size * self.convexity.strongest
         if self.convexity.system:
             return Bound(left / self.convexity.weakest, True)
-        return Bound(_over(left, self.linear.min_curvature), False)
+        return Bound(_over(left, linear.min_curvature), False)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class HessianFree:
             damping = torch.where(hidden & (norm > norm_before), raised, damping)
             norm_before = norm
             solved = solver(_damped(linearised.operator, damping), down)
+            assert solved.steps is not None  # conjugate gradients know both
+            assert solved.min_curvature is not None
             direction, slope = solved.value, -tree.dot(down, solved.value)
             # Not downhill where the first direction of all had no positive curvature and nothing to fall back on.
             lost = ~(slope < 0)
@@ -85,9 +87,10 @@ class HessianFree:
             # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
             bend = -slope - damping * tree.dot(direction, direction)
             promised = -length * slope - length**2 / 2 * bend
-            hidden = promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs()
-            kept = torch.where(hidden, 0.5, (here.value - new.value) / promised)
-            kept = torch.where(solved.steps > 0, kept, 0.0)
+            moved = length > 0  # where the line search found no length, the model is of no use: more damping
+            hidden = moved & (promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs())
+            kept = torch.where(hidden, 0.5, (here.value - new.value) / torch.where(moved, promised, 1.0))
+            kept = torch.where(moved & (solved.steps > 0), kept, 0.0)
             scale = torch.where(solved.min_curvature.isfinite(), solved.min_curvature.abs(), 0.0)
             raised = torch.maximum(4 * damping, scale)
             damping = torch.where(kept > 0.75, damping / 4, torch.where(kept > 0.25, damping, raised))
