@@ -123,6 +123,8 @@ def _written(path, tensors, facts):
         (lambda t, f: f.update(classes=7), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "a", "b", "c"]), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "b"]), "has shape"),
+        (lambda t, f: f["config"].update(filters=10**6), "has shape"),  # 10 TB, were it built
+        (lambda t, f: f["config"].update(filters="8"), "--filters must be a whole number"),
         (lambda t, f: f.update(temperature=0), "temperature cannot be so"),
         (lambda t, f: f.update(temperature="1"), "temperature cannot be so"),
         (lambda t, f: f.update(strange=float("nan")), "strange cannot be so"),
