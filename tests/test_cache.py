@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from metagrad import MetagradError, MetagradWarning
+from metagrad import MetagradError, MetagradWarning, files
 from metagrad.data import arrays, cache, folder, mapped, pictures, sources
 from metagrad.data.cache import Damaged
 
@@ -385,19 +385,27 @@ def test_who_was_killed_while_it_made_an_entry_is_not_waited_for(tmp_path):
     process.join()
     place = tmp_path / "cache" / "pictures"
     (left,) = place.glob(".metagrad-*.tmp")
-    os.utime(left, (0, 0))  # a day later
+    os.utime(left, (0, 0))  # seconds later
     assert folder.load(tmp_path / "set", size=SIZE, cache_dir=tmp_path / "cache").digest
     assert not left.exists()
 
 
-def test_only_what_was_forgotten_a_day_ago_is_removed(tmp_path):
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path):
     old = [f".metagrad-{'0' * 16}.tmp", ".metagrad-x.tmp", ".mine", "mine.tmp"]
     for name in (*old, f".metagrad-{'1' * 16}.tmp"):
         (tmp_path / name).write_text("")
     for name in old:
         os.utime(tmp_path / name, (0, 0))
-    with cache.locked(tmp_path / "entry", "it"):
-        pass
+
+    def write(part):
+        part.write_text("half")
+        os.utime(part, (0, 0))  # for a long time already
+        with cache.locked(tmp_path / "entry", "it"):
+            pass
+        assert part.exists()
+
+    files.write_atomically(tmp_path / "slow", write, refused=lambda error: MetagradError(str(error)))
+    (tmp_path / "slow").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {"entry.lock", *old[1:], f".metagrad-{'1' * 16}.tmp"}
 
 

@@ -8,10 +8,16 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from metagrad.errors import MetagradError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.metagrad-[0-9a-f]{16}\.tmp")
 # Windows has neither: a link is not followed to be opened there anyway, and bytes are bytes with O_BINARY.
@@ -42,7 +48,7 @@ def write_atomically(
     MetagradError
         as ``refused`` says; what was at ``path`` before is still there, and no temporary file is left.
     """
-    temporary = None
+    temporary = held = None
     if follow:
         path = Path(os.path.realpath(path))
     try:
@@ -51,7 +57,8 @@ def write_atomically(
         temporary = path.with_name(f".metagrad-{secrets.token_hex(8)}.tmp")
         # Private from the first byte on where the old file was. Not tempfile: its files are for their owner alone, and
         # a cache or a run may be shared.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _OWN_FILE, 0o666 if mode is None else mode))
+        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _OWN_FILE, 0o666 if mode is None else mode)
+        _lock(held)  # as long as it is written: who tidies up sees that it is no leftover
         mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
         write(temporary)
         temporary.chmod(mode)  # a library may have put a file of its own there, for its owner alone
@@ -63,6 +70,8 @@ def write_atomically(
     except OSError as error:
         raise refused(error) from error
     finally:
+        if held is not None:
+            os.close(held)
         if temporary is not None:
             with contextlib.suppress(OSError):  # a name too long cannot even be looked for
                 temporary.unlink(missing_ok=True)  # gone already if it was moved into place
@@ -146,6 +155,29 @@ def remove_leftovers(folder: Path) -> None:
         if is_leftover(entry.name) and entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(entry.path)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Say whether nobody writes to a temporary file any more; where files cannot be locked, after a day."""
+    try:
+        file = os.open(path, os.O_WRONLY | _OWN_FILE)
+    except OSError:
+        return False
+    try:
+        return _lock(file) if fcntl else time.time() - os.fstat(file).st_mtime > 86400
+    finally:
+        os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Lock an open file for as long as it is open, and say whether nobody else had done so."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another's, or a file system without locks
+        return False
+    return True
 
 
 def require_readable(path: Path, *, missing: str) -> None:

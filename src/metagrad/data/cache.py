@@ -23,13 +23,12 @@ import platformdirs
 
 from metagrad import strict_json
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.files import is_leftover, write_atomically, write_text
+from metagrad.files import is_abandoned, is_leftover, write_atomically, write_text
 
 _Found = TypeVar("_Found")
 
 _PATIENCE = 2.0  # seconds to wait for another process before it is said
-# Seconds: who writes a file touches it every few, and who left one this old was killed.
-_FORGOTTEN = 24 * 3600.0
+_FORGOTTEN = 2.0  # seconds: between making a temporary file and locking it, or moving it, there are microseconds
 # A file system without locks, or a lock that another user made: work may be done twice, but files are whole all the
 # same.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
@@ -199,7 +198,8 @@ def _remove_forgotten(folder: Path) -> None:
     for entry in os.scandir(folder):
         if is_leftover(entry.name) and entry.is_file(follow_symlinks=False):
             with contextlib.suppress(OSError):
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > _FORGOTTEN:
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _FORGOTTEN
+                if old and is_abandoned(Path(entry.path)):
                     os.unlink(entry.path)
 
 
