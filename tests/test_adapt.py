@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 from commands import adapt, rows_of
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from strokes import dataset, drawings
 from toyruns import config
 
 import metagrad
-from metagrad import strict_json, tensorfile
+from metagrad import MetagradError, strict_json, tensorfile
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import CALIBRATION
 from metagrad.classifier.learner import Learner
+from metagrad.classifier.support import read_support
 from metagrad.cli.main import main
+from metagrad.data.reading import Reading
 from metagrad.training import loop
 from metagrad.training.run import Run
 
@@ -353,3 +355,34 @@ def test_the_model_that_comes_along(pictures, capsys):
     assert sum(row["picture"].split("/")[1] == row["class"] for row in rows) >= 13
     shipped = Path(metagrad.__file__).parent / "classifier" / "models"
     assert sum(path.stat().st_size for path in shipped.rglob("*")) < 2_000_000
+
+
+def page(top, size=4, left=20):
+    found = Image.new("L", (100, 100), 255)
+    ImageDraw.Draw(found).rectangle((left, top, left + 10 * size, top + size), fill=0)
+    return found
+
+
+def test_drawings_that_differ_in_place_or_size_alone_are_two(tmp_path):
+    drawn = {"hyphen/0": page(48), "hyphen/1": page(48, left=30), "underscore/0": page(88), "dash/0": page(45, size=6)}
+    for name, one in drawn.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        one.save(tmp_path / "set" / f"{name}.png")
+    drawn["hyphen/0"].save(tmp_path / "set" / "hyphen" / "again.bmp")
+    reading = Reading.of("glyphs", None)
+    found = read_support(tmp_path / "set", reading, most=100)
+    assert sorted(found.labels) == ["dash", "hyphen", "hyphen", "underscore"]
+    said = " ".join(found.notes)
+    assert "left out 1 that repeat another of their class" in said
+    assert "of two classes, yet alike to the network" in said
+    drawn["hyphen/0"].save(tmp_path / "set" / "underscore" / "1.gif")
+    with pytest.raises(MetagradError, match=r"hyphen/.* and underscore/1.gif are the same picture in two classes"):
+        read_support(tmp_path / "set", reading, most=100)
+
+
+def test_days_in_a_class_folder_are_of_the_class(pictures):
+    (pictures / "known" / "kind 0 ё" / "monday").mkdir()
+    (pictures / "new" / "kind 0 ё" / "2.png").rename(pictures / "known" / "kind 0 ё" / "monday" / "2.png")
+    found = read_support(pictures / "known", Reading.of("glyphs", None), most=100)
+    assert len(set(found.labels)) == 4
+    assert any("'kind 0 ё/monday' is of 'kind 0 ё'" in note for note in found.notes)

@@ -1,11 +1,13 @@
 """The classifier in scikit-learn's clothes: its own checks, and what people do with estimators."""
 
+import math
 import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
@@ -15,6 +17,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from strokes import drawings
 
 from metagrad import FewShotClassifier
+from metagrad.classifier import estimator
 
 # What an estimator of pictures cannot do, and why; docs/howto/own-images.md says it.
 EXPECTED = {
@@ -32,10 +35,29 @@ def drawn():
     return pictures, np.repeat(["no", "yes", "maybe", "?"], 6)
 
 
+class Filled(FewShotClassifier):
+    """Rows of any length, filled up to square pictures: scikit-learn checks with points of 1 to 20 numbers."""
+
+    def _pictures(self, X, y="no_validation"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimator, "from_rows", self._filled)
+            return super()._pictures(X, y)
+
+    @staticmethod
+    def _filled(rows):
+        side = max(4, math.isqrt(rows.shape[1]) + 1)
+        paper = np.full((len(rows), side**2 - rows.shape[1]), -1.0)
+        paper[:, -2:] = 1.0  # so that something is drawn on each
+        return np.hstack([np.tanh(rows / 10), paper]).reshape(-1, side, side)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+
 def test_scikit_learn_s_own_checks(learned):
-    results = check_estimator(
-        FewShotClassifier(str(learned)), expected_failed_checks=EXPECTED, on_skip=None, on_fail="raise"
-    )
+    results = check_estimator(Filled(str(learned)), expected_failed_checks=EXPECTED, on_skip=None, on_fail="raise")
     passed = {result["check_name"] for result in results if result["status"] == "passed"}
     assert len(passed) >= 40
     assert {"check_estimators_pickle", "check_estimators_unfitted", "check_get_params_invariance",
@@ -52,7 +74,16 @@ def test_forms_of_pictures_give_the_same(learned, drawn, tmp_path):
         "arrays": pictures,
         "rows": pictures.reshape(24, -1),
         "floats": pictures.astype(np.float64) / 255,
+        "whole numbers": pictures.astype(np.int64),
         "colour": np.repeat(pictures[..., None], 3, -1),
+        "channels first": np.repeat(pictures[:, None], 3, 1),
+        "one channel": pictures[:, None] / np.float32(255),
+        "colour in rows": np.repeat(pictures[..., None], 3, -1).reshape(24, -1),
+        "opaque": np.concatenate([np.repeat(pictures[..., None], 3, -1), np.full_like(pictures, 255)[..., None]], -1),
+        "ink alone": np.stack([*np.zeros((3, *pictures.shape), np.uint8), 255 - pictures], -1),
+        "tensors": torch.from_numpy(pictures)[:, None].float() / 255,
+        "a list": list(pictures),
+        "pictures of Pillow": [Image.fromarray(one).convert("P") for one in pictures],
         "paths": files,
         "names": [str(path) for path in files],
     }
@@ -84,7 +115,7 @@ def test_copies_and_what_is_wrong(learned, drawn):
     model = FewShotClassifier(str(learned)).fit(pictures, y)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(pictures), model.predict_proba(pictures))
-    assert clone(model).get_params() == {"run": str(learned)}
+    assert clone(model).get_params() == {"run": str(learned), "class_weight": "balanced"}
     assert model.strangeness(pictures).shape == (24,)
     assert list(model.classes_) == sorted(set(y))
     with pytest.raises(ValueError, match="one class"):
@@ -108,7 +139,7 @@ def test_a_fit_that_fails_leaves_the_one_before(learned, drawn):
     pictures, y = drawn
     model = FewShotClassifier(str(learned)).fit(pictures, y)
     before = model.predict_proba(pictures)
-    for X, labels in ((pictures, ["z"] * len(y)), (pictures[:, None], y), (pictures[:0], [])):
+    for X, labels in ((pictures, ["z"] * len(y)), (pictures[:, None, None], y), (pictures[:0], [])):
         with pytest.raises(ValueError, match=r"one class|are \(n, H, W\)|no pictures|labels|samples"):
             model.fit(X, labels)
         assert np.array_equal(model.predict_proba(pictures), before)
@@ -137,3 +168,60 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"a\.png cannot be read \(it is no picture"):
         FewShotClassifier().fit([tmp_path / "a.png"] * 2, ["a", "b"])
+
+
+def test_columns_of_a_data_frame(learned, drawn, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pictures, y = drawn
+    paths = [str(tmp_path / f"{number}.png") for number in range(24)]
+    for one, path in zip(pictures, paths, strict=True):
+        Image.fromarray(one).save(path)
+    frame = pandas.DataFrame({"path": paths, "kind": y, "pixels": list(pictures)})
+    expected = FewShotClassifier(learned).fit(pictures, y).predict_proba(pictures)
+    for X in (frame["path"], frame[["path"]], frame["pixels"], pandas.DataFrame(pictures.reshape(24, -1))):
+        model = FewShotClassifier(learned).fit(X, frame["kind"])
+        np.testing.assert_allclose(model.predict_proba(X), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"3 columns, .* name the one that holds pictures, such as X\['path'\]"):
+        FewShotClassifier(learned).fit(frame, y)
+
+
+def test_pictures_of_their_own_sizes(learned, drawn):
+    pictures, y = drawn
+    some = [one[:40] if number % 2 else np.repeat(one[..., None], 3, -1) for number, one in enumerate(pictures)]
+    assert (FewShotClassifier(learned).fit(some, y).predict(some) == y).mean() > 0.6
+
+
+def test_what_is_no_picture_is_refused(learned, drawn):
+    pictures, y = drawn
+    blank = pictures.copy()
+    blank[3] = 255
+    cases = [
+        (np.random.default_rng(0).random((24, 13)), "rows of 13 numbers are no pictures: .*64, 192, 784"),
+        (np.random.default_rng(0).random((24, 4)), "rows of 4 numbers are no pictures"),
+        (np.zeros((24, 5, 56, 56)), r"\(24, 5, 56, 56\) they cannot be told"),
+        (np.zeros((24, 3, 56, 3)), "they cannot be told"),
+        (blank, "picture 3 cannot be read .nothing is drawn on it"),
+        ([*pictures[:23], np.full((56, 56), np.nan)], "picture 23 contain NaN"),
+        ([*pictures[:23], "a.png"], "picture 23|inhomogeneous|no file name|string"),
+    ]
+    for X, says in cases:
+        with pytest.raises(ValueError, match=says):
+            FewShotClassifier(learned).fit(X, y)
+
+
+@pytest.mark.parametrize(("fitted", "asked"), [(255, 1), (1, 255)])
+def test_another_range_than_fitted_on_is_refused(learned, drawn, fitted, asked):
+    pictures, y = drawn
+    model = FewShotClassifier(learned).fit(pictures / (255 / fitted), y)
+    with pytest.raises(ValueError, match=f"from 0 to {fitted}, asked about some up to {asked}: scale both alike"):
+        model.predict(pictures / (255 / asked))
+
+
+def test_weights_by_label(learned, drawn):
+    pictures, y = drawn
+    number = np.unique(y, return_inverse=True)[1]
+    heavy = FewShotClassifier(learned, class_weight={np.int64(0): np.float32(1000)}).fit(pictures, number)
+    even = FewShotClassifier(learned).fit(pictures, number)
+    assert heavy.predict_proba(pictures)[:, 0].mean() > even.predict_proba(pictures)[:, 0].mean()
+    with pytest.raises(ValueError, match="class_weight names 7, which is none of the labels"):
+        FewShotClassifier(learned, class_weight={7: 1.0}).fit(pictures, number)

@@ -3,18 +3,25 @@
 import io
 import json
 import os
+import shutil
 import struct
+import unicodedata
 import zipfile
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from metagrad import MetagradError, MetagradWarning, data
 from metagrad.data import folder, pictures
 from metagrad.data.archive import fingerprint
+from metagrad.data.class_folders import candidates
 from metagrad.fewshot import EpisodeSampler
 from metagrad.training.config import TrainConfig
 from metagrad.training.setup import episodes_of, too_few
@@ -342,3 +349,98 @@ def test_archives_that_hide_their_pictures_are_called_so(tmp_path):
             broken.writestr(name, b"not a picture")
     with pytest.raises(MetagradError, match="none of 2 files can be read"):
         folder.load(tmp_path / "none.zip", size=SIZE)
+
+
+def place(root, name, seed):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(seed))
+
+
+def deep(root, names="abcdef", days=("2019", "2020/may")):
+    for c, name in enumerate(names):
+        for d, day in enumerate(days):
+            for i in range(3):
+                place(root, f"{name}/{day}/{i}.png", 100 * c + 10 * d + i)
+    return root
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_in_a_class_folder_are_part_of_the_class_and_that_is_said(tmp_path, packed):
+    root = deep(tmp_path / "set")
+    place(root, "a/loose.png", 999)
+    (root / "a" / "2019" / "readme.txt").write_text("no picture, and no empty folder")
+    if packed:
+        shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "set")
+        root = tmp_path / "packed.zip"
+    found = folder.load(root, size=SIZE)
+    names = [name for which in classes_of(found).values() for name in which]
+    assert sorted(names) == list("abcdef")
+    assert found.train.counts.sum() + found.val.counts.sum() + found.test.counts.sum() == 37
+    (said,) = [note for note in found.notes if "part of the class" in note]
+    assert "'a/2019' is of 'a', as in 5 more" in said
+    assert not [note for note in found.notes if "no pictures" in note]
+    assert folder.load(root, size=SIZE).notes == found.notes, "also when it was decoded before"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdefgh"), st.lists(st.sampled_from(["2019", "2020", "x"]), max_size=3)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_however_deep_files_lie_a_class_is_one_folder(places):
+    names = sorted({"/".join(["set", "top", label, *days, "1.png"]) for label, days in places})
+    tops = {name.split("/")[2] for name in names}
+    for source in (Path("set.zip"), Path(__file__).parent):
+        own = "" if source.suffix else f"{source.name}/"
+        found = candidates(SimpleNamespace(source=source, names=tuple(own + name for name in names)))
+        if len(tops) > 1:  # one alone may be the folder of all class folders
+            assert {one.label for one in found.pictures.values()} == tops
+            assert all(one.shown.startswith(f"{one.label}/") for one in found.pictures.values())
+
+
+def test_a_split_that_names_folders_in_folders_makes_them_classes(tmp_path):
+    root = deep(tmp_path / "set", "abc", ("1", "2"))
+    split = {"train": ["a/1", "a/2", "b/1"], "val": ["b/2"], "test": ["c/1", "c/2"]}
+    found = folder.load(root, size=SIZE, split=split)
+    assert classes_of(found) == {which: set(names) for which, names in split.items()}
+    assert not found.notes
+    (root / "split.json").write_text(json.dumps(split))
+    assert folder.load(root, size=SIZE).digest == found.digest
+
+
+def test_folders_of_a_split_hold_class_folders_that_may_be_deep(tmp_path):
+    root = split_folders(tmp_path / "set")
+    place(root, "train/k0/2020/more.png", 901)
+    place(root, "test/k5/2020/copy.png", 0)
+    found = folder.load(root, size=SIZE)
+    assert classes_of(found) == {"train": {"k0", "k1", "k2"}, "val": {"k3", "k4"}, "test": {"k5", "k6"}}
+    assert found.train.counts.tolist() == [4, 3, 3]
+    with pytest.raises(MetagradError, match=r"same picture as .*, in t.* and t"):
+        folder.load(root, size=SIZE, strict=True)
+
+
+def test_a_folder_around_the_class_folders_is_no_class(tmp_path):
+    plain = folder.load(fill(tmp_path / "plain"), size=SIZE)
+    around = folder.load(fill(tmp_path / "set" / "images").parent, size=SIZE)
+    assert classes_of(around) == classes_of(plain)
+    split = {"train": ["images/class 0"], "val": ["images/class 1"], "test": ["images/class 2"]}
+    before = folder.load(tmp_path / "set", size=SIZE, split=split)  # as a run from before remembers its classes
+    assert before.test.names == ("images/class 2",)
+
+
+def test_accents_written_in_two_ways_are_one_class(tmp_path):
+    root = fill(tmp_path / "set", classes=6)
+    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    place(root, f"{one}/1.png", 801)
+    place(root, f"{other}/2.png", 802)
+    if len(list(root.iterdir())) < 8:
+        pytest.skip("this file system takes both for one name")
+    found = pictures.load(root, size=SIZE)
+    assert found.counts[one] == 2
+    assert other not in found.counts
+    assert any("two folders are one class, 'é'" in note for note in found.notes())
+    split = {"train": [other, "class 0"], "val": ["class 1"], "test": ["class 2"]}
+    assert folder.load(root, size=SIZE, split=split).train.names == (one, "class 0")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -19,24 +17,40 @@ try:
 except ImportError as error:
     raise ImportError("FewShotClassifier needs scikit-learn 1.6 or later: pip install scikit-learn") from error
 
+from metagrad.classifier.given import (
+    Pictures,
+    Span,
+    are_files,
+    arrays,
+    as_bytes,
+    column,
+    from_rows,
+    require_alike,
+    span_of,
+)
 from metagrad.classifier.learner import Learner
-from metagrad.data.pictures import reason
-from metagrad.data.reading import Blank, Reading
-from metagrad.errors import MetagradError
+from metagrad.data.decoding import reason
+from metagrad.data.reading import Reading
+from metagrad.errors import MetagradError, in_short
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """Learn classes from a few examples of each, with what a metagrad run has learned.
 
-    Pictures may be files (strings or paths), arrays ``(n, H, W)`` or ``(n, H, W, 3)``, or the rows of a matrix: a row
-    whose length is a square number, or three times one, is a picture laid out row by row; any other is filled up with
-    the least value to such a one. Numbers are scaled so that the least and the greatest of the training pictures are
-    black and white.
+    Pictures may be files (strings or paths), arrays or tensors ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)`` of
+    1, 3 or 4 channels, a list of such of their own sizes, or the rows of a matrix: a row whose length is a square
+    number, or three times one, is a picture laid out line by line. A column of a data frame will do. All are read as
+    files are: what is transparent is paper, and a picture on which nothing is drawn is refused where drawings are
+    wanted. Black and white are 0 and 1, or 0 and 255, where the training pictures' numbers are such, else the least and
+    the greatest of them.
 
     Parameters
     ----------
     run:
         run directory, or ``"glyphs"``: the model of drawn characters that comes with metagrad.
+    class_weight:
+        how much each class counts: ``"balanced"``, all alike however many pictures there are of each; ``None``, all
+        pictures alike; or numbers by label, 1 for those that are left out.
 
     Attributes
     ----------
@@ -57,8 +71,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     (3,)
     """
 
-    def __init__(self, run: str | Path = "glyphs") -> None:
+    def __init__(
+        self, run: str | Path = "glyphs", *, class_weight: str | Mapping[Any, float] | None = "balanced"
+    ) -> None:
         self.run = run
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
         """Adapt to the pictures ``X`` and their labels ``y``.
@@ -72,7 +89,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         if not isinstance(self.run, str | Path):
             raise TypeError(f'run is a directory or "glyphs", not {self.run!r}')
-        pictures = self._pictures(X, y)
+        pictures, form = self._pictures(X, y)
         y = column_or_1d(y, warn=True)
         try:
             check_classification_targets(y)
@@ -84,16 +101,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"FewShotClassifier needs two classes at least, y has one class: {classes[0]}")
         learner = Learner.of(Path(self.run))
-        span = None if _is_files(pictures) else (float(np.min(pictures)), float(np.max(pictures)))
+        span = None if are_files(pictures) else span_of(pictures)
         digits = len(str(len(classes)))
-        names = [f"{number:0{digits}}" for number in index]  # in the order of the labels, as text too
+        called = [f"{number:0{digits}}" for number in range(len(classes))]  # in the order of the labels, as text too
+        weight = _by_name(self.class_weight, classes, called)
         try:
             images = _images(pictures, learner.reading, span)
-            adapted = learner.adapt(images, names)
+            adapted = learner.adapt(images, [called[number] for number in index], class_weight=weight)
         except MetagradError as error:
             raise ValueError(str(error)) from error
         # Only now, so that what was fitted before stays whole where this fit fails.
-        self.classes_, self.range_, self.form_ = classes, span, _form(pictures)
+        self.classes_, self.range_, self.form_ = classes, span, form
         said = tuple(str(label) for label in classes)
         self.classifier_ = replace(adapted, classes=said if len(set(said)) == len(said) else adapted.classes)
         return self
@@ -113,51 +131,66 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _judged(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
-        pictures = self._pictures(X)
-        if _form(pictures) != self.form_:
-            raise ValueError(f"fitted on {self.form_}, asked about {_form(pictures)}")
+        pictures, form = self._pictures(X)
+        if form != self.form_:
+            raise ValueError(f"fitted on {self.form_}, asked about {form}")
+        if self.range_ is not None:
+            require_alike(pictures, self.range_)
         images = _images(pictures, self.classifier_.reading, self.range_)
         probabilities, strangeness = self.classifier_.judge(images)
         probabilities = probabilities.double()
         return (probabilities / probabilities.sum(1, keepdim=True)).numpy(), strangeness.numpy()
 
-    def _pictures(self, X: Any, y: Any = "no_validation") -> Any:
-        """Check what was given; return file names, or an array of pictures."""
-        if _is_files(X):
-            return list(X)
-        found = np.asarray(X) if not hasattr(X, "sparse") else X
-        if isinstance(found, np.ndarray) and found.ndim in (3, 4) and found.dtype.kind in "buif":
-            if not np.isfinite(found).all():
-                raise ValueError("the pictures contain NaN or infinite numbers")
-            if found.ndim == 4 and found.shape[-1] not in (3, 4):
-                raise ValueError(f"pictures are (n, H, W) or (n, H, W, 3), these are {found.shape}")
-            if not found.size:
-                raise ValueError(f"there are no pictures: {found.shape}")
-            return found.astype(np.uint8) if found.dtype.kind == "b" else found
+    def _pictures(self, X: Any, y: Any = "no_validation") -> tuple[Pictures, str]:
+        """Check what was given; return file names, or pictures, and what they were given as."""
+        X = column(X)
+        if are_files(X):
+            return list(X), "files"
+        found = arrays(X)
+        if found is not None:
+            return found, "an array of pictures"
         if isinstance(y, str):
-            return validate_data(self, X, reset=False, dtype=np.float64)
-        return validate_data(self, X, y, dtype=np.float64)[0]
+            if getattr(self, "form_", _ROWS) != _ROWS:
+                raise ValueError(f"fitted on {self.form_}, asked about {_ROWS}")
+            return from_rows(validate_data(self, X, reset=False, dtype=np.float64)), _ROWS
+        return from_rows(validate_data(self, X, y, dtype=np.float64)[0]), _ROWS
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # not any: rows are square pictures
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
 
 
-def _form(pictures: Any) -> str:
-    """Say what pictures were given as."""
-    if _is_files(pictures):
-        return "files"
-    return "rows of a matrix" if pictures.ndim == 2 else "an array of pictures"
+_ROWS = "rows of a matrix"
 
 
-def _images(pictures: Any, reading: Reading, span: tuple[float, float] | None) -> torch.Tensor:
+def _by_name(class_weight: Any, classes: np.ndarray, called: list[str]) -> Any:
+    """Return weights by the names that the classes have while adapting; what is no dictionary as it is."""
+    if not isinstance(class_weight, Mapping):
+        return class_weight
+    names = dict(zip(classes.tolist(), called, strict=True))
+    found = {}
+    for label, weight in class_weight.items():
+        own = label.item() if isinstance(label, np.generic) else label
+        if own not in names:
+            raise ValueError(f"class_weight names {in_short(repr(own), 100)}, which is none of the labels")
+        found[names[own]] = weight.item() if isinstance(weight, np.generic) else weight
+    return found
+
+
+def _images(pictures: Pictures, reading: Reading, span: Span | None) -> torch.Tensor:
+    """Read pictures, all by one reader."""
     if span is None:
         return torch.from_numpy(np.stack([_read(Path(path), reading) for path in pictures]))
-    least, most = span
-    scaled = ((pictures - least) / max(most - least, 1e-300) * 255).clip(0, 255).round().astype(np.uint8)
-    return torch.from_numpy(np.stack([_picture(one, reading) for one in scaled]))
+    found = []
+    for number, one in enumerate(pictures):
+        try:
+            found.append(reading.pixels(as_bytes(one, span)))
+        except ValueError as error:
+            raise ValueError(f"picture {number} cannot be read ({reason(error)})") from error
+    return torch.from_numpy(np.stack(found))
 
 
 def _read(path: Path, reading: Reading) -> np.ndarray:
@@ -166,27 +199,3 @@ def _read(path: Path, reading: Reading) -> np.ndarray:
         return reading(data)
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
         raise ValueError(f"{path} cannot be read ({reason(error)})") from error
-
-
-def _is_files(pictures: Any) -> bool:
-    if isinstance(pictures, str | Path):
-        raise ValueError(f"give a list of pictures, not one name: [{str(pictures)!r}]")
-    if not (isinstance(pictures, Sequence | np.ndarray) and len(pictures) > 0 and isinstance(pictures[0], str | Path)):
-        return False
-    for number, one in enumerate(pictures):
-        if not isinstance(one, str | Path):
-            raise ValueError(f"picture {number} is no file name but {one!r}")
-    return True
-
-
-def _picture(one: np.ndarray, reading: Reading) -> np.ndarray:
-    if one.ndim == 1:
-        channels = 3 if math.isqrt(len(one) // 3) ** 2 * 3 == len(one) and reading.kind == "photograph" else 1
-        side = math.isqrt(math.ceil(len(one) / channels) - 1) + 1
-        filled = np.zeros(side * side * channels, np.uint8)
-        filled[: len(one)] = one
-        one = filled.reshape((side, side, 3) if channels == 3 else (side, side))
-    try:
-        return reading.picture(Image.fromarray(one).convert("RGB"))
-    except Blank:  # as good a picture as any here
-        return np.zeros((reading.channels, reading.size, reading.size), np.uint8)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import Calibration
 from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
+from metagrad.data.names import short
 from metagrad.data.reading import Reading
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, in_short
 from metagrad.fewshot import R2D2, Batch, ProtoNet
+from metagrad.fewshot.algorithms.base import WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
+from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 from metagrad.training.config import TrainConfig
 from metagrad.training.record import versions
@@ -29,6 +32,7 @@ from metagrad.tree import Params
 
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
+ClassWeight = Literal["balanced"] | Mapping[str, float] | None
 _TURNS = 10  # at most so many times one image of each class is left out
 
 
@@ -94,7 +98,7 @@ class Learner:
         return cls(run.config, Reading.of(run.dataset, size), theta)
 
     @default_modes()
-    def adapt(self, images: Tensor, labels: Sequence[str]) -> Classifier:
+    def adapt(self, images: Tensor, labels: Sequence[str], *, class_weight: ClassWeight = "balanced") -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
 
         Parameters
@@ -103,11 +107,15 @@ class Learner:
             uint8 ``(N, C, H, W)``, as :attr:`reading` makes them.
         labels:
             the class of each; classes are put in alphabetical order.
+        class_weight:
+            how much a class counts in what is adapted. ``"balanced"``: all alike, however many images there are of
+            each; else the many decide for the few. ``None``: all images alike. Or numbers by class, of an image of it,
+            whose ratios matter; 1 for those that are left out. Nearest class means (``protonet``) know of no weights.
 
         Raises
         ------
         MetagradError
-            for fewer than two classes, or more images than fit into one adaptation.
+            for fewer than two classes, weights that cannot be, or more images than fit into one adaptation.
         """
         classes = tuple(sorted(set(labels)))
         if len(classes) < 2:
@@ -119,7 +127,8 @@ class Learner:
                 f"{len(images)} support images are more than {self.most}: a few of each class do, test on the rest"
             )
         y = torch.tensor([classes.index(label) for label in labels])
-        ((network, grad_norm),) = self.solved(images[None], y[None], len(classes))
+        weight = example_weights(y, classes, class_weight)
+        ((network, grad_norm),) = self.solved(images[None], y[None], len(classes), weight)
         with torch.inference_mode():
             scores, features = judged(network, images.float() / 255)
             landmarks = Landmarks.of(features, y, len(classes))
@@ -148,13 +157,17 @@ class Learner:
         )
 
     @default_modes()
-    def solved(self, images: Tensor, y: Tensor, ways: int) -> list[tuple[nn.Module, float]]:
+    def solved(
+        self, images: Tensor, y: Tensor, ways: int, weight: Tensor | None = None
+    ) -> list[tuple[nn.Module, float]]:
         """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
 
         Parameters
         ----------
         images, y:
             uint8 ``(T, N, C, H, W)`` and int64 ``(T, N)``, labels below ``ways``.
+        weight:
+            ``(N,)``, how much each image counts, 1 in the mean; ``None``: all alike.
         """
         config = replace(self.config, ways=ways)
         method, model = built(config, channels=self.reading.channels, size=self.reading.size)
@@ -164,7 +177,7 @@ class Learner:
         for some, labels in zip(images.split(size), y.split(size), strict=True):
             x = some.float() / 255
             with torch.no_grad():
-                solution = method.adapt(model, theta, Batch(x, labels))
+                solution = method.adapt(model, theta, _batch(x, labels, weight))
                 weights = method.weights(model, theta, solution)
             for task, left in enumerate(solution.grad_norm.tolist()):
                 found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
@@ -176,6 +189,7 @@ class Learner:
         images: Tensor,
         labels: Sequence[str],
         *,
+        class_weight: ClassWeight = "balanced",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, float] | None:
         """Adapt without one image of each class and classify those, in turn, ten times at most.
@@ -198,12 +212,13 @@ class Learner:
         for done in range(turns):
             out = (turn == done) & (counts[y] > 1)
             rest = ~out
+            weight = example_weights(y[rest], classes, class_weight)
             if head is None:
-                ((network, _),) = self.solved(images[rest][None], y[rest][None], ways)
+                ((network, _),) = self.solved(images[rest][None], y[rest][None], ways, weight)
                 with torch.inference_mode():
                     scores = network(images[out].float() / 255)
             else:
-                scores = head.scores(rest, y[rest], out)
+                scores = head.scores(rest, y[rest], out, weight)
             right += int((scores.argmax(-1) == y[out]).sum())
             asked += int(out.sum())
             progress(done + 1, turns)
@@ -237,8 +252,39 @@ class _HeadAlone:
     theta: Params
     features: Tensor
 
-    def scores(self, learned: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+    def scores(self, learned: Tensor, y: Tensor, asked: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the scores of the images ``asked``, adapted to those ``learned`` and their labels."""
         with torch.no_grad():
-            solution = self.method.adapt(self.model, self.theta, Batch(self.features[learned][None], y[None]))
+            solution = self.method.adapt(self.model, self.theta, _batch(self.features[learned][None], y[None], weight))
             return self.method.predict(self.model, self.theta, solution, self.features[asked][None])[0]
+
+
+def example_weights(y: Tensor, classes: Sequence[str], class_weight: ClassWeight) -> Tensor | None:
+    """Return how much each image counts, 1 in the mean, or ``None`` where all count alike.
+
+    Raises
+    ------
+    MetagradError
+        for weights of classes that there are none of, or that are not positive numbers.
+    """
+    if class_weight is None:
+        return None
+    counts = torch.bincount(y, minlength=len(classes)).double()
+    if class_weight == "balanced":
+        each = 1 / counts.clamp(min=1)
+    elif isinstance(class_weight, Mapping):
+        if stray := sorted(str(name) for name in class_weight if name not in classes):
+            raise MetagradError(f"class_weight names {short(stray[0])!r}: the classes are {short(', '.join(classes))}")
+        for name, value in class_weight.items():
+            if not is_number(value) or value <= 0:
+                raise MetagradError(f"class_weight of {short(name)!r} must be a positive number, got {in_short(value)}")
+        each = torch.tensor([float(class_weight.get(name, 1.0)) for name in classes], dtype=torch.float64)
+    else:
+        raise MetagradError(f'class_weight is "balanced", None or numbers by class, not {in_short(class_weight)}')
+    weight = each[y]
+    return None if (weight == weight[0]).all() else (weight / weight.mean()).float()
+
+
+def _batch(x: Tensor, y: Tensor, weight: Tensor | None) -> Batch:
+    """Return a support set; one that is weighted has the same fields and one more."""
+    return Batch(x, y) if weight is None else cast(Batch, WeightedBatch(x, y, weight.expand_as(y)))

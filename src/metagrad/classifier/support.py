@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,19 +12,21 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metagrad.data.archive import DEFAULT_MAX_MEMBER_BYTES, Members, open_members
+from metagrad.data.class_folders import ENDINGS, Candidate, candidates
 from metagrad.data.decoding import reason
 from metagrad.data.names import short
-from metagrad.data.pictures import ENDINGS, candidates, files_of, some_of
+from metagrad.data.pictures import files_of, some_of
 from metagrad.data.reading import COLOURED, Reading
 from metagrad.errors import MetagradError
 
+T = TypeVar("T")
 _AT_ONCE = 64
 _LOOKED_AT = 50  # pictures whose colours are looked at
 
@@ -60,7 +61,8 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         if there is none, or more than ``most``, a class has none that can be read, or a picture lies in two classes.
     """
     with open_members(source) as members:
-        names, archives, others = candidates(members)
+        there = candidates(members)
+        names, archives, others = there.pictures, there.archives, there.others
         if not names:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
@@ -71,34 +73,45 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
                 f"{source} has {len(names)} pictures, more than {most}: a few of each class do, test on the rest"
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
-            read = pool.map(lambda name: _tried(partial(members.read, name), reading), sorted(names))
+            read = pool.map(lambda name: _tried(partial(members.read, name), reading.told_apart), sorted(names))
             found = [(names[name], result) for name, result in zip(sorted(names), read, strict=True)]
         coloured = _coloured(members, sorted(names)[:: len(names) // _LOOKED_AT + 1], reading)
     images, labels, skipped, twice = [], [], [], []
-    seen: dict[bytes, str] = {}
-    for name, result in found:
-        label = name.rpartition("/")[0]
+    seen: dict[bytes, Candidate] = {}
+    looks: dict[bytes, Candidate] = {}
+    same: list[str] = []
+    for place, result in found:
+        label, name = place
         if isinstance(result, str):
             skipped.append(f"{name}: {result}")
             continue
-        first = seen.setdefault(hashlib.sha256(result.tobytes()).digest(), name)
-        if first != name and first.rpartition("/")[0] != label:
+        image, told = result
+        first = seen.setdefault(told, place)
+        if first.label != label:
             raise MetagradError(
-                f"{short(first)} and {short(name)} are the same picture in two classes: remove one of them"
+                f"{short(first.shown)} and {short(name)} are the same picture in two classes: remove one of them"
             )
-        if first != name:
+        if first.shown != name:
             twice.append(name)
             continue
-        images.append(torch.from_numpy(result))
+        like = looks.setdefault(image.tobytes(), place)
+        if like.label != label:
+            same.append(f"{short(like.shown)} and {short(name)}")
+        images.append(torch.from_numpy(image))
         labels.append(label)
-    empty = sorted({name.rpartition("/")[0] for name in names.values()} - set(labels))
+    empty = sorted({one.label for one in names.values()} - set(labels))
     if empty:
         raise MetagradError(
             f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(skipped[0], 400)})"
         )
-    notes = [
+    notes = there.notes + [
         f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
     ]
+    if same:
+        notes.append(
+            f"of two classes, yet alike to the network, which sees drawings in the middle and of one size: "
+            f"{some_of(same)}; it cannot tell these apart"
+        )
     if coloured > COLOURED:
         notes.append(
             "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
@@ -202,12 +215,12 @@ def _contents(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _tried(read: Callable[[], bytes], reading: Reading) -> np.ndarray | str:
-    """Return the image, or why there is none."""
+def _tried(read: Callable[[], bytes], look: Callable[[bytes], T]) -> T | str:
+    """Return what is seen in a file, or why nothing is."""
     try:
         data = read()
         if not data:
             return "it is empty"
-        return reading(data)
+        return look(data)
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
         return reason(error)

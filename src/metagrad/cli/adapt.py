@@ -27,8 +27,8 @@ class Adapt:
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """Directory of the run whose learning is used; glyphs: a model of drawn characters that comes with metagrad."""
     support: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SUPPORT")]]
-    """Folder, or zip, with one folder a class and a few pictures in each: any number of classes and pictures, any
-    sizes, grey or colour."""
+    """Folder, or zip, with one folder a class and a few pictures in each, in folders of its own or not: any number of
+    classes and pictures, any sizes, grey or colour."""
     out: Annotated[Path, tyro.conf.arg(metavar="MODEL")]
     """File to write the classifier to, such as my.model; one that is there is replaced."""
 
@@ -41,7 +41,7 @@ class Adapt:
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
-        from metagrad.data.pictures import ENDINGS
+        from metagrad.data.class_folders import ENDINGS
         from metagrad.files import require_apart
         from metagrad.training.run import FILES
 

@@ -50,7 +50,8 @@ class Train:
     METAGRAD_DATA, else they are downloaded."""
     split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """folder: a JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
-    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, drawn once and for all."""
+    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, drawn once and for all.
+    Folders in a class folder are part of the class, unless a split names them ("alphabet/character")."""
     strict: bool = False
     """mini-imagenet, tiered-imagenet, folder: refuse a picture that cannot be read, rather than skip it."""
     tensorboard: bool = False

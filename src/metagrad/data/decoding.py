@@ -93,7 +93,7 @@ def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white"
             shown: Image.Image = image
             try:
                 ImageOps.exif_transpose(image, in_place=True)
-                shown = _rgb(image, behind)
+                shown = as_rgb(image, behind)
                 yield shown
             finally:
                 shown.close()  # gives the memory back before others take the room
@@ -116,7 +116,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
         return square(image, size)
 
 
-def _rgb(image: Image.Image, behind: str) -> Image.Image:
+def as_rgb(image: Image.Image, behind: str) -> Image.Image:
+    """Return a picture of any mode as RGB, transparent parts ``behind``."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         grey = np.asarray(image)  # may have a hundred million pixels: nothing of eight bytes each is made of it
         if image.mode == "F":

@@ -9,12 +9,12 @@ from typing import Any
 from metagrad import strict_json
 from metagrad.data import mapped, pictures
 from metagrad.data.archive import open_members
+from metagrad.data.class_folders import SPLIT_FOLDERS, spelt_as
 from metagrad.data.classes import Dataset
 from metagrad.data.names import short
 from metagrad.data.sources import Progress
 from metagrad.errors import MetagradError
 
-_SYNONYMS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHARES = (0.64, 0.16)  # of the classes, for training and validation, where there is no split
 
 
@@ -36,7 +36,8 @@ def load(
     source:
         a folder or a zip file. Either it has the folders ``train``, ``val`` and ``test``, and class folders in them; or
         class folders and a ``split.json`` that names the classes of each; or class folders alone, which are then
-        parted by ``seed``: 64 % of the classes to train on, 16 % to validate, 20 % to test.
+        parted by ``seed``: 64 % of the classes to train on, 16 % to validate, 20 % to test. Folders in a class folder
+        are part of the class, unless a split names them as classes of their own (``"alphabet/character"``).
     size, strict, anew, cache_dir:
         see :func:`metagrad.data.pictures.load`.
     split:
@@ -49,16 +50,24 @@ def load(
     """
     if not source.exists():
         raise MetagradError(f"{source} does not exist: pass the folder or zip of pictures with --data-dir")
-    found = pictures.load(source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress)
+    written, where = (split, "the split given") if split is not None else _written(source)
+    nested = _names_nested(written)
+    found = pictures.load(
+        source,
+        size=size,
+        strict=strict,
+        anew=anew,
+        cache_dir=cache_dir,
+        progress=progress,
+        nested=nested,
+    )
     counts, by_folder, beside = _by_folder(found.counts)
-    where = "the split given"
     if split is None:
-        split, where = by_folder, str(source)
+        split, where = (written, where) if by_folder is None else (by_folder, str(source))
     if split is None:
-        split, where = _written(source)
-    if split is None:
+        where = str(source)
         split = _parted(list(counts), seed, source)
-    chosen = mapped.require_split(split, counts, where)
+    chosen = mapped.require_split(_as_spelt(split, counts), counts, where)
     notes = list(found.notes())
     if beside:
         notes.append(f"left out the folder {short(beside[0])!r} beside train, val and test" + _more(beside))
@@ -85,8 +94,8 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
     Folders train, val and test with class folders in them are one, whatever else there is; fewer than three are one
     where there is nothing else.
     """
-    inside = {label for label in counts if label.split("/")[0].lower() in _SYNONYMS and "/" in label}
-    named = {_SYNONYMS[label.split("/")[0].lower()] for label in inside}
+    inside = {label for label in counts if label.split("/")[0].lower() in SPLIT_FOLDERS and "/" in label}
+    named = {SPLIT_FOLDERS[label.split("/")[0].lower()] for label in inside}
     beside = sorted({label.split("/")[0] for label in counts.keys() - inside})
     if not inside or (beside and len(named) < 3):
         return counts, None, []
@@ -97,7 +106,7 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
             renamed[f"{label}/"] = count  # its images are in the file all the same; no class is called so
             continue
         top, _, name = label.partition("/")
-        which = _SYNONYMS[top.lower()]
+        which = SPLIT_FOLDERS[top.lower()]
         if name in renamed:
             other = next(place for place in mapped.SPLITS if name in split[place])
             raise MetagradError(
@@ -106,6 +115,24 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
         split[which].append(name)
         renamed[name] = count
     return renamed, split, beside
+
+
+def _names_nested(split: Any) -> bool:
+    """Say whether a split, which nobody has looked at yet, names folders in folders."""
+    lists = [names for names in split.values() if isinstance(names, list)] if isinstance(split, dict) else []
+    return any(isinstance(name, str) and "/" in name for names in lists for name in names)
+
+
+def _as_spelt(split: Any, counts: dict[str, int]) -> Any:
+    """Return a split whose names have their accents written as the folders' have."""
+    if not isinstance(split, dict):
+        return split
+    return {
+        which: [spelt_as(name, counts) if isinstance(name, str) else name for name in names]
+        if isinstance(names, list)
+        else names
+        for which, names in split.items()
+    }
 
 
 def _more(names: list[str]) -> str:
@@ -118,8 +145,10 @@ def _refuse_shared(
     place = {name: which for which, names in chosen.items() for name in names}
 
     def split_of(file: str) -> str | None:
-        label = file.rpartition("/")[0]
-        return place.get(label if label in counts else label.partition("/")[2])
+        folders = file.split("/")[:-1]
+        labels = ["/".join(folders[first:last]) for first in (0, 1) for last in range(len(folders), first, -1)]
+        known = (spelt_as(label, counts) for label in labels)
+        return next((place[label] for label in known if label in place), None)
 
     for one, other in found.shared:
         if None not in (first := split_of(one), second := split_of(other)) and first != second:

@@ -71,7 +71,14 @@ def load(
     if name == "mini-imagenet" and (source / "train.csv").is_file() and (source / "images").is_dir():
         labels = _by_tables(source).get
     found = pictures.load(
-        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, labels=labels
+        source,
+        size=size,
+        strict=strict,
+        anew=anew,
+        cache_dir=cache_dir,
+        progress=progress,
+        labels=labels,
+        nested=True,
     )
     renamed = {label.rpartition("/")[2]: count for label, count in found.counts.items()}
     if len(renamed) != len(found.counts):

@@ -16,8 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from metagrad import strict_json
-from metagrad.data.archive import Members, fingerprint, folder_name, open_members
+from metagrad.data.archive import Members, fingerprint, open_members
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.class_folders import ENDINGS, Candidate, candidates
 from metagrad.data.decoding import decode, reason
 from metagrad.data.mapped import open_rows, save_rows
 from metagrad.data.names import short
@@ -25,9 +26,6 @@ from metagrad.errors import MetagradError
 
 Progress = Callable[[int, int, str], None]
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-_JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
 _NAMED = 3  # files in a note
 _RECIPE = 3  # raise it whenever decoding changes
 
@@ -56,6 +54,8 @@ class Pictures:
         folders of which nothing could be read.
     shared:
         pairs of files that show the same picture in two classes.
+    folders:
+        how folders were read, where that can be doubted.
     """
 
     images: Tensor
@@ -67,10 +67,11 @@ class Pictures:
     others: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     shared: list[tuple[str, str]] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
         """Say in a few lines what was left out."""
-        said = []
+        said = list(self.folders)
         if self.skipped:
             bad = [f"{short(name)}: {why}" for name, why in self.skipped.items()]
             said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({some_of(bad)})")
@@ -101,6 +102,7 @@ def load(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     labels: Callable[[str], str | None] | None = None,
+    nested: bool = False,
 ) -> Pictures:
     """Decode every picture below ``source``, or find it decoded already.
 
@@ -117,8 +119,8 @@ def load(
         read every file, even if they look as they did when they were last read.
     cache_dir:
         where decoded pictures are kept; the system's cache folder by default.
-    labels:
-        the class of a file by its bare name, ``None`` to leave it out; by default the folders it lies in.
+    labels, nested:
+        see :func:`metagrad.data.class_folders.candidates`.
 
     Raises
     ------
@@ -127,7 +129,7 @@ def load(
     """
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
     seen = fingerprint(source)
-    how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}"
+    how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}\0{nested}"
     entry = cache / f"seen-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
     facts_at = cache / f"{entry.name}.json"
 
@@ -143,24 +145,23 @@ def load(
 
     def build() -> None:
         with open_members(source) as members:
-            names, archives, others = candidates(members, labels)
-            found = _decode_all(members, names, size, cache, progress)
-        found["archives"] = archives
-        found["others"] = others if labels is None else []
-        folders = {name.rpartition("/")[0] for name in [*names.values(), *found["others"]]}
-        found["empty"] = sorted(folders - found["counts"].keys() - {""})
+            there = candidates(members, labels, nested=nested)
+            found = _decode_all(members, there.pictures, size, cache, progress)
+        found |= {"archives": there.archives, "others": there.others, "folders": there.notes}
+        unread = {one.label for one in there.pictures.values()} - found["counts"].keys()
+        found["empty"] = sorted({*there.empty, *unread})
         write_facts(facts_at, found)
 
     return _refuse(prepared(entry, look, build, what=f"the pictures of {source}", anew=anew), strict, source)
 
 
-_FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared")
+_FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared", "folders")
 
 
 def _are_facts(facts: dict[str, Any]) -> bool:
     """Say whether what a file says can be what was noted of pictures."""
     counts, skipped, shared = (facts.get(name) for name in ("counts", "skipped", "shared"))
-    lists = [facts.get(name) for name in ("twice", "archives", "others", "empty")]
+    lists = [facts.get(name) for name in ("twice", "archives", "others", "empty", "folders")]
     return (
         re.fullmatch("[0-9a-f]{64}", str(facts.get("digest"))) is not None
         and isinstance(counts, dict)
@@ -214,71 +215,35 @@ def some_of(names: list[str]) -> str:
     return "; ".join(short(name, 400) for name in names[:_NAMED]) + rest
 
 
-def candidates(
-    members: Members, labels: Callable[[str], str | None] | None = None
-) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return ``name -> class/file`` of what may be pictures, and the archives and other files among the members."""
-    visible = [
-        name for name in members.names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    ]
-    chosen = [name for name in visible if name.lower().endswith(ENDINGS)]
-    if members.source.is_dir():  # names begin with the folder's own
-        own = len(folder_name(members.source)) + 1
-        short = {name: name[own:] for name in chosen}
-    else:
-        top = _common_folder(chosen)
-        short = {name: name[top:] for name in chosen}
-    if labels is not None:
-        given = {name: labels(name.rpartition("/")[2]) for name in chosen}
-        short = {name: f"{label}/{name.rpartition('/')[2]}" for name, label in given.items() if label is not None}
-    archives = [name for name in visible if name.lower().endswith(ARCHIVES)]
-    cut = len(chosen[0]) - len(short[chosen[0]]) if chosen and labels is None else 0
-    known = {*chosen, *archives}
-    others = [name[cut:] for name in visible if name not in known and name.rpartition("/")[2] not in _JUNK]
-    loose = [rest for rest in short.values() if "/" not in rest]
-    return {name: rest for name, rest in short.items() if "/" in rest}, archives, sorted(others + loose)
-
-
-def _common_folder(names: list[str]) -> int:
-    """Return the length of the folders that all names begin with, so long as class folders are left."""
-    if not names:
-        return 0
-    parts = [name.split("/")[:-1] for name in names]
-    depth = 0
-    while all(len(folders) > depth + 1 for folders in parts) and len({folders[depth] for folders in parts}) == 1:
-        depth += 1
-    return len("/".join(parts[0][:depth])) + (depth > 0)
-
-
 def _decode_all(
-    members: Members, names: dict[str, str], size: int, cache: Path, progress: Progress | None
+    members: Members, names: dict[str, Candidate], size: int, cache: Path, progress: Progress | None
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     skipped: dict[str, str] = {}
     twice: list[str] = []
-    hashes: dict[bytes, str] = {}
+    hashes: dict[bytes, Candidate] = {}
     shared: list[tuple[str, str]] = []
     content = hashlib.sha256()
 
     def rows() -> Iterator[np.ndarray]:
         done = 0
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
-            ordered = sorted(names, key=lambda name: _place(names[name]))
+            ordered = sorted(names, key=lambda name: names[name])
             for some in (ordered[first : first + 256] for first in range(0, len(ordered), 256)):
                 for name, result in zip(some, pool.map(lambda name: _decode(members, name, size), some), strict=True):
                     done += 1
                     if progress is not None and done % 64 == 0:
                         progress(done, len(names), "decoding pictures")
                     if isinstance(result, str):
-                        skipped[names[name]] = result
+                        skipped[names[name].shown] = result
                         continue
-                    label, print_ = names[name].rpartition("/")[0], hashlib.sha256(result.tobytes()).digest()
+                    (label, shown), print_ = names[name], hashlib.sha256(result.tobytes()).digest()
                     first = hashes.setdefault(print_, names[name])
-                    if first != names[name] and first.rpartition("/")[0] == label:
-                        twice.append(names[name])
+                    if first.shown != shown and first.label == label:
+                        twice.append(shown)
                         continue
-                    if first != names[name]:
-                        shared.append((names[name], first))
+                    if first.shown != shown:
+                        shared.append((shown, first.shown))
                     counts[label] += 1
                     content.update(label.encode() + b"\0" + print_)
                     yield result
@@ -288,11 +253,6 @@ def _decode_all(
     save_rows(cache, rows(), (3, size, size), name=lambda: _stem(content.hexdigest(), size))
     found = {"counts": dict(counts), "digest": content.hexdigest(), "skipped": skipped, "twice": twice}
     return {**found, "shared": [list(pair) for pair in shared]}
-
-
-def _place(name: str) -> tuple[str, str]:
-    folder, _, file = name.rpartition("/")
-    return folder, file
 
 
 def _decode(members: Members, name: str, size: int) -> np.ndarray | str:

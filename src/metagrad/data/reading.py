@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from metagrad.data.decoding import opened, square
+from metagrad.data.decoding import as_rgb, opened, square
 
+T = TypeVar("T")
 Kind = Literal["strokes", "photograph"]
 COLOURED = 25.0  # of 255: drawings, in blue ink and yellow light too, have differences up to 12, photographs about 55
 _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
@@ -66,15 +69,35 @@ class Reading:
             for a picture of too many pixels, or one of strokes with nothing drawn on it; Pillow raises what it likes
             for a damaged one.
         """
-        if self.kind == "photograph":
-            with opened(io.BytesIO(data), at_least=2 * self.size) as image:
-                return self.picture(image)
+        return self.told_apart(data)[0]
+
+    def told_apart(self, data: bytes) -> tuple[np.ndarray, bytes]:
+        """Return the same, and a digest by which two pictures are the same one; raise as a call does.
+
+        A drawing's is of the page, before what is drawn is brought into the middle: a hyphen is no underscore.
+        """
+        at_least = 2 * self.size if self.kind == "photograph" else 10 * self.size
+
+        def shown(behind: str) -> tuple[np.ndarray, bytes]:
+            with opened(io.BytesIO(data), at_least=at_least, behind=behind) as image:
+                if self.kind == "photograph":
+                    found = self.picture(image)
+                    return found, hashlib.sha256(found.tobytes()).digest()
+                page = _page(image, self.size)
+                return self.picture(page), hashlib.sha256(f"{page.size}".encode() + page.tobytes()).digest()
+
+        return self._on_paper(shown)
+
+    def pixels(self, picture: np.ndarray) -> np.ndarray:
+        """Return the same of a picture that is an array, uint8 ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``."""
+        image = Image.fromarray(picture)
+        return self._on_paper(lambda behind: self.picture(as_rgb(image, behind)))
+
+    def _on_paper(self, read: Callable[[str], T]) -> T:
         try:
-            with opened(io.BytesIO(data), at_least=10 * self.size) as image:
-                return self.picture(image)
+            return read("white")
         except Blank:  # light ink on nothing at all shows on black
-            with opened(io.BytesIO(data), at_least=10 * self.size, behind="black") as image:
-                return self.picture(image)
+            return read("black")
 
     def colours(self, data: bytes) -> float:
         """Return how much the colours of a picture differ from place to place, in grey values of 255.
@@ -92,10 +115,14 @@ class Reading:
         return square(image, self.size) if self.kind == "photograph" else _strokes(image, self.size)
 
 
-def _strokes(image: Image.Image, size: int) -> np.ndarray:
+def _page(image: Image.Image, size: int) -> Image.Image:
     if max(image.size) > _LONGEST * min(image.size):
         raise ValueError(f"it has {image.width}×{image.height} pixels: too long for a drawing")
-    image = image.reduce(max(1, max(image.size) // (20 * size)))  # what is a 20th of the page high is left whole
+    return image.reduce(max(1, max(image.size) // (20 * size)))  # what is a 20th of the page high is left whole
+
+
+def _strokes(image: Image.Image, size: int) -> np.ndarray:
+    image = _page(image, size)
     grey = np.asarray(image.convert("L"), dtype=np.float64)
     ink = _lit(grey) if _unevenly_lit(grey) else None
     ink = _flat(grey) if ink is None else ink

@@ -136,9 +136,9 @@ def run_method(
         if stop():
             return None
         facts = run.load("last").facts
-        result = measure(run, dataset, tasks=protocol.test_tasks, seed=protocol.seed + 2)
+        result = measure(run, dataset, tasks=protocol.test_tasks, seed=run.test_seed)
         run.write_measured("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]}, result["weights"])
-        algorithm, model = build(wanted, dataset, torch.device(wanted.device))
+        algorithm, model = build(wanted, dataset, torch.device(wanted.device), run.seeds)
         drawn = samplers(wanted, dataset, torch.device(wanted.device))[0]
         tasks = drawn(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
         row = HeadsRow(

@@ -89,7 +89,7 @@ def measure(
         if the run's method is not iMAML, or it has no best weights yet.
     """
     where = torch.device("cpu")
-    method, model = build(run.config, dataset, where)
+    method, model = build(run.config, dataset, where, run.seeds)
     if not isinstance(method, IMAML):
         raise MetagradError(f"{run.folder} is a run of {run.config.method}: this figure is of iMAML's")
     state = run.load("best")

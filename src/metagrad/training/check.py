@@ -55,7 +55,7 @@ def check_run(
     where = choose_device(device or run.config.device)
     channels, *_, size = dataset.train.images.shape[1:]
     state = learned(run, "last", channels=channels, size=size)
-    method, model = build(run.config, dataset, where)
+    method, model = build(run.config, dataset, where, run.seeds)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     drawn = samplers(run.config, dataset, where)[0](tasks, generator=torch.Generator(where).manual_seed(seed))
     facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.config.method}

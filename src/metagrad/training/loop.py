@@ -28,6 +28,7 @@ from metagrad.fewshot.algorithms import AdaptsWeights, summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.implicit import Implicit
 from metagrad.ranks import ALONE, Ranks
+from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.checkpoint import State
@@ -106,27 +107,30 @@ def train(
     if resume and ranks.from_first(run.has("last")):  # all that may be wrong with it is found before anything changes
         channels, *_, size = dataset.train.images.shape[1:]
         state = learned(run, "last", channels=channels, size=size, ranks=ranks)
-    algorithm, model = build(config, dataset, device)
+    seeds = run.seeds
+    algorithm, model = build(config, dataset, device, seeds)
     unmeasured = _unmeasured(algorithm)
     theta = algorithm.init(model)
     optimizer = torch.optim.Adam(theta.values(), lr=config.outer_lr)
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = seeds.generator("tasks", device)
     # The steps since the last logged line are part of the state: a resumed run logs the same averages.
     window: list[dict[str, float]] = []
     progress: dict[str, Any] = {
         "step": 0, "best_accuracy": -1.0, "best_step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "window": window,
     }  # fmt: skip
     if state is not None:
-        _restore(state, theta, optimizer, generator, config.seed)
+        _restore(state, theta, optimizer, generator, seeds)
         progress = state.facts
         window = progress["window"]
     if resume:
         run.rewind(state)
 
     if state is None:
-        some = train_tasks(min(2, config.tasks), generator=torch.Generator(device).manual_seed(config.seed))
+        some = train_tasks(min(2, config.tasks), generator=seeds.generator("tasks", device))
         warn_digits(config, algorithm, model, theta, some, ranks)
-    fixed = _task_set(config, train_tasks, generator)
+    fixed: Tasks | None = None
+    if config.task_set is not None:  # the same whenever the run is opened
+        fixed = train_tasks(config.task_set, generator=seeds.generator("task set", device))
     warm: Warm | None = _warm_of(state, device) if state is not None and fixed is not None else None
 
     def now(draws: Tensor) -> State:
@@ -181,7 +185,7 @@ def train(
             window.clear()
         if step % config.val_every == 0 or step == config.meta_steps:
             try:
-                found = _validate(algorithm, model, theta, val_tasks, config, ranks)
+                found = _validate(algorithm, model, theta, val_tasks, run, ranks)
             except (MetagradError, torch.linalg.LinAlgError) as error:
                 raise _failed(run, step, error, good) from error
             line = {"step": step, "val_accuracy": found.accuracy, "val_ci95": found.ci95, "val_loss": found.loss}
@@ -197,13 +201,6 @@ def train(
 
 class _StoppedError(Exception):
     """The final test was asked to stop; the training is complete and saved."""
-
-
-def _task_set(config: TrainConfig, sampler: EpisodeSampler, generator: torch.Generator) -> Tasks | None:
-    """Return the finite set of tasks, the same whenever a run is opened, if there is one."""
-    if config.task_set is None:
-        return None
-    return sampler(config.task_set, generator=torch.Generator(generator.device).manual_seed(config.seed))
 
 
 def _warm_of(state: State, device: torch.device) -> Warm | None:
@@ -284,12 +281,12 @@ def _validate(
     model: nn.Module,
     theta: Params,
     sampler: EpisodeSampler,
-    config: TrainConfig,
+    run: Run,
     ranks: Ranks,
 ) -> Evaluation:
     # The same tasks every time, and none of the training generator's numbers used up.
     device = sampler.classes.images.device
-    generator = torch.Generator(device).manual_seed(config.seed + 1)
+    generator, config = run.seeds.generator("validation", device), run.config
     with arithmetic(config.precision, device):
         return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator, ranks=ranks)
 
@@ -310,7 +307,7 @@ def _failed(run: Run, step: int, error: Exception, good: tuple[State, int] | Non
 
 
 def _restore(
-    state: State, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, seed: int
+    state: State, theta: Params, optimizer: torch.optim.Optimizer, generator: torch.Generator, seeds: Seeds
 ) -> None:
     """Put weights, moments and random state back to where they were."""
     with torch.no_grad():
@@ -327,7 +324,7 @@ def _restore(
     if draws.shape == generator.get_state().shape:
         generator.set_state(draws)
     else:  # the run began on another kind of device
-        generator.manual_seed(seed + 2**32 + state.facts["step"])
+        generator.manual_seed(seeds.of("moved", state.facts["step"]))
 
 
 def _peak_bytes() -> int:
@@ -359,7 +356,7 @@ def _finish(
             raise _StoppedError
 
     try:
-        result = measure(run, dataset, split=split, tasks=tasks, seed=config.seed + 2, progress=tell, ranks=ranks)
+        result = measure(run, dataset, split=split, tasks=tasks, seed=run.test_seed, progress=tell, ranks=ranks)
     except _StoppedError:
         return None
     result |= {

@@ -10,6 +10,7 @@ import torch
 from metagrad.data import Dataset
 from metagrad.fewshot import evaluate
 from metagrad.ranks import ALONE, Ranks
+from metagrad.seeds import Seeds
 from metagrad.training.arithmetic import arithmetic
 from metagrad.training.record import versions
 from metagrad.training.run import Run
@@ -37,6 +38,8 @@ def measure(
         ``"test"`` or ``"val"``.
     queries:
         query images a class; ``None`` means as in training.
+    seed:
+        of the tasks; with :attr:`Run.test_seed` those of ``result.json``.
     transductive:
         see :func:`metagrad.fewshot.evaluate`.
     ranks:
@@ -50,11 +53,13 @@ def measure(
     config, where = run.config, choose_device(device or run.config.device)
     channels, *_, size = dataset.train.images.shape[1:]
     state = learned(run, "best", channels=channels, size=size, ranks=ranks)
-    method, model = build(config, dataset, where)
+    method, model = build(config, dataset, where, run.seeds)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     classes = (dataset.test if split == "test" else dataset.val).to(where)
     sampler = episodes_of(classes, config, which=split, queries=queries)
-    generator = torch.Generator(where).manual_seed(seed)
+    # The first rule has no stream of its own here: ``seed`` is the generator's.
+    draws = seed if run.seeds.rule == 1 else Seeds(seed).of("test")
+    generator = torch.Generator(where).manual_seed(draws)
     with arithmetic(config.precision, where):
         found = evaluate(
             method,

@@ -13,6 +13,7 @@ import torch
 import metagrad
 from metagrad import strict_json
 from metagrad.errors import MetagradError, in_short
+from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
 from metagrad.training.config import DATASETS, TrainConfig
 
@@ -73,6 +74,7 @@ def _require_record(record: dict[str, Any]) -> None:
         "command": _are_texts(record.get("command")),
         "versions": isinstance(record.get("versions"), dict) and _are_texts(list(record["versions"].values())),
         "run": isinstance(record.get("run", ""), str),
+        "streams": is_count(record.get("streams", 1), 1) and record.get("streams", 1) <= RULE,
         "launch": isinstance(record.get("launch", ""), str),
         "data_dir": record.get("data_dir") is None
         or (isinstance(record["data_dir"], str) and "\0" not in record["data_dir"]),

@@ -35,6 +35,7 @@ from metagrad.files import (
     write_text,
 )
 from metagrad.ranks import ALONE, Ranks
+from metagrad.seeds import RULE, Seeds
 from metagrad.training import metrics_file
 from metagrad.training.checkpoint import State, require_facts
 from metagrad.training.config import TrainConfig
@@ -87,6 +88,7 @@ class Run:
             "dataset": dataset,
             "data_digest": digest,
             "config": dataclasses.asdict(config),
+            "streams": RULE,
             "command": command,
             "versions": versions(),
             **(data or {}),
@@ -146,6 +148,16 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    @property
+    def seeds(self) -> Seeds:
+        """The streams of random numbers, by the rule that the run began with."""
+        return Seeds(self.config.seed, self.record.get("streams", 1))
+
+    @property
+    def test_seed(self) -> int:
+        """The seed of the test tasks: what ``metagrad evaluate --seed`` takes to draw them again."""
+        return self.seeds.of("test") if self.seeds.rule == 1 else self.config.seed
 
     @property
     def metrics_path(self) -> Path:

@@ -49,6 +49,7 @@ from metagrad.implicit import (
     Woodbury,
 )
 from metagrad.ranks import ALONE, Ranks, local_device
+from metagrad.seeds import Seeds
 from metagrad.torch_modes import in_float32
 from metagrad.training.checkpoint import State, require_generator, require_optimizer, require_theta, require_warm
 from metagrad.training.config import TrainConfig
@@ -56,16 +57,21 @@ from metagrad.training.run import Run
 from metagrad.tree import Params
 
 
-def build(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Algorithm, nn.Module]:
-    """Return the method and the freshly initialised network of a run."""
-    method, model = built(config, channels=dataset.train.images.shape[1], size=dataset.train.images.shape[-1])
+def build(
+    config: TrainConfig, dataset: Dataset, device: torch.device, seeds: Seeds | None = None
+) -> tuple[Algorithm, nn.Module]:
+    """Return the method and the freshly initialised network of a run, of whose seeds the weights come."""
+    channels, *_, size = dataset.train.images.shape[1:]
+    method, model = built(config, channels=channels, size=size, seeds=seeds)
     return method, model.to(device)
 
 
 @in_float32()
-def built(config: TrainConfig, *, channels: int, size: int) -> tuple[GivesNetworks, nn.Module]:
+def built(
+    config: TrainConfig, *, channels: int, size: int, seeds: Seeds | None = None
+) -> tuple[GivesNetworks, nn.Module]:
     """Return the method and the freshly initialised network for images of ``channels`` × ``size`` × ``size``."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = (seeds or Seeds(config.seed)).generator("weights")
     ways, filters = config.ways, config.filters
     model: nn.Module
     match config.network or "conv4":

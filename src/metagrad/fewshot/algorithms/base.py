@@ -214,13 +214,24 @@ def whole(phi: Params, theta: Params) -> Params:
 
 
 def cross_entropy(outputs: Tensor, batch: Any) -> Tensor:
-    """Return one task's mean cross-entropy, nats."""
+    """Return one task's mean cross-entropy, nats; a weighted mean for a :class:`WeightedBatch`."""
+    if isinstance(batch, WeightedBatch):
+        return (batch.weight * F.cross_entropy(outputs, batch.y, reduction="none")).mean()
     return F.cross_entropy(outputs, batch.y)
 
 
 def cross_entropy_of_tasks(outputs: Tensor, batch: Any) -> Tensor:
     """Return each task's mean cross-entropy, ``(T,)``."""
-    return F.cross_entropy(outputs.mT, batch.y, reduction="none").mean(1)
+    losses = F.cross_entropy(outputs.mT, batch.y, reduction="none")
+    return (batch.weight * losses).mean(1) if isinstance(batch, WeightedBatch) else losses.mean(1)
+
+
+class WeightedBatch(NamedTuple):
+    """A support set whose examples count more or less in what is adapted: ``weight`` is ``(T, N)``, of mean 1."""
+
+    x: Any
+    y: Tensor
+    weight: Tensor
 
 
 class PreparedBatch(NamedTuple):
@@ -230,8 +241,10 @@ class PreparedBatch(NamedTuple):
     y: Tensor
 
 
-def prepared(model: nn.Module, support: Batch) -> PreparedBatch:
+def prepared(model: nn.Module, support: Batch | WeightedBatch) -> PreparedBatch | WeightedBatch:
     """Do what depends on the images alone once for all inner steps and curvature products."""
+    if isinstance(support, WeightedBatch):
+        return support._replace(x=many.prepare(model, support.x))
     return PreparedBatch(many.prepare(model, support.x), support.y)
 
 

@@ -60,7 +60,7 @@ class AdaptsHead(base.AdaptsWeights):
 
     def problem(
         self, model: nn.Module, theta: Params, support: Batch, regulariser: Proximal | None = None
-    ) -> tuple[Composed, Params, base.PreparedBatch | Batch]:
+    ) -> tuple[Composed, Params, base.PreparedBatch | base.WeightedBatch | Batch]:
         """Return the support loss as an objective in the head, the theta it depends on, and its data."""
         if self.features == "cached":
             head = Head.of(model, self.head)
@@ -75,7 +75,7 @@ class AdaptsHead(base.AdaptsWeights):
                     convex=fixed,
                 ),
                 {},
-                Batch(head.features(self._shared(model, theta), support.x), support.y),
+                support._replace(x=head.features(self._shared(model, theta), support.x)),
             )
         composed = base.classification(model)
         whole = Composed(

@@ -103,6 +103,9 @@ class R2D2:
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
         """Solve the ridge regressions."""
         data = seen(model, theta, self.head, support)
+        if isinstance(support, base.WeightedBatch):  # squares that count by their weights
+            root = support.weight.sqrt()[..., None].to(data.features)
+            data = Scored(root * data.features, root * data.hot)
         ridge = Composed(
             outputs=lambda phi, theta, data: data.features @ phi["w"],
             loss=lambda outputs, data: (outputs - data.hot).square().sum() / 2,
