@@ -71,8 +71,6 @@ def drawn():
 def test_a_users_network_is_swapped_with_a_warning_and_trains():
     model = user_network()
     model[1].weight.data.fill_(0.5)
-    with pytest.raises(MetagradError, match="admit"):
-        FOMAML().init(model)
     with pytest.warns(UserWarning, match=r"1 \(BatchNorm2d\), 5 \(LayerNorm\)"):
         admitted = admit(model, torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert isinstance(model[1], nn.BatchNorm2d), "the user's own module is left alone"
@@ -94,8 +92,6 @@ class Scaled(nn.Module):
 
 
 def test_any_other_module_is_measured_and_admitted():
-    with pytest.raises(MetagradError, match="Scaled"):
-        FOMAML().init(Scaled())
     assert FOMAML().init(admit(Scaled(), torch.randn(4, 6)))["scale"].requires_grad
 
 

@@ -15,17 +15,8 @@ from torch import Tensor, nn
 
 from metagrad import torch_modes
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.fewshot import many, models, module_lock, norms
+from metagrad.fewshot import many, module_lock, norms
 from metagrad.implicit import Composed, Problem
-
-_KNOWN = (
-    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten,
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
-    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
-    norms.BatchNorm, norms.InstanceNorm, norms.LayerNorm, models.Conv4, models.MLP,
-    models.ResNet12, models.Residual,
-)  # fmt: skip
-_MARK = "_metagrad_admitted"
 
 
 @torch_modes.recording()
@@ -61,21 +52,8 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
         )
     _refuse_changing_buffers(model, x)
     _compare_products(copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x)
-    setattr(model, _MARK, True)
     setattr(model, norms.MEASURED_TRANSDUCTIVE, _mixes_examples(model, x))
     return model
-
-
-def require_admitted(model: nn.Module) -> None:
-    """Raise MetagradError unless ``model`` was admitted or consists of modules known to be right."""
-    if getattr(model, _MARK, False):
-        return
-    for name, module in model.named_modules():
-        if type(module) not in _KNOWN:
-            raise MetagradError(
-                f"module '{name or 'model'}' ({type(module).__name__}) is not known to differentiate rightly under "
-                "vmap: call model = metagrad.fewshot.admit(model, example_inputs) first"
-            )
 
 
 def _swap_norms(model: nn.Module) -> list[str]:

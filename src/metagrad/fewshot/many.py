@@ -65,6 +65,7 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     layers = _layers(model)
     if layers is None:
         return torch.vmap(lambda phi, inputs: module_lock.call(model, phi, inputs))(params, y)
+    params = _under_their_names(model, layers, params)
     if seen is not None:
         conv, norm, *layers = layers
         assert isinstance(norm.module, BatchNorm)
@@ -84,7 +85,7 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
     """
     layers = _layers(model)
     assert layers is not None
-    tasks = len(x)
+    tasks, weights = len(x), _under_their_names(model, layers, weights)
     for layer in layers:
         module = layer.module
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -120,6 +121,15 @@ def _layers(module: nn.Module, name: str = "") -> list[_Layer] | None:
             return None
         found += inner
     return found
+
+
+def _under_their_names(model: nn.Module, layers: list[_Layer], params: Params) -> Params:
+    """Name each weight as every layer that has it does: ``params`` names one that several layers have once."""
+    for layer in layers:
+        for key in ("weight", "bias"):
+            if layer.name + key not in params and layer.module._parameters.get(key) is not None:
+                return module_lock.under_every_name(model, params)
+    return params
 
 
 def _known(module: nn.Module) -> bool:

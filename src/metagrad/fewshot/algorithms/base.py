@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import many, module_lock
-from metagrad.fewshot.admit import require_admitted
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
@@ -94,13 +93,7 @@ class AdaptsWeights(ABC):
     """
 
     def init(self, model: nn.Module) -> Params:
-        """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model.
-
-        Raises
-        ------
-        MetagradError
-            if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
-        """
+        """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model."""
         return weights_of_model(model)
 
     @abstractmethod
@@ -125,8 +118,7 @@ class AdaptsWeights(ABC):
 
 
 def weights_of_model(model: nn.Module) -> Params:
-    """Return a copy of the weights of an admitted model as theta."""
-    require_admitted(model)
+    """Return a copy of the model's weights as theta; one that stands in several places has its first place's name."""
     # Kernels with channels last where the network's own convolutions read them so: no copy each time.
     last = many.layered(model)
     return {

@@ -1,0 +1,167 @@
+"""Every kind of module with every method, against plain autograd over one task after the other."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import plain_loop
+import pytest
+import torch
+from plain_loop import WAYS, Plain
+from torch import nn
+
+from metagrad import CG, GradientDescent, Implicit
+from metagrad.fewshot import (
+    ANIL,
+    FOMAML,
+    IMAML,
+    MAML,
+    R2D2,
+    Batch,
+    MemoryReduced,
+    ProtoNet,
+    Reptile,
+    Tasks,
+    meta_gradient,
+)
+
+TASKS, SHOTS = 2, 2
+
+
+class Net(nn.Module):
+    """Any body below a linear head."""
+
+    def __init__(self, body, width):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(width, WAYS)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Then(nn.Module):
+    """A module, and what is made of its outputs."""
+
+    def __init__(self, module, then):
+        super().__init__()
+        self.module, self.then = module, then
+
+    def forward(self, x):
+        return self.then(self.module, x)
+
+
+def rows(count):
+    return torch.randn(count, 4)
+
+
+def layer_twice():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh())
+
+
+def one_weight_in_two():
+    body = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
+    body[2].weight = body[0].weight
+    return body
+
+
+def module_under_two_names():
+    layer = nn.Linear(4, 4)
+    return Then(nn.ModuleDict({"a": layer, "b": layer}), lambda m, x: m["b"](m["a"](x).tanh()).tanh())
+
+
+def half_frozen():
+    body = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh())
+    body[0].requires_grad_(False)
+    return body
+
+
+class Kind(NamedTuple):
+    body: Callable[[], nn.Module]
+    width: int
+    draw: Callable[[int], torch.Tensor]
+
+
+KINDS = {
+    "linear": Kind(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh()), 5, rows),
+    "a layer twice": Kind(layer_twice, 4, rows),
+    "one weight in two layers": Kind(one_weight_in_two, 4, rows),
+    "a module under two names": Kind(module_under_two_names, 4, rows),
+    "a frozen layer": Kind(half_frozen, 5, rows),
+}
+
+_CG = CG(max_steps=600, tol=1e-13)
+_DESCENT = GradientDescent(lr=0.05, max_steps=3)
+
+
+class Case(NamedTuple):
+    method: object
+    expected: Callable
+    near: float = 1e-10
+
+
+def case_of(name, model):
+    head = {key: leaf for key, leaf in model.named_parameters() if key.startswith("head.")}
+    steps = {"lr": 0.05, "steps": 3}
+    same, P = {"inner_lr": 0.05, "inner_steps": 3}, plain_loop
+    return {
+        "maml": lambda: Case(MAML(**same), lambda *of: P.unrolled(*of, **steps)),
+        "fomaml": lambda: Case(FOMAML(**same), lambda *of: P.unrolled(*of, **steps, graph=False)),
+        "reptile": lambda: Case(Reptile(**same), lambda *of: P.reptile(*of, **steps)),
+        "anil": lambda: Case(ANIL(**same), lambda *of: P.unrolled(*of, **steps, head="head.")),
+        "imaml": lambda: Case(
+            IMAML(lam=8.0, solver=_DESCENT, adjoint=Implicit(linear_solver=_CG)),
+            lambda *of: P.imaml(*of, **steps, lam=8.0, kind="hessian"),
+        ),
+        "imaml, gauss-newton": lambda: Case(
+            IMAML(lam=8.0, solver=_DESCENT, adjoint=Implicit(linear_solver=_CG, curvature="gauss_newton")),
+            lambda *of: P.imaml(*of, **steps, lam=8.0, kind="gauss_newton"),
+        ),
+        "memory-reduced": lambda: Case(
+            MemoryReduced(l2=0.5, solver=_DESCENT, adjoint=Implicit(linear_solver=_CG)),
+            lambda *of: P.memory_reduced(*of, **steps, l2=0.5, begin=head),
+        ),
+        "protonet": lambda: Case(ProtoNet(), P.protonet),
+        "r2d2": lambda: Case(R2D2(l2=1.0), P.r2d2, 1e-5),
+    }[name]()
+
+
+METHODS = (
+    "maml", "fomaml", "reptile", "anil", "imaml", "imaml, gauss-newton", "memory-reduced", "protonet", "r2d2",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+def drawn(kind):
+    def batch():
+        x = torch.stack([kind.draw(WAYS * SHOTS) for _ in range(TASKS)])
+        return Batch(x, torch.arange(WAYS).repeat(SHOTS).expand(TASKS, -1))
+
+    return Tasks(batch(), batch())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_meta_gradient_is_that_of_a_plain_loop(kind, method):
+    kind = KINDS[kind]
+    model, tasks = Net(kind.body(), kind.width), drawn(kind)
+    before = {name: leaf.clone() for name, leaf in model.state_dict().items()}
+    case, net = case_of(method, model), Plain(model)
+    theta = case.method.init(model)
+    meta_gradient(case.method, model, theta, tasks)
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in theta.items()}
+    for task in range(TASKS):
+        parts = [(batch.x[task], batch.y[task]) for batch in (tasks.support, tasks.query)]
+        for leaf, grad in zip(leaves.values(), case.expected(net, leaves, parts), strict=True):
+            leaf.grad = grad / TASKS if leaf.grad is None else leaf.grad + grad / TASKS
+    found, expected = (torch.cat([leaf.grad.flatten() for leaf in part.values()]) for part in (theta, leaves))
+    assert (found - expected).norm() <= case.near * expected.norm()
+    assert expected.norm() > 1e-6
+    assert all(torch.equal(leaf, before[name]) for name, leaf in model.state_dict().items()), "the model was changed"
