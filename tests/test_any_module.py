@@ -53,6 +53,20 @@ def rows(count):
     return torch.randn(count, 4)
 
 
+def images(count):
+    return torch.randn(count, 2, 5, 5)
+
+
+def convolved(norm, *, train=True):
+    """Return a convolution and a norm that has seen other pictures."""
+    body = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), norm, nn.Tanh(), nn.Flatten())
+    for leaf in norm.parameters():
+        nn.init.normal_(leaf)
+    for _ in range(3):
+        body(2 * images(9) + 1)
+    return body.train(train)
+
+
 def layer_twice():
     layer = nn.Linear(4, 4)
     return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh())
@@ -86,10 +100,27 @@ KINDS = {
     "a layer twice": Kind(layer_twice, 4, rows),
     "one weight in two layers": Kind(one_weight_in_two, 4, rows),
     "a module under two names": Kind(module_under_two_names, 4, rows),
+    "convolution": Kind(
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Softplus(), nn.AvgPool2d(3), nn.Flatten()), 3, images
+    ),
+    "batch norm": Kind(lambda: convolved(nn.BatchNorm2d(4)), 16, images),
+    "batch norm of rows": Kind(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh()), 4, rows),
+    "batch norm in eval mode": Kind(lambda: convolved(nn.BatchNorm2d(4), train=False), 16, images),
+    "batch norm without weights": Kind(lambda: convolved(nn.BatchNorm2d(4, affine=False)), 16, images),
+    "batch norm without averages": Kind(lambda: convolved(nn.BatchNorm2d(4, track_running_stats=False)), 16, images),
+    "batch norm under vmap": Kind(lambda: Then(convolved(nn.BatchNorm2d(4)), lambda m, x: m(x) + 1), 16, images),
+    "eval norm under vmap": Kind(
+        lambda: Then(convolved(nn.BatchNorm2d(4), train=False), lambda m, x: m(x) + 1), 16, images
+    ),
+    "instance norm": Kind(lambda: convolved(nn.InstanceNorm2d(4, affine=True)), 16, images),
+    "instance norm with averages": Kind(lambda: convolved(nn.InstanceNorm2d(4, track_running_stats=True)), 16, images),
+    "group norm": Kind(lambda: convolved(nn.GroupNorm(2, 4)), 16, images),
+    "layer norm": Kind(lambda: convolved(nn.LayerNorm((4, 2, 2))), 16, images),
+    "rms norm": Kind(lambda: nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4), nn.Tanh()), 4, rows),
     "a frozen layer": Kind(half_frozen, 5, rows),
 }
 
-_CG = CG(max_steps=600, tol=1e-13)
+_CG = CG(max_steps=600, tol=1e-13, on_negative="continue")
 _DESCENT = GradientDescent(lr=0.05, max_steps=3)
 
 
@@ -147,6 +178,7 @@ def drawn(kind):
     return Tasks(batch(), batch())
 
 
+@pytest.mark.filterwarnings("ignore:batch norms in training mode")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_meta_gradient_is_that_of_a_plain_loop(kind, method):

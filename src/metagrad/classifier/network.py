@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from metagrad.errors import MetagradError
 from metagrad.fewshot import module_lock
-from metagrad.fewshot.norms import BatchNorm
+from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
 from metagrad.fewshot.split import last_layer
 from metagrad.tree import Params
 
@@ -82,10 +82,13 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
         seen = _statistics(copied, support) if support is not None else {}
         swapped: dict[nn.Module, nn.Module] = {}  # a norm may have two names
         for path, module in list(copied.named_modules(remove_duplicate=False)):
-            if isinstance(module, BatchNorm):
+            if looks_at_the_batch(module):
                 if module not in swapped:
                     swapped[module] = _frozen(module, seen.get(module))
                 copied.set_submodule(path, swapped[module])
+            elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.training:
+                module.track_running_stats = False  # as here: each example by its own numbers, also in eval mode
+                module.running_mean = module.running_var = None
     return copied.eval().requires_grad_(False)
 
 
@@ -181,9 +184,9 @@ def _statistics(model: nn.Module, images: Tensor) -> dict[nn.Module, _Seen]:
         centre = args[0].mean(axes, keepdim=True)
         found[module] = _Seen(args[0].dim(), centre.flatten(), (args[0] - centre).square().mean(axes))
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, BatchNorm)]
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if looks_at_the_batch(module)]
     try:
-        model(images)
+        module_lock.call(model, {}, images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -196,12 +199,15 @@ _FROZEN: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
 }  # fmt: skip
 
 
-def _frozen(norm: BatchNorm, seen: _Seen | None) -> nn.Module:
-    like = norm.weight if norm.weight is not None else torch.empty(0, dtype=torch.float32, device="cpu")
+def _frozen(norm: nn.Module, seen: _Seen | None) -> nn.Module:
+    assert isinstance(norm, BatchNorm | nn.modules.batchnorm._BatchNorm)
+    weight, bias = norm.weight, norm.bias
+    like = weight if weight is not None else torch.empty(0, dtype=torch.float32, device="cpu")
     kind = nn.BatchNorm2d if seen is None else _FROZEN[seen.axes]
-    frozen = kind(norm.channels, eps=norm.eps, affine=norm.weight is not None, dtype=like.dtype, device=like.device)
-    if norm.weight is not None and norm.bias is not None:
-        frozen.weight, frozen.bias = norm.weight, norm.bias
+    channels = norm.channels if isinstance(norm, BatchNorm) else norm.num_features
+    frozen = kind(channels, eps=norm.eps, affine=weight is not None, dtype=like.dtype, device=like.device)
+    if weight is not None and bias is not None:
+        frozen.weight, frozen.bias = weight, bias
     if seen is not None:
         assert frozen.running_mean is not None
         assert frozen.running_var is not None

@@ -1,8 +1,7 @@
 """Making sure a user's network differentiates correctly before it is trained.
 
-The methods here differentiate a vmapped network twice. Most modules do that rightly, some raise, and torch's own
-normalisation layers are silently wrong; so modules known to be right pass, known offenders are swapped, and
-everything else is measured once.
+The methods here differentiate a vmapped network twice. Most modules do that rightly and some raise; batch norms that
+write running averages are swapped, and the network is measured once.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from metagrad.implicit import Composed, Problem
 def admit(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy of ``model`` that is safe to meta-learn, or say why there is none.
 
-    BatchNorm, LayerNorm and InstanceNorm are swapped for :mod:`metagrad.fewshot.norms` (same parameters, batch
-    statistics in place of running averages), with a warning that names them. Then one float64 curvature product on
-    ``x`` is taken for two tasks at once and compared with one task at a time.
+    A batch norm in training mode is swapped for :class:`metagrad.fewshot.norms.BatchNorm` (same parameters, no running
+    averages), with a warning that names it; one in eval mode, and every other norm, stays. Then one float64 curvature
+    product on ``x`` is taken for two tasks at once and compared with one task at a time.
 
     Parameters
     ----------
@@ -45,8 +44,8 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
     swapped = _swap_norms(model)
     if swapped:
         warnings.warn(
-            f"replaced {', '.join(swapped)} by metagrad's versions (torch's are wrong when a batched gradient is "
-            "differentiated again); batch norm uses the statistics of the batch, not running averages",
+            f"replaced {', '.join(swapped)} by metagrad's version, which always normalises by the batch at hand and "
+            "keeps no running averages; one that is to stay as it was trained goes into eval mode first",
             MetagradWarning,
             stacklevel=2,
         )
@@ -70,12 +69,8 @@ def _swap_norms(model: nn.Module) -> list[str]:
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and norms.looks_at_the_batch(module):
         return norms.BatchNorm(module.num_features, eps=module.eps, affine=module.affine)
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return norms.InstanceNorm(module.num_features, eps=module.eps, affine=module.affine)
-    if isinstance(module, nn.LayerNorm):
-        return norms.LayerNorm(module.normalized_shape, eps=module.eps, affine=module.elementwise_affine)
     return None
 
 

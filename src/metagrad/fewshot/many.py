@@ -16,13 +16,14 @@ from metagrad import tree
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
-from metagrad.fewshot.norms import BatchNorm
+from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
 from metagrad.tree import Params
 
 _ELEMENTWISE = (
     nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
 )  # fmt: skip
 _PER_IMAGE = (nn.MaxPool2d, nn.AvgPool2d)
+_BATCH_NORMS = (BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Prepared(NamedTuple):
@@ -68,7 +69,7 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     params = _under_their_names(model, layers, params)
     if seen is not None:
         conv, norm, *layers = layers
-        assert isinstance(norm.module, BatchNorm)
+        assert isinstance(norm.module, _BATCH_NORMS)
         gamma, beta = (norm.own(key, params, len(y)) for key in ("weight", "bias"))
         rows = normalised_conv2d(seen, conv.own("weight", params, len(y)), gamma, beta, norm.module.eps)
         y = rows.view(*y.shape[:2], *_window(conv.module, y).out, -1).movedim(-1, 2)
@@ -137,8 +138,8 @@ def _known(module: nn.Module) -> bool:
         return _plain(module)
     if type(module) is nn.Flatten:
         return module.start_dim == 1 and module.end_dim == -1
-    if type(module) is BatchNorm:
-        return module.weight is not None
+    if type(module) in _BATCH_NORMS:
+        return module._parameters.get("weight") is not None
     if type(module) is nn.GroupNorm:
         return module.affine
     return type(module) in (nn.Linear, *_ELEMENTWISE, *_PER_IMAGE)
@@ -160,7 +161,7 @@ def _folds(layers: list[_Layer]) -> bool:
     if len(layers) < 2:
         return False
     conv, norm = layers[0].module, layers[1].module
-    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, BatchNorm) or conv.bias is not None:
+    if not isinstance(conv, nn.Conv2d) or not looks_at_the_batch(norm) or conv.bias is not None:
         return False
     with module_lock.LOCK:
         return conv.weight[0].numel() <= conv.out_channels
@@ -181,8 +182,10 @@ def _apply(layer: _Layer, params: Params, x: Tensor) -> Tensor:
     if isinstance(module, nn.Conv2d):
         y = conv2d(x, own("weight"), _window(module, x))
         return y if module.bias is None else y + own("bias")[:, None, :, None, None]
-    if isinstance(module, BatchNorm):
-        return batch_norm(x, own("weight"), own("bias"), module.eps)
+    if isinstance(module, _BATCH_NORMS):
+        if looks_at_the_batch(module):
+            return batch_norm(x, own("weight"), own("bias"), module.eps)
+        return _fixed_norm(x, module, own("weight"), own("bias"))
     if isinstance(module, nn.Linear):
         rows = x.reshape(len(x), -1, x.shape[-1])
         weight = own("weight").mT
@@ -197,3 +200,15 @@ def _apply(layer: _Layer, params: Params, x: Tensor) -> Tensor:
     if isinstance(module, _PER_IMAGE):
         return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     return module(x)
+
+
+def _fixed_norm(x: Tensor, norm: nn.Module, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply a batch norm in eval mode: by the mean and variance that it holds, each task's scale and shift."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    with module_lock.LOCK:
+        mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = weight * torch.rsqrt(variance + norm.eps)
+    shape = len(x), 1, -1, *[1] * (x.dim() - 3)
+    return torch.addcmul((bias - scale * mean).view(shape), x, scale.view(shape))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metagrad.errors import MetagradError
+from metagrad.fewshot.norms import stateless
 from metagrad.tree import Params
 
 # One for all modules: two networks may share a part.
@@ -23,8 +24,11 @@ LOCK = threading.RLock()
 
 
 def call(model: nn.Module, params: Params, *args: Any) -> Any:
-    """Return what the module makes of the arguments with these weights in place of its own."""
-    with LOCK:
+    """Return what the module makes of the arguments with these weights in place of its own.
+
+    The module is left as it was: norms that train keep no running averages of what they see here.
+    """
+    with LOCK, stateless(model):
         return functional_call(model, _placed(model, params), args, tie_weights=False)
 
 

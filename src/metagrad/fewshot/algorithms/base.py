@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metagrad import tree
-from metagrad.errors import MetagradError
-from metagrad.fewshot import many, module_lock
+from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.fewshot import many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
@@ -119,6 +120,15 @@ class AdaptsWeights(ABC):
 
 def weights_of_model(model: nn.Module) -> Params:
     """Return a copy of the model's weights as theta; one that stands in several places has its first place's name."""
+    averaging = [name for name, module in model.named_modules() if norms.keeps_averages(module)]
+    if averaging:
+        warnings.warn(
+            f"batch norms in training mode go by each task's own batch, and their running averages stay as they are: "
+            f"{in_short(', '.join(averaging), 80)}; leave the network in training mode, or put what is pretrained into "
+            "eval mode first",
+            MetagradWarning,
+            stacklevel=4,
+        )
     # Kernels with channels last where the network's own convolutions read them so: no copy each time.
     last = many.layered(model)
     return {
