@@ -1,6 +1,7 @@
-"""Meta-gradients as a page of plain autograd has them: one task after the other, dense matrices, nothing of ours."""
+"""Meta-gradients as a page of plain autograd has them: one task after the other, nothing of ours."""
 
 import copy
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -27,8 +28,33 @@ class Plain:
             module._parameters[key] = params.get(name, own)
             if isinstance(module, torch.nn.RNNBase):
                 module._flat_weights = [module._parameters[name] for name in module._flat_weights_names]
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.modules.dropout._DropoutNd | torch.nn.RReLU):
+                module.eval()
+            if isinstance(module, torch.nn.MultiheadAttention | torch.nn.RNNBase):
+                module.dropout = 0.0
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
+            mock.patch.object(torch, "_weight_norm", weight_norm),  # torch's has a wrong one
+            mock.patch.object(F, "embedding_bag", embedding_bag),  # and here none
+            mock.patch.object(torch.utils.checkpoint, "checkpoint", lambda module, x, **how: module(x)),
+        ):
             return self.model(x)
+
+
+def weight_norm(v, g, dim):
+    return g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
+
+
+def embedding_bag(ids, weight, *args, **kwargs):
+    """Return the mean of the rows of each example, or the greatest numbers, one example after the other."""
+    greatest = "max" in args
+    padding = args[-1]
+    found = []
+    for row in ids:
+        kept = weight[row[row != padding] if padding is not None else row]
+        found.append((kept.amax(0) if greatest else kept.mean(0)) if len(kept) else weight.new_zeros(weight.shape[1]))
+    return torch.stack(found)
 
 
 def descend(loss, phi, lr, steps, *, graph):
@@ -49,18 +75,36 @@ def shaped(vector, like):
 
 
 def curvature(net, phi, x, y, kind):
-    """Return the dense Hessian, or Gauss-Newton matrix, of the mean cross-entropy in phi."""
-    point = flat(phi).detach()
+    """Return the product with the Hessian, or Gauss-Newton matrix, of the mean cross-entropy in phi."""
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in phi.items()}
+    outputs = net(leaves, x)
     if kind == "hessian":
-        return torch.autograd.functional.hessian(lambda v: F.cross_entropy(net(shaped(v, phi), x), y), point)
-    outputs = net(phi, x).detach()
-    jacobian = torch.autograd.functional.jacobian(lambda v: net(shaped(v, phi), x), point).flatten(0, 1)
-    inner = torch.autograd.functional.hessian(lambda out: F.cross_entropy(out, y), outputs)
-    return jacobian.T @ inner.flatten(2).flatten(0, 1) @ jacobian
+        first = gradients(F.cross_entropy(outputs, y), leaves, create_graph=True)
+        return lambda v: joined(gradients(joined(first) @ v, leaves, retain_graph=True))
+    rows = [joined(gradients(value, leaves, retain_graph=True)) for value in outputs.flatten()]
+    inner = torch.autograd.functional.hessian(lambda out: F.cross_entropy(out.view_as(outputs), y), outputs.flatten())
+    jacobian = torch.stack(rows)
+    return lambda v: jacobian.T @ (inner @ (jacobian @ v))
 
 
-def gradients(value, theta):
-    return torch.autograd.grad(value, list(theta.values()), materialize_grads=True)
+def solved(product, b):
+    """Return ``A⁻¹ b`` by conjugate gradients."""
+    x, r = torch.zeros_like(b), b
+    d = r
+    while r.norm() > 1e-13 * b.norm():
+        after = product(d)
+        step = (r @ r) / (d @ after)
+        x, left = x + step * d, r - step * after
+        d, r = left + (left @ left) / (r @ r) * d, left
+    return x
+
+
+def joined(parts):
+    return torch.cat([part.flatten() for part in parts])
+
+
+def gradients(value, theta, **how):
+    return torch.autograd.grad(value, list(theta.values()), materialize_grads=True, **how)
 
 
 def unrolled(net, theta, task, *, lr, steps, head="", graph=True):
@@ -88,9 +132,9 @@ def imaml(net, theta, task, *, lam, lr, steps, kind):
         return F.cross_entropy(net(phi, x), y) + lam / 2 * pull
 
     phi = descend(loss, {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}, lr, steps, graph=False)
-    v = torch.cat([grad.flatten() for grad in gradients(F.cross_entropy(net(phi, query_x), query_y), phi)])
-    matrix = curvature(net, phi, x, y, kind) + lam * torch.eye(len(v), dtype=v.dtype)
-    return list(shaped(lam * torch.linalg.solve(matrix, v), theta).values())
+    v = joined(gradients(F.cross_entropy(net(phi, query_x), query_y), phi))
+    product = curvature(net, phi, x, y, kind)
+    return list(shaped(lam * solved(lambda d: product(d) + lam * d, v), theta).values())
 
 
 def memory_reduced(net, theta, task, *, begin, l2, lr, steps):
@@ -103,12 +147,12 @@ def memory_reduced(net, theta, task, *, begin, l2, lr, steps):
     phi = descend(lambda phi: loss(phi, theta), start, lr, steps, graph=False)
     value = F.cross_entropy(net(theta | phi, query_x), query_y)
     direct = gradients(value, theta | phi)
-    v = torch.cat([grad.flatten() for grad in direct[len(theta) :]])
+    v = joined(direct[len(theta) :])
     still = {name: leaf.detach() for name, leaf in theta.items()}
     matrix = torch.autograd.functional.hessian(lambda w: loss(shaped(w, phi), still), flat(phi).detach())
     u = torch.linalg.solve(matrix, v)
     inner = torch.autograd.grad(loss(phi, theta), list(phi.values()), create_graph=True)
-    mixed = gradients(torch.cat([grad.flatten() for grad in inner]) @ u, theta)
+    mixed = gradients(joined(inner) @ u, theta)
     return [a - b for a, b in zip(direct, mixed, strict=False)]
 
 

@@ -6,13 +6,17 @@ which saves the dispatch of some hundred small operations and allows faster kern
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metagrad import tree
+from metagrad.errors import MetagradWarning, in_short, is_out_of_memory
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Seen, Window, conv2d, look, normalised_conv2d
@@ -24,6 +28,10 @@ _ELEMENTWISE = (
 )  # fmt: skip
 _PER_IMAGE = (nn.MaxPool2d, nn.AvgPool2d)
 _BATCH_NORMS = (BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# torch has no batching rule for what these call.
+_ONE_BY_ONE = (nn.RNNBase, nn.LSTMCell, nn.RNNCell)
+_SAID: WeakSet[nn.Module] = WeakSet()  # whose tasks run one by one, and who was told
 
 
 class Prepared(NamedTuple):
@@ -65,7 +73,7 @@ def outputs(model: nn.Module, params: Params, x: Tensor | Prepared) -> Tensor:
     y, seen = x if isinstance(x, Prepared) else prepare(model, x)
     layers = _layers(model)
     if layers is None:
-        return torch.vmap(lambda phi, inputs: module_lock.call(model, phi, inputs))(params, y)
+        return task_by_task(model, lambda phi, inputs: module_lock.call(model, phi, inputs), params, y)
     params = _under_their_names(model, layers, params)
     if seen is not None:
         conv, norm, *layers = layers
@@ -101,6 +109,35 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
             own = {name: leaf for name, leaf in weights.items() if name.startswith(layer.name)}
             x = _apply(layer, tree.expand(own, tasks), x)
     return x
+
+
+def task_by_task(model: nn.Module, output: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor) -> Tensor:
+    """Return ``(T, N, ...)``, what ``output`` makes of each task's weights and inputs: by ``vmap``, or one by one.
+
+    One by one where the model has a module that is known not to run for several tasks at once, and where torch says
+    that something does not; a warning then says so once.
+    """
+    looped = next((name for name, module in model.named_modules() if isinstance(module, _ONE_BY_ONE)), None)
+    refused: RuntimeError | None = None
+    if looped is None:
+        try:
+            return torch.vmap(output)(params, x)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            refused = error
+    found = [output({name: leaf[task] for name, leaf in params.items()}, x[task]) for task in range(len(x))]
+    if model not in _SAID:
+        _SAID.add(model)
+        kind = type(model if looped is None else model.get_submodule(looped)).__name__
+        why = "" if refused is None else f" (torch.vmap: {in_short(refused, 120)})"
+        warnings.warn(
+            f"{looped or 'the network'} ({kind}) does not run for several tasks at once{why}: they run one by one, "
+            "which gives the same numbers and takes longer",
+            MetagradWarning,
+            stacklevel=2,
+        )
+    return torch.stack(found)
 
 
 def layered(model: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.func import functional_call
 
+from metagrad import task_functions
 from metagrad.errors import MetagradError
 from metagrad.fewshot.norms import stateless
 from metagrad.tree import Params
@@ -26,9 +27,10 @@ LOCK = threading.RLock()
 def call(model: nn.Module, params: Params, *args: Any) -> Any:
     """Return what the module makes of the arguments with these weights in place of its own.
 
-    The module is left as it was: norms that train keep no running averages of what they see here.
+    The module is left as it was: norms that train keep no running averages of what they see here. Dropout is off, and
+    functions that torch has no right derivative of take another form (:mod:`metagrad.task_functions`).
     """
-    with LOCK, stateless(model):
+    with LOCK, stateless(model), task_functions.exact():
         return functional_call(model, _placed(model, params), args, tie_weights=False)
 
 

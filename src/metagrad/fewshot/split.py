@@ -133,7 +133,7 @@ class Head:
         if getattr(module, _MARK, None) != self.path:
             self._require_last(shared, x[0])
             setattr(module, _MARK, self.path)
-        return torch.vmap(lambda weights, inputs: self._before(module, weights, inputs))(params, x)
+        return many.task_by_task(self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x)
 
     def _before(self, module: nn.Module, weights: Params, inputs: Tensor) -> Tensor:
         """Run the network up to the head."""
