@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ _BATCH_NORMS = (BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # torch has no batching rule for what these call.
 _ONE_BY_ONE = (nn.RNNBase, nn.LSTMCell, nn.RNNCell)
-_SAID: WeakSet[nn.Module] = WeakSet()  # whose tasks run one by one, and who was told
+_REFUSED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what torch.vmap said of a network
+_SAID: WeakSet[nn.Module] = WeakSet()  # networks whose tasks run one by one, of which one was told
 
 
 class Prepared(NamedTuple):
@@ -114,30 +115,38 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
 def task_by_task(model: nn.Module, output: Callable[[Params, Tensor], Tensor], params: Params, x: Tensor) -> Tensor:
     """Return ``(T, N, ...)``, what ``output`` makes of each task's weights and inputs: by ``vmap``, or one by one.
 
-    One by one where the model has a module that is known not to run for several tasks at once, and where torch says
-    that something does not; a warning then says so once.
+    One by one where the model has a module that is known not to run for several tasks at once, and from then on where
+    torch says that something does not; a warning says so once.
     """
-    looped = next((name for name, module in model.named_modules() if isinstance(module, _ONE_BY_ONE)), None)
-    refused: RuntimeError | None = None
-    if looped is None:
+    if one_by_one(model) is None:
         try:
             return torch.vmap(output)(params, x)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            refused = error
+            refused = f"the network ({type(model).__name__}; torch.vmap: {in_short(error, 120)})"
+    else:
+        refused = ""
     found = [output({name: leaf[task] for name, leaf in params.items()}, x[task]) for task in range(len(x))]
+    if refused:  # and it ran: it is not the network that is wrong
+        _REFUSED[model] = refused
     if model not in _SAID:
         _SAID.add(model)
-        kind = type(model if looped is None else model.get_submodule(looped)).__name__
-        why = "" if refused is None else f" (torch.vmap: {in_short(refused, 120)})"
         warnings.warn(
-            f"{looped or 'the network'} ({kind}) does not run for several tasks at once{why}: they run one by one, "
-            "which gives the same numbers and takes longer",
+            f"{one_by_one(model)} does not run for several tasks at once: they run one by one, which gives the same "
+            "numbers and takes longer",
             MetagradWarning,
             stacklevel=2,
         )
     return torch.stack(found)
+
+
+def one_by_one(model: nn.Module) -> str | None:
+    """Return what keeps the model's tasks from running at once, if something is known to."""
+    for name, module in model.named_modules():
+        if isinstance(module, _ONE_BY_ONE):
+            return f"{name or 'the network'} ({type(module).__name__})"
+    return _REFUSED.get(model)
 
 
 def layered(model: nn.Module) -> bool:
