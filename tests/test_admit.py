@@ -65,10 +65,10 @@ def test_a_users_network_is_swapped_with_a_warning_and_trains():
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
+        self.scale, self.gain = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        return x.flatten(1)[:, :3] * self.scale
+        return x.flatten(1)[:, :3] * self.scale * self.gain
 
 
 def test_any_other_module_is_measured_and_admitted():

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils import checkpoint as recomputing
 
 from metagrad import CG, GradientDescent, Implicit
+from metagrad.errors import MetagradError
 from metagrad.fewshot import (
     ANIL,
     FOMAML,
@@ -21,6 +22,7 @@ from metagrad.fewshot import (
     MAML,
     R2D2,
     Batch,
+    ITDBiO,
     MemoryReduced,
     ProtoNet,
     Reptile,
@@ -200,7 +202,7 @@ KINDS = {
 }
 
 # The body is frozen, and these methods meta-learn nothing but it.
-NOTHING_LEFT = [("a frozen lstm", "memory-reduced"), ("a frozen lstm", "protonet"), ("a frozen lstm", "r2d2")]
+NOTHING_LEFT = [("a frozen lstm", "memory-reduced"), ("a frozen lstm", "protonet")]
 
 _CG = CG(max_steps=600, tol=1e-13, on_negative="continue")
 _DESCENT = GradientDescent(lr=0.05, max_steps=3)
@@ -278,3 +280,35 @@ def test_the_meta_gradient_is_that_of_a_plain_loop(kind, method):
     assert (found - expected).norm() <= case.near * expected.norm()
     assert expected.norm() > 1e-6
     assert all(torch.equal(leaf, before[name]) for name, leaf in model.state_dict().items()), "the model was changed"
+
+
+def frozen_body():
+    body = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 5)).requires_grad_(False)
+    return Kind(lambda: body, 5, rows)
+
+
+@pytest.mark.parametrize("method", [ProtoNet(), R2D2(l2=1.0), ANIL(), MemoryReduced(), ITDBiO()], ids=repr)
+def test_head_methods_on_a_frozen_body_are_those_on_its_features(method):
+    kind = frozen_body()
+    model, tasks = Net(kind.body(), 5), drawn(kind)
+    theta = method.init(model)
+    assert not [name for name in theta if name.startswith("body")]
+    metrics = meta_gradient(method, model, theta, tasks)
+    alone = Net(nn.Identity(), 5)
+    alone.head = model.head
+    features = Tasks(*(batch._replace(x=model.body(batch.x)) for batch in (tasks.support, tasks.query)))
+    with torch.no_grad():
+        said, expected = (
+            method.predict(net, theta, method.adapt(net, theta, part.support), part.query.x)
+            for net, part in ((model, tasks), (alone, features))
+        )
+    assert (said - expected).norm() <= 1e-10 * expected.norm()
+    loss = F.cross_entropy(expected.flatten(0, 1), tasks.query.y.flatten())
+    assert abs(metrics.loss - loss) <= 1e-10
+    assert all(leaf.grad.norm() > 0 for leaf in theta.values())
+    assert all(leaf.grad is None for leaf in model.parameters())
+
+
+def test_a_head_that_is_the_whole_network_is_still_refused():
+    with pytest.raises(MetagradError, match="is the whole network"):
+        MemoryReduced(head="*").init(nn.Sequential(nn.Linear(4, 3)))

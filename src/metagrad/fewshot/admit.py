@@ -237,7 +237,7 @@ def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
             "(FOMAML, Reptile)"
         )
     found = Problem(objective, {}, (x.expand(2, *x.shape), weighing)).curvature(phi, "hessian")(v)
-    together = torch.cat([found[name].flatten(1) for name in names], 1)
+    together = torch.cat([found[name].reshape(2, -1) for name in names], 1)
     off = float(((together - alone).norm(dim=1) / alone.norm(dim=1).clamp(min=1e-4)).max())
     if off > 1e-8:
         raise MetagradError(
