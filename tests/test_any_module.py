@@ -11,6 +11,7 @@ from plain_loop import WAYS, Plain
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils import checkpoint as recomputing
 
 from metagrad import CG, GradientDescent, Implicit
@@ -73,6 +74,27 @@ def mean(module, x):
 
 def last(module, x):
     return module(x)[0][:, -1]
+
+
+def packed(module, x):
+    return module(pack_padded_sequence(x, torch.tensor([3] * len(x)), batch_first=True))[1][-1]
+
+
+class LanguageModel(nn.Module):
+    """Attention in a function, positions, and an embedding with padding that is also the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters, self.places = nn.Embedding(5, 4, padding_idx=0), nn.Embedding(6, 4)
+        self.mix, self.out = nn.Linear(4, 12, bias=False), nn.Linear(4, 5, bias=False)
+        self.out.weight = self.letters.weight
+        self.register_buffer("before", torch.ones(6, 6).tril().bool())
+
+    def forward(self, x):
+        h = self.letters(x) + self.places(torch.arange(x.shape[1]))
+        parts = self.mix(h).unflatten(-1, (2, 6)).transpose(1, 2).chunk(3, -1)
+        seen = F.scaled_dot_product_attention(*parts, attn_mask=self.before)
+        return self.out(F.gelu(seen.transpose(1, 2).flatten(2))).mean(1)
 
 
 def attention():
@@ -192,6 +214,13 @@ KINDS = {
     "lstm cell": Kind(lambda: Then(nn.LSTMCell(4, 3), lambda m, x: m(x)[0]), 3, rows),
     "gru cell": Kind(lambda: Then(nn.GRUCell(4, 3), lambda m, x: m(x)), 3, rows),
     "rnn cell": Kind(lambda: Then(nn.RNNCell(4, 3), lambda m, x: m(x)), 3, rows),
+    "gru over packed rows": Kind(lambda: Then(nn.GRU(4, 3, 2, dropout=0.5, batch_first=True), packed), 3, series),
+    "transformer decoder": Kind(
+        lambda: Then(nn.TransformerDecoderLayer(4, 2, 4, batch_first=True), lambda m, x: m(x, x).mean(1).tanh()),
+        4,
+        series,
+    ),
+    "tied, padded language model": Kind(LanguageModel, 5, ids),
     "a frozen lstm": Kind(lambda: Then(nn.LSTM(4, 3, batch_first=True), last).requires_grad_(False), 3, series),
     "checkpoint": Kind(lambda: Then(nn.Linear(4, 4), recomputed(use_reentrant=False)), 4, rows),
     "reentrant checkpoint": Kind(lambda: Then(nn.Linear(4, 4), recomputed(use_reentrant=True)), 4, rows),

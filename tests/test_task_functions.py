@@ -1,5 +1,7 @@
 """torch's functions in the form that inner problems need: values as torch's, derivatives right, nothing drawn."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -114,11 +116,11 @@ def test_a_network_that_draws_from_a_generator_of_its_own_is_let_be():
 
 
 def test_everything_is_as_it_was_after():
-    before = {name: getattr(recomputing, name) for name in task_functions._PASSED_THROUGH}
+    before = dict(vars(recomputing))
     assert exactly(F.dropout, torch.ones(9), 0.5).eq(1).all()
     with pytest.raises(TypeError):
         exactly(F.dropout)
-    assert all(getattr(recomputing, name) is own for name, own in before.items())
+    assert vars(recomputing) == before
     assert not F.dropout(torch.ones(99), 0.5).eq(1).all()
 
 
@@ -154,3 +156,25 @@ def test_a_known_network_takes_no_detour(monkeypatch):
     model = Conv4(3, filters=4, image_size=16)
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     many.outputs(model, params, torch.rand(2, 5, 1, 16, 16))
+
+
+def test_threads_that_come_and_go_leave_torch_as_it_was():
+    """The one that comes second must not take the first one's stand-in for torch's own."""
+    before = dict(vars(recomputing))
+    first, second = task_functions.exact(), threading.Event()
+
+    def overlapping():
+        with task_functions.exact():
+            second.set()
+            left.wait(5)
+
+    left = threading.Event()
+    first.__enter__()
+    other = threading.Thread(target=overlapping)
+    other.start()
+    assert second.wait(5)
+    first.__exit__(None, None, None)
+    assert vars(recomputing) != before, "the second still needs it"
+    left.set()
+    other.join()
+    assert vars(recomputing) == before

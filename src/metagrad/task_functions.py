@@ -8,6 +8,7 @@ a forward pass of the user's own. Everything else runs as it is.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,16 +24,9 @@ from metagrad.errors import MetagradError
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Use the forms below for a moment. Callers take turns: ``checkpoint`` is replaced for all threads."""
-    kept = {name: getattr(recomputing, name) for name in _PASSED_THROUGH}
-    try:
-        for name, plain in _PASSED_THROUGH.items():
-            setattr(recomputing, name, plain)
-        with _Exact():
-            yield
-    finally:
-        for name, own in kept.items():
-            setattr(recomputing, name, own)
+    """Use the forms below for a moment, in this thread; ``torch.utils.checkpoint`` does nothing in any meanwhile."""
+    with _passing_through(), _Exact():
+        yield
 
 
 class _Exact(TorchFunctionMode):
@@ -195,3 +189,23 @@ class _AppliedOnce:
 
 # ``torch.utils.checkpoint`` would run a part again in the backward pass, when the weights are the module's own again.
 _PASSED_THROUGH = {"_checkpoint_without_reentrant_generator": _recomputed_never, "CheckpointFunction": _AppliedOnce}
+_TORCHS = {name: getattr(recomputing, name) for name in _PASSED_THROUGH}
+_COUNTING, _inside = threading.Lock(), 0
+
+
+@contextlib.contextmanager
+def _passing_through() -> Iterator[None]:
+    """Replace what all threads see from the first that comes in to the last that goes out."""
+    global _inside
+    with _COUNTING:
+        _inside += 1
+        for name, plain in _PASSED_THROUGH.items():
+            setattr(recomputing, name, plain)
+    try:
+        yield
+    finally:
+        with _COUNTING:
+            _inside -= 1
+            if not _inside:
+                for name, own in _TORCHS.items():
+                    setattr(recomputing, name, own)
