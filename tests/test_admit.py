@@ -1,59 +1,38 @@
-"""Networks that are not ours: swapped, measured once, or refused."""
+"""Networks that are not ours: how they run, what is swapped, what cannot be right."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from metagrad import GradientDescent
-from metagrad.errors import MetagradError
-from metagrad.fewshot import FOMAML, IMAML, Batch, Conv4, Tasks, admit, is_transductive, meta_gradient
-from metagrad.fewshot.norms import BatchNorm, InstanceNorm, LayerNorm
-from metagrad.implicit import Problem
+from metagrad.classifier.network import ordinary
+from metagrad.errors import MetagradError, MetagradWarning
+from metagrad.fewshot import (
+    FOMAML,
+    IMAML,
+    Batch,
+    Conv4,
+    Tasks,
+    admit,
+    check_network,
+    is_transductive,
+    many,
+    meta_gradient,
+)
+from metagrad.fewshot.norms import BatchNorm
 
 
 @pytest.mark.parametrize(
-    ("ours", "torchs", "shape"),
-    [
-        (BatchNorm(4), nn.BatchNorm2d(4), (6, 4, 5, 5)),
-        (BatchNorm(4), nn.BatchNorm1d(4), (6, 4)),
-        (InstanceNorm(4, affine=True), nn.InstanceNorm2d(4, affine=True), (6, 4, 5, 5)),
-        (LayerNorm((4, 5)), nn.LayerNorm((4, 5)), (6, 4, 5)),
-        (LayerNorm((5,), bias=False), nn.LayerNorm(5, bias=False), (6, 4, 5)),
-    ],
-    ids=["batch2d", "batch1d", "instance", "layer", "layer-no-bias"],
+    ("torchs", "shape"), [(nn.BatchNorm2d(4), (6, 4, 5, 5)), (nn.BatchNorm1d(4), (6, 4))], ids=["2d", "1d"]
 )
-def test_our_norms_have_torchs_values(ours, torchs, shape):
-    g = torch.Generator().manual_seed(0)
+def test_our_norm_has_torchs_values(torchs, shape):
+    g, ours = torch.Generator().manual_seed(0), BatchNorm(4)
     for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
         a.data = b.data = torch.randn(a.shape, generator=g)
     x = 3 + 2 * torch.randn(shape, generator=g)
     torch.testing.assert_close(ours(x), torchs(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("norm", [BatchNorm(4), InstanceNorm(4, affine=True), LayerNorm((4, 3, 3))])
-def test_our_norms_differentiate_rightly_under_vmap(norm):
-    """Batched curvature product = one task at a time by plain autograd (trap: torch's are up to 4.6 % off)."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(36, 2)).double()
-    g = torch.Generator().manual_seed(1)
-    phi, v = (
-        {n: torch.randn(3, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
-        for _ in range(2)
-    )
-    x = torch.randn(3, 6, 1, 5, 5, dtype=torch.float64, generator=g)
-
-    def objective(phi, theta, data):
-        return functional_call(model, phi, (data,)).square().sum()
-
-    batched = Problem(objective, {}, x).curvature(phi, "hessian")(v)
-    for t in range(3):
-        p = {n: leaf[t].clone().requires_grad_() for n, leaf in phi.items()}
-        grads = torch.autograd.grad(objective(p, {}, x[t]), list(p.values()), create_graph=True)
-        alone = torch.autograd.grad(grads, list(p.values()), [v[n][t] for n in p])
-        for n, found in zip(p, alone, strict=True):
-            torch.testing.assert_close(batched[n][t], found, rtol=1e-9, atol=1e-9)
 
 
 def user_network():
@@ -71,12 +50,11 @@ def drawn():
 def test_a_users_network_is_swapped_with_a_warning_and_trains():
     model = user_network()
     model[1].weight.data.fill_(0.5)
-    with pytest.raises(MetagradError, match="admit"):
-        FOMAML().init(model)
-    with pytest.warns(UserWarning, match=r"1 \(BatchNorm2d\), 5 \(LayerNorm\)"):
+    with pytest.warns(UserWarning, match=r"replaced 1 \(BatchNorm2d\) by"):
         admitted = admit(model, torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert isinstance(model[1], nn.BatchNorm2d), "the user's own module is left alone"
     assert isinstance(admitted[1], BatchNorm)
+    assert type(admitted[5]) is nn.LayerNorm
     assert is_transductive(admitted)
     theta = IMAML().init(admitted)
     assert torch.equal(theta["1.weight"], torch.full((4,), 0.5))
@@ -87,15 +65,13 @@ def test_a_users_network_is_swapped_with_a_warning_and_trains():
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
+        self.scale, self.gain = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        return x.flatten(1)[:, :3] * self.scale
+        return x.flatten(1)[:, :3] * self.scale * self.gain
 
 
 def test_any_other_module_is_measured_and_admitted():
-    with pytest.raises(MetagradError, match="Scaled"):
-        FOMAML().init(Scaled())
     assert FOMAML().init(admit(Scaled(), torch.randn(4, 6)))["scale"].requires_grad
 
 
@@ -140,12 +116,11 @@ class Wrong(Scaled):
     ("model", "says"),
     [
         (Counts(), "changes buffer calls"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Dropout(0.5)), "several tasks at once"),
         (Wrong(), "wrong under vmap"),
         (nn.LSTM(6, 3), "must return one tensor .* got tuple"),
         (nn.Sequential(nn.Flatten(0), nn.Linear(24, 3)), r"a row for each of its 4 inputs, got shape \(3,\)"),
     ],
-    ids=["buffer", "dropout", "wrong", "several", "one row"],
+    ids=["buffer", "wrong", "several", "one row"],
 )
 def test_what_cannot_be_right_is_refused(model, says):
     with pytest.raises(MetagradError, match=says):
@@ -183,3 +158,167 @@ def test_a_network_of_indices_is_admitted():
     """Whole numbers bear no arithmetic: doubled, an index is beyond the table."""
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
     assert not is_transductive(admit(model, torch.randint(0, 10, (4, 3))))
+
+
+def pretrained():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    for _ in range(5):
+        net(2 * torch.randn(8, 1, 8, 8) + 1)
+    return net.eval()
+
+
+@pytest.mark.parametrize("door", [admit, lambda model, x: model], ids=["admitted", "as it is"])
+def test_a_pretrained_batch_norm_stays_as_it_was_trained(door, recwarn):
+    net, x = pretrained(), torch.randn(2, 6, 1, 8, 8)
+    model = door(net, x[0])
+    assert type(model[1]) is nn.BatchNorm2d
+    assert not is_transductive(model)
+    theta = FOMAML().init(model)
+    phi = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in theta.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(many.outputs(model, phi, x), torch.stack([net(part) for part in x]))
+        taken = ordinary(model, dict(theta), x[0])
+        torch.testing.assert_close(taken(x[1]), net(x[1]))
+    assert not recwarn.list
+
+
+def test_a_batch_norm_that_trains_goes_by_the_batch_and_says_so():
+    model = user_network()
+    with pytest.warns(MetagradWarning, match=r"running averages stay as they are: 1; leave the network in training"):
+        theta = FOMAML().init(model)
+    assert is_transductive(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    meta_gradient(FOMAML(), model, theta, drawn())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    x = drawn().support.x[0]
+    said = ordinary(model, dict(model.named_parameters()), x)(x)
+    torch.testing.assert_close(said, model(x))
+
+
+class Read(nn.Module):
+    """A recurrent body and a head."""
+
+    def __init__(self, kind=nn.LSTM):
+        super().__init__()
+        self.memory, self.drop = kind(6, 3, batch_first=True), nn.Dropout()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.drop(self.memory(x)[0][:, -1]))
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(6, 2, dropout=0.1, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "runs", "because", "off"),
+    [
+        (Conv4(3, filters=4, image_size=16), (4, 1, 16, 16), "layers", None, ()),
+        (Scaled(), (4, 6), "vmap", None, ()),
+        (Attends(), (4, 5, 6), "vmap", None, ("attention",)),
+        (Read(), (4, 5, 6), "one by one", "memory (LSTM)", ("drop",)),
+        (Read(nn.GRU).eval(), (4, 5, 6), "one by one", "memory (GRU)", ()),
+    ],
+    ids=["layers", "own", "attention", "lstm", "gru"],
+)
+def test_a_check_says_how_a_network_runs(model, shape, runs, because, off, recwarn):
+    before = {name: leaf.clone() for name, leaf in model.state_dict().items()}
+    found = check_network(model, torch.randn(shape))
+    assert (found.runs, found.because, found.dropout_off) == (runs, because, off)
+    assert found.error < 1e-12
+    assert (found.learned, found.frozen) == (sum(leaf.numel() for leaf in model.parameters()), 0)
+    assert all(torch.equal(leaf, before[name]) for name, leaf in model.state_dict().items())
+    assert not recwarn.list
+
+
+class Branches(Scaled):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else super().forward(x).sin()
+
+
+def test_a_check_says_what_vmap_refused():
+    found = check_network(Branches(), torch.randn(4, 6))
+    assert found.runs == "one by one"
+    assert "torch.vmap" in found.because
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class Below(nn.Module):
+    """A function of a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.body, self.head, self.function = nn.Linear(6, 6), nn.Linear(6, 3), function
+
+    def forward(self, x):
+        return self.head(self.function(self.body(x)))
+
+
+def bagged(y):
+    """Give each row as a bag of one, by the function that has no second derivative."""
+    rows = torch.arange(len(y))
+    return torch.embedding_bag(y, rows, rows)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [(Once.apply, "no right second derivative .*not symmetric"), (bagged, "no second derivative, .*embedding_bag")],
+)
+def test_what_differentiates_once_is_refused_but_where_it_is_frozen(function, says):
+    """What is frozen needs no derivative."""
+    model, x = Below(function), torch.randn(4, 6)
+    with pytest.raises(MetagradError, match=says):
+        check_network(model, x)
+    model.body.requires_grad_(False)
+    found = check_network(model, x)
+    assert (found.learned, found.frozen, found.frozen_names) == (21, 42, ("body.weight", "body.bias"))
+    assert check_network(model.requires_grad_(False), x).error is None
+
+
+def test_a_batch_norm_counts_by_its_mode():
+    model, x = user_network(), torch.randn(6, 1, 8, 8)
+    found = check_network(model, x)
+    assert (found.by_the_batch, found.transductive) == (("1",), True)
+    assert model[1].num_batches_tracked == 0
+    found = check_network(model.eval(), x)
+    assert (found.by_the_batch, found.transductive) == ((), False)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "says"),
+    [
+        (Scaled(), {"x": torch.randn(4, 6)}, "inputs are one tensor, .* got dict"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(5, 3)),
+            torch.randn(4, 6),
+            r"does not take the example inputs, \(4, 6\)",
+        ),
+    ],
+    ids=["dictionary", "shape"],
+)
+def test_a_refusal_names_the_inputs_where_they_are_the_cause(model, x, says):
+    with pytest.raises(MetagradError, match=says):
+        check_network(model, x)
+
+
+def test_a_check_works_where_gradients_are_off():
+    with torch.no_grad():
+        assert check_network(Scaled(), torch.randn(4, 6)).error < 1e-12

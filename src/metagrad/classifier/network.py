@@ -6,14 +6,15 @@ import copy
 import threading
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from metagrad.errors import MetagradError
-from metagrad.fewshot.norms import BatchNorm
+from metagrad.fewshot import module_lock
+from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
 from metagrad.fewshot.split import last_layer
 from metagrad.tree import Params
 
@@ -62,19 +63,32 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
         of one task. Linear layers take the number of outputs that their weights have.
     support:
         ``(N, C, H, W)``, the images adapted to; ``None`` leaves the statistics to be loaded.
+
+    Raises
+    ------
+    MetagradError
+        if a batch norm runs twice in one pass.
     """
-    copied = copy.deepcopy(model)
+    with module_lock.LOCK:
+        copied = copy.deepcopy(model)
     with torch.no_grad():
+        known = {place.name: here for here in module_lock.places(copied).values() for place in here}
         for name, leaf in weights.items():
-            path, _, key = name.rpartition(".")
-            module = copied.get_submodule(path)
-            setattr(module, key, nn.Parameter(_own(leaf), requires_grad=False))
-            if isinstance(module, nn.Linear):
-                module.out_features = len(module.weight)
+            own = nn.Parameter(_own(leaf), requires_grad=False)
+            for module, key, *_ in known[name]:
+                setattr(module, key, own)
+                if isinstance(module, nn.Linear):
+                    module.out_features = len(module.weight)
         seen = _statistics(copied, support) if support is not None else {}
-        for path, module in list(copied.named_modules()):
-            if isinstance(module, BatchNorm):
-                copied.set_submodule(path, _frozen(module, seen.get(path)))
+        swapped: dict[nn.Module, nn.Module] = {}  # a norm may have two names
+        for path, module in list(copied.named_modules(remove_duplicate=False)):
+            if looks_at_the_batch(module):
+                if module not in swapped:
+                    swapped[module] = _frozen(module, seen.get(module))
+                copied.set_submodule(path, swapped[module])
+            elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.training:
+                module.track_running_stats = False  # as here: each example by its own numbers, also in eval mode
+                module.running_mean = module.running_var = None
     return copied.eval().requires_grad_(False)
 
 
@@ -148,43 +162,54 @@ def _own(leaf: Tensor) -> Tensor:
     return leaf.detach().clone(memory_format=torch.contiguous_format)
 
 
-_Statistics = dict[str, tuple[Tensor, Tensor]]
+class _Seen(NamedTuple):
+    """What a batch norm saw: how many axes, and mean and variance of each channel."""
+
+    axes: int
+    mean: Tensor
+    variance: Tensor
 
 
-def _statistics(model: nn.Module, images: Tensor) -> _Statistics:
-    """Return each batch norm's mean and variance over a batch."""
-    found: _Statistics = {}
+def _statistics(model: nn.Module, images: Tensor) -> dict[nn.Module, _Seen]:
+    """Return what each batch norm sees of a batch."""
+    found: dict[nn.Module, _Seen] = {}
 
-    def note(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            axes = [0, *range(2, args[0].dim())]
-            centre = args[0].mean(axes, keepdim=True)
-            found[path] = centre.flatten(), (args[0] - centre).square().mean(axes)
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module in found:
+            raise MetagradError(
+                "a batch norm of the model runs twice in one pass, on other numbers each time: it cannot be frozen at "
+                "one mean and variance; give each use a norm of its own"
+            )
+        axes = [0, *range(2, args[0].dim())]
+        centre = args[0].mean(axes, keepdim=True)
+        found[module] = _Seen(args[0].dim(), centre.flatten(), (args[0] - centre).square().mean(axes))
 
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(note(path))
-        for path, module in model.named_modules()
-        if isinstance(module, BatchNorm)
-    ]
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if looks_at_the_batch(module)]
     try:
-        model(images)
+        module_lock.call(model, {}, images)
     finally:
         for hook in hooks:
             hook.remove()
     return found
 
 
-def _frozen(norm: BatchNorm, seen: tuple[Tensor, Tensor] | None) -> nn.BatchNorm2d:
-    like = norm.weight if norm.weight is not None else torch.empty(0, dtype=torch.float32, device="cpu")
-    frozen = nn.BatchNorm2d(
-        norm.channels, eps=norm.eps, affine=norm.weight is not None, dtype=like.dtype, device=like.device
-    )
-    if norm.weight is not None and norm.bias is not None:
-        frozen.weight, frozen.bias = norm.weight, norm.bias
+# By the number of axes of what they normalise.
+_FROZEN: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
+}  # fmt: skip
+
+
+def _frozen(norm: nn.Module, seen: _Seen | None) -> nn.Module:
+    assert isinstance(norm, BatchNorm | nn.modules.batchnorm._BatchNorm)
+    weight, bias = norm.weight, norm.bias
+    like = weight if weight is not None else torch.empty(0, dtype=torch.float32, device="cpu")
+    kind = nn.BatchNorm2d if seen is None else _FROZEN[seen.axes]
+    channels = norm.channels if isinstance(norm, BatchNorm) else norm.num_features
+    frozen = kind(channels, eps=norm.eps, affine=weight is not None, dtype=like.dtype, device=like.device)
+    if weight is not None and bias is not None:
+        frozen.weight, frozen.bias = weight, bias
     if seen is not None:
         assert frozen.running_mean is not None
         assert frozen.running_var is not None
-        frozen.running_mean, frozen.running_var = seen
+        frozen.running_mean, frozen.running_var = seen.mean, seen.variance
     return frozen

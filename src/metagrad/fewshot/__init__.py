@@ -1,6 +1,6 @@
 """Few-shot learning on the implicit core: episodes, networks, methods, evaluation."""
 
-from metagrad.fewshot.admit import admit
+from metagrad.fewshot.admit import NetworkCheck, admit, check_network
 from metagrad.fewshot.algorithms import (
     ANIL,
     BOIL,
@@ -44,6 +44,7 @@ __all__ = [
     "MetaLoss",
     "MetaSGD",
     "Metrics",
+    "NetworkCheck",
     "ProtoNet",
     "Reptile",
     "ResNet12",
@@ -51,6 +52,7 @@ __all__ = [
     "Tasks",
     "Warm",
     "admit",
+    "check_network",
     "classification",
     "evaluate",
     "is_transductive",

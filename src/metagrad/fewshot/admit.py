@@ -1,40 +1,67 @@
-"""Making sure a user's network differentiates correctly before it is trained.
+"""Looking at a network before it is meta-learned: what of it runs how, and whether its derivatives are right.
 
-The methods here differentiate a vmapped network twice. Most modules do that rightly, some raise, and torch's own
-normalisation layers are silently wrong; so modules known to be right pass, known offenders are swapped, and
-everything else is measured once.
+No method asks for it: every network runs. What is known to go wrong is known by its kind, and runs another way.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metagrad import torch_modes
-from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.fewshot import many, models, module_lock, norms
+from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.fewshot import many, module_lock, norms
 from metagrad.implicit import Composed, Problem
+from metagrad.tree import Params
 
-_KNOWN = (
-    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Flatten, nn.Unflatten,
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
-    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
-    norms.BatchNorm, norms.InstanceNorm, norms.LayerNorm, models.Conv4, models.MLP,
-    models.ResNet12, models.Residual,
-)  # fmt: skip
-_MARK = "_metagrad_admitted"
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCheck:
+    """How a network runs for many tasks.
+
+    Attributes
+    ----------
+    runs:
+        ``"layers"``: its layers take all tasks at once; ``"vmap"``: ``torch.vmap`` does; ``"one by one"``.
+    because:
+        what keeps tasks from running at once; ``None`` where they do.
+    learned, frozen:
+        how many weights there are to learn, and how many are frozen (``requires_grad=False``): those stay the model's.
+    frozen_names:
+        the names of the frozen ones.
+    by_the_batch:
+        batch norms that go by the batch at hand; those in eval mode do not.
+    dropout_off:
+        modules that drop or draw while they train: off while a task adapts, as in eval mode.
+    transductive:
+        whether an example's outputs depend on the others of its batch.
+    error:
+        relative difference between a curvature product of two tasks at once and one at a time, in float64; ``None``
+        where there is nothing to learn.
+    """
+
+    runs: Literal["layers", "vmap", "one by one"]
+    because: str | None
+    learned: int
+    frozen: int
+    frozen_names: tuple[str, ...]
+    by_the_batch: tuple[str, ...]
+    dropout_off: tuple[str, ...]
+    transductive: bool
+    error: float | None
 
 
 @torch_modes.recording()
-def admit(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy of ``model`` that is safe to meta-learn, or say why there is none.
+def check_network(model: nn.Module, x: Tensor) -> NetworkCheck:
+    """Say how ``model`` runs for many tasks, and measure that it is differentiated rightly; the model is left alone.
 
-    BatchNorm, LayerNorm and InstanceNorm are swapped for :mod:`metagrad.fewshot.norms` (same parameters, batch
-    statistics in place of running averages), with a warning that names them. Then one float64 curvature product on
-    ``x`` is taken for two tasks at once and compared with one task at a time.
+    One curvature product in the weights to learn is taken for two tasks at once and compared with one task at a time,
+    and that with its transpose.
 
     Parameters
     ----------
@@ -46,36 +73,65 @@ def admit(model: nn.Module, x: Tensor) -> nn.Module:
     Raises
     ------
     MetagradError
-        if a forward pass changes a buffer, if the model does not run under ``vmap`` (dropout does not), or if the
-        two products disagree.
+        if the model does not return one row for each input, if a forward pass changes a buffer or draws random numbers,
+        if it has no second derivative, or if the two products disagree; the message says what to do.
+    """
+    if not isinstance(x, Tensor):
+        raise MetagradError(
+            f"the inputs are one tensor, (N, ...), got {type(x).__name__}: wrap the network in a module that takes its "
+            "inputs from the columns of one"
+        )
+    _refuse_changing_buffers(model, x)
+    weights = module_lock.weights(model)
+    names = [name for name, leaf in weights.items() if leaf.requires_grad]
+    with module_lock.LOCK:
+        double = copy.deepcopy(model).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetagradWarning)  # what they say is returned
+        error = _compare_products(double, x.double() if x.is_floating_point() else x, names) if names else None
+    because, modules = many.one_by_one(double), list(model.named_modules())
+    frozen = [name for name in weights if name not in names]
+    return NetworkCheck(
+        runs="layers" if many.layered(model) else "vmap" if because is None else "one by one",
+        because=because,
+        learned=sum(weights[name].numel() for name in names),
+        frozen=sum(weights[name].numel() for name in frozen),
+        frozen_names=tuple(frozen),
+        by_the_batch=tuple(name for name, module in modules if norms.looks_at_the_batch(module)),
+        dropout_off=tuple(name for name, module in modules if _drops(module)),
+        transductive=norms.is_transductive(model) or _mixes_examples(model, x),
+        error=error,
+    )
+
+
+def admit(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy of ``model`` without running averages, looked at by :func:`check_network`.
+
+    A batch norm in training mode is swapped for :class:`metagrad.fewshot.norms.BatchNorm` (same parameters, no running
+    averages, in any mode), with a warning that names it; one in eval mode, and every other module, stays.
+
+    Parameters
+    ----------
+    model, x:
+        as in :func:`check_network`.
+
+    Raises
+    ------
+    MetagradError
+        as :func:`check_network` does.
     """
     with module_lock.LOCK:
         model = copy.deepcopy(model)
     swapped = _swap_norms(model)
     if swapped:
         warnings.warn(
-            f"replaced {', '.join(swapped)} by metagrad's versions (torch's are wrong when a batched gradient is "
-            "differentiated again); batch norm uses the statistics of the batch, not running averages",
+            f"replaced {', '.join(swapped)} by metagrad's version, which always normalises by the batch at hand and "
+            "keeps no running averages; one that is to stay as it was trained goes into eval mode first",
             MetagradWarning,
             stacklevel=2,
         )
-    _refuse_changing_buffers(model, x)
-    _compare_products(copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x)
-    setattr(model, _MARK, True)
-    setattr(model, norms.MEASURED_TRANSDUCTIVE, _mixes_examples(model, x))
+    setattr(model, norms.MEASURED_TRANSDUCTIVE, check_network(model, x).transductive)
     return model
-
-
-def require_admitted(model: nn.Module) -> None:
-    """Raise MetagradError unless ``model`` was admitted or consists of modules known to be right."""
-    if getattr(model, _MARK, False):
-        return
-    for name, module in model.named_modules():
-        if type(module) not in _KNOWN:
-            raise MetagradError(
-                f"module '{name or 'model'}' ({type(module).__name__}) is not known to differentiate rightly under "
-                "vmap: call model = metagrad.fewshot.admit(model, example_inputs) first"
-            )
 
 
 def _swap_norms(model: nn.Module) -> list[str]:
@@ -92,31 +148,47 @@ def _swap_norms(model: nn.Module) -> list[str]:
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and norms.looks_at_the_batch(module):
         return norms.BatchNorm(module.num_features, eps=module.eps, affine=module.affine)
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return norms.InstanceNorm(module.num_features, eps=module.eps, affine=module.affine)
-    if isinstance(module, nn.LayerNorm):
-        return norms.LayerNorm(module.normalized_shape, eps=module.eps, affine=module.elementwise_affine)
     return None
 
 
+def _drops(module: nn.Module) -> bool:
+    if not module.training:
+        return False
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
+
+
 def _refuse_changing_buffers(model: nn.Module, x: Tensor) -> None:
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
-        outputs = model(x)
+    with module_lock.LOCK, torch.no_grad():
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        outputs = _run(model, x)
+        after = dict(model.named_buffers())
+        changed = [name for name, old in before.items() if not torch.equal(after[name], old)]
+        for name in changed:
+            after[name].copy_(before[name])
     if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
         got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise MetagradError(
             f"the model must return one tensor with a row for each of its {len(x)} inputs, got {got}: wrap it in a "
             "module that does"
         )
-    changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise MetagradError(
             f"the forward pass changes buffer {changed[0]}, which many tasks at once would share: "
             "make the module stateless, or put it in eval mode if it then leaves its buffers alone"
         )
+
+
+def _run(model: nn.Module, x: Tensor) -> Any:
+    try:
+        return module_lock.call(model, {}, x)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise MetagradError(
+            f"the model does not take the example inputs, {tuple(x.shape)} of {x.dtype}: {in_short(error, 160)}"
+        ) from error
 
 
 def _mixes_examples(model: nn.Module, x: Tensor) -> bool:
@@ -126,12 +198,14 @@ def _mixes_examples(model: nn.Module, x: Tensor) -> bool:
     # Whole numbers may be indices, which bear no arithmetic.
     others = x[1:].flip(-1) * 2 if x.is_floating_point() else x[:1].expand_as(x[1:])
     with torch.no_grad():
-        return not torch.allclose(model(x)[0], model(torch.cat([x[:1], others]))[0], rtol=1e-4, atol=1e-5)
+        one, other = (module_lock.call(model, {}, given)[0] for given in (x, torch.cat([x[:1], others])))
+    return not torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def _compare_products(model: nn.Module, x: Tensor) -> None:
-    """Compare ``H v`` for two tasks at once with one task at a time, in float64."""
+def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
+    """Return how far ``H v`` for two tasks at once is from one task at a time, relatively; refuse what is wrong."""
     generator = torch.Generator(device=x.device).manual_seed(0)
+    weights = module_lock.weights(model)
 
     def around(leaf: Tensor) -> Tensor:
         noise = torch.randn(2, *leaf.shape, dtype=leaf.dtype, device=leaf.device, generator=generator)
@@ -142,27 +216,44 @@ def _compare_products(model: nn.Module, x: Tensor) -> None:
         loss=lambda outputs, data: (outputs * data[1]).sum() + outputs.square().sum(),
         outputs_of_tasks=lambda phi, theta, data: many.outputs(model, phi, data[0]),  # the way it will be run
     )
-    phi, v = ({name: around(leaf) for name, leaf in model.named_parameters()} for _ in range(2))
+    phi, v, u = ({name: around(weights[name]) for name in names} for _ in range(3))
     with torch.no_grad():
-        weights = torch.randn(2, *model(x).shape, dtype=torch.float64, device=x.device, generator=generator)
-    data = (x.expand(2, *x.shape), weights)
+        outputs = _run(model, x)
+        weighing = torch.randn(2, *outputs.shape, dtype=outputs.dtype, device=x.device, generator=generator)
     try:
-        batched = Problem(objective, {}, data).curvature(phi, "hessian")(v)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:160]
-        raise MetagradError(f"the model does not run for several tasks at once (torch.vmap): {reason}") from error
-    for task in range(2):
-        p = {name: leaf[task].clone().requires_grad_() for name, leaf in phi.items()}
-        names = list(p)
-        value = objective(p, {}, (x, weights[task]))
-        gradient = torch.autograd.grad(value, [p[n] for n in names], create_graph=True, materialize_grads=True)
-        inner = sum((g * v[n][task]).sum() for n, g in zip(names, gradient, strict=True))
-        alone = torch.autograd.grad(inner, [p[n] for n in names], materialize_grads=True)  # type: ignore[arg-type]
-        a = torch.cat([batched[n][task].flatten() for n in names])
-        b = torch.cat([g.flatten() for g in alone])
-        if not torch.allclose(a, b, rtol=0.0, atol=float(1e-8 * b.norm() + 1e-12)):
-            off = float((a - b).norm() / b.norm())
-            raise MetagradError(
-                f"a module of this model is wrong under vmap: its curvature product is {off:.1e} off "
-                "(relative) from one task at a time; replace the module by one written in primitives"
-            )
+        alone = torch.stack([_product(objective, phi, v, (x, weighing[task]), task) for task in range(2)])
+        other = _product(objective, phi, u, (x, weighing[0]), 0)
+    except (RuntimeError, NotImplementedError) as error:
+        raise MetagradError(
+            f"the network has no second derivative, and only first-order methods (FOMAML, Reptile) do without: "
+            f"{in_short(error, 160)}"
+        ) from error
+    one, two = (torch.cat([leaf[0].flatten() for leaf in part.values()]) for part in (u, v))
+    skew, size = (one @ alone[0] - two @ other).abs(), one.norm() * alone[0].norm() + two.norm() * other.norm()
+    if skew > 1e-9 * size:  # torch passes over what is differentiable once, and the rest looks like a derivative
+        raise MetagradError(
+            f"the network has no right second derivative (its Hessian is not symmetric, {float(skew / size):.1e} off): "
+            "a function in it is differentiable once only; write it in primitives, or take a first-order method "
+            "(FOMAML, Reptile)"
+        )
+    found = Problem(objective, {}, (x.expand(2, *x.shape), weighing)).curvature(phi, "hessian")(v)
+    together = torch.cat([found[name].reshape(2, -1) for name in names], 1)
+    off = float(((together - alone).norm(dim=1) / alone.norm(dim=1).clamp(min=1e-4)).max())
+    if off > 1e-8:
+        raise MetagradError(
+            f"a module of this model is wrong under vmap: its curvature product is {off:.1e} off (relative) from one "
+            "task at a time; replace the module by one written in primitives"
+        )
+    return off
+
+
+def _product(objective: Composed, phi: Params, v: Params, data: tuple[Tensor, Tensor], task: int) -> Tensor:
+    """Return one task's ``H v``, by plain autograd."""
+    p = {name: leaf[task].clone().requires_grad_() for name, leaf in phi.items()}
+    value = objective(p, {}, data)
+    gradient = torch.autograd.grad(value, list(p.values()), create_graph=True, materialize_grads=True)
+    inner = torch.stack([(g * v[name][task]).sum() for name, g in zip(p, gradient, strict=True)]).sum()
+    if not inner.requires_grad:  # linear
+        return torch.cat([leaf.detach().flatten() * 0 for leaf in p.values()])
+    found = torch.autograd.grad(inner, list(p.values()), materialize_grads=True)
+    return torch.cat([part.flatten() for part in found])

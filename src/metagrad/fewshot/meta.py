@@ -167,7 +167,8 @@ def part_of_gradient(
     meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
     weight = len(part) / total
     asked = [leaf for leaf in theta.values() if leaf.requires_grad]
-    found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True)
+    # A frozen body may leave nothing to meta-learn.
+    found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True) if asked else ()
     with module_lock.LOCK:  # other threads may add to the same theta
         for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
             if grad is not None:

@@ -1,10 +1,15 @@
-"""Normalisation written in primitives.
+"""Batch normalisation: ours, torch's, and which of them look at the other examples of a batch.
 
-torch's own BatchNorm, LayerNorm and InstanceNorm give silently wrong second derivatives when a vmapped gradient is
-differentiated again. These have the same parameters and values and are right under every transformation.
+torch's own norms are exact here: what we differentiate is a vmapped value, by ``autograd.grad``, any number of times
+(only ``vmap(grad)`` differentiated from outside would be wrong). But a batch norm that trains writes running averages,
+which many tasks at once cannot share: it normalises by the batch at hand and leaves them as they are. One in eval mode
+is the fixed map that it is.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -37,62 +42,53 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel over the batch and the trailing axes."""
-        return _normalise(x, [0, *range(2, x.dim())], self.eps, self.weight, self.bias, 1)
+        # Not torch.var_mean: on CPU it took 28 % of a whole meta-gradient, these two means a third of that.
+        axes = [0, *range(2, x.dim())]
+        centred = x - x.mean(axes, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)
+        if self.weight is None or self.bias is None:
+            return centred * scale
+        # The factors are one number a channel: fold them before they meet the large tensor.
+        weight, bias = (leaf.view(-1, *[1] * (x.dim() - 2)) for leaf in (self.weight, self.bias))
+        return centred * (scale * weight) + bias
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
         return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
-class InstanceNorm(nn.Module):
-    """Normalise each image and channel over its trailing axes. Parameters as in :class:`BatchNorm`."""
-
-    def __init__(self, channels: int, *, eps: float = 1e-5, affine: bool = False) -> None:
-        super().__init__()
-        self.channels, self.eps = channels, eps
-        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(N, C, *)``."""
-        return _normalise(x, list(range(2, x.dim())), self.eps, self.weight, self.bias, 1)
+def looks_at_the_batch(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that normalises by the batch at hand: one of torch's in eval mode does not."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or module.running_mean is None
+    return isinstance(module, BatchNorm)
 
 
-class LayerNorm(nn.Module):
-    """Normalise over the last axes, those of ``shape``; scale and shift have that shape."""
-
-    def __init__(self, shape: tuple[int, ...], *, eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
-        super().__init__()
-        self.shape, self.eps = tuple(shape), eps
-        self.weight = nn.Parameter(torch.ones(self.shape)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(self.shape)) if affine and bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(*, *shape)``."""
-        return _normalise(x, list(range(x.dim() - len(self.shape), x.dim())), self.eps, self.weight, self.bias, None)
+def keeps_averages(module: nn.Module) -> bool:
+    """Whether a module is a batch norm of torch's that would write running averages."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.running_mean is not None
 
 
-def _normalise(
-    x: Tensor, axes: list[int], eps: float, weight: Tensor | None, bias: Tensor | None, channel: int | None
-) -> Tensor:
-    # Not torch.var_mean: on CPU it took 28 % of a whole meta-gradient, these two means a third of that.
-    centred = x - x.mean(axes, keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-    if channel is not None:
-        trailing = [1] * (x.dim() - channel - 1)
-        weight = None if weight is None else weight.view(-1, *trailing)
-        bias = None if bias is None else bias.view(-1, *trailing)
-        # The factors are one number a channel: fold them before they meet the large tensor.
-        scale, weight = (scale, None) if weight is None else (scale * weight, None)
-    y = centred * scale
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+@contextlib.contextmanager
+def stateless(model: nn.Module) -> Iterator[None]:
+    """Let torch's norms keep no running averages for a moment: those that train go by the numbers at hand alone."""
+    kept: list[tuple[nn.Module, str, Tensor | None]] = []
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+            kept += [(module, name, buffer) for name, buffer in module._buffers.items()]
+    try:
+        for module, name, _ in kept:
+            module._buffers[name] = None
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
 
 
 def is_transductive(model: nn.Module) -> bool:
     """Whether a prediction depends on the other images predicted with it.
 
-    Known for networks of known modules; measured by :func:`metagrad.fewshot.admit` for others.
+    Known of batch norms; measured by :func:`metagrad.fewshot.admit`, for what else may look.
     """
     measured = getattr(model, MEASURED_TRANSDUCTIVE, False)
-    return measured or any(isinstance(module, BatchNorm) for module in model.modules())
+    return measured or any(looks_at_the_batch(module) for module in model.modules())

@@ -27,26 +27,33 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
     MetagradError
         if it chooses none.
     """
-    named = {name: leaf for name, leaf in module_lock.weights(model).items() if leaf.requires_grad}
+    known = module_lock.places(model)
+    named = {name: here for name, here in known.items() if here[0].leaf.requires_grad}
+    chosen = [name for name in _matching(known, adapts) if name in named]
+    if not chosen:
+        what = "the module to adapt has no parameter that the model has and that asks for a gradient"
+        if not isinstance(adapts, nn.Module):
+            what = f"no parameter of the model that asks for a gradient is called {adapts!r}"
+        groups = dict.fromkeys(
+            f"{place.name.rpartition('.')[0]}.*".lstrip(".") for here in named.values() for place in here
+        )
+        raise MetagradError(f"{what}; there are {', '.join([*groups][:9]) or 'none: all are frozen'}")
+    return chosen
+
+
+def _matching(known: dict[str, list[module_lock.Place]], adapts: Adapts) -> list[str]:
+    """Return the names of the parameters that are meant, frozen ones too."""
     if isinstance(adapts, nn.Module):
         with module_lock.LOCK:
             mine = {id(leaf) for leaf in adapts.parameters()}
-            chosen = [
-                name for name, leaf in module_lock.weights(model).items() if leaf.requires_grad and id(leaf) in mine
-            ]
-        what = "the module to adapt has no parameter that the model has"
-    else:
-        chosen = [name for name in named if fnmatchcase(name, adapts)]
-        what = f"no parameter of the model is called {adapts!r}"
-    if not chosen:
-        groups = dict.fromkeys(f"{name.rpartition('.')[0]}.*".lstrip(".") for name in named)
-        raise MetagradError(f"{what}; there are {', '.join(groups)}")
-    return chosen
+        return [name for name, here in known.items() if id(here[0].leaf) in mine]
+    # By any of its names: a head that has the embedding's weights adapts them.
+    return [name for name, here in known.items() if any(fnmatchcase(place.name, adapts) for place in here)]
 
 
 def last_layer(model: nn.Module) -> str:
     """Return the name of the module that holds the last parameters."""
-    return list(model.named_parameters())[-1][0].rpartition(".")[0]
+    return list(model.named_parameters(remove_duplicate=False))[-1][0].rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,21 @@ class Head:
         MetagradError
             if there is none, or nothing is before it.
         """
-        chosen = set(adapted(model, adapts))
+        adapted(model, adapts)
+        known = module_lock.places(model)
+        chosen = set(_matching(known, adapts))
         for path, module in model.named_modules():
-            if path and {f"{path}.{name}" for name, _ in module.named_parameters()} == chosen:
-                return cls(model, path)
+            within = {id(part) for part in module.modules()}
+            mine = {name for name, here in known.items() if any(id(place.module) in within for place in here)}
+            if not path or mine != chosen:
+                continue
+            outside = [place for name in mine for place in known[name] if id(place.module) not in within]
+            if outside:
+                raise MetagradError(
+                    f"{path} shares a weight with {outside[0].name}, so features change as it adapts: "
+                    "take features='recomputed', or give the head weights of its own"
+                )
+            return cls(model, path)
         raise MetagradError(
             "features are computed once for a head that is a module of the model, with something before it; "
             f"{', '.join(sorted(chosen)[:4])} are not: take features='recomputed'"
@@ -96,7 +114,8 @@ class Head:
         return module_lock.call(self.module, self._own(phi), features)
 
     def _own(self, phi: Params) -> Params:
-        return {name.removeprefix(f"{self.path}."): leaf for name, leaf in phi.items()}
+        known = module_lock.under_every_name(self.model, phi)
+        return {name.removeprefix(f"{self.path}."): known[name] for name in known if name.startswith(f"{self.path}.")}
 
     def features(self, shared: Params, x: Tensor) -> Tensor:
         """Return what the body makes of ``(T, N, ...)`` with weights that the tasks share; once differentiable.
@@ -114,7 +133,7 @@ class Head:
         if getattr(module, _MARK, None) != self.path:
             self._require_last(shared, x[0])
             setattr(module, _MARK, self.path)
-        return torch.vmap(lambda weights, inputs: self._before(module, weights, inputs))(params, x)
+        return many.task_by_task(self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x)
 
     def _before(self, module: nn.Module, weights: Params, inputs: Tensor) -> Tensor:
         """Run the network up to the head."""

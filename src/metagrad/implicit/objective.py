@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import task_functions, tree
 from metagrad.errors import NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.checked import Looks
@@ -122,8 +122,11 @@ class Composed:
 
         Under autocast a network gives fewer; the loss and its curvature are cheap, and lose nothing more.
         """
-        batched = self.outputs_of_tasks or torch.vmap(self.outputs, in_dims=(0, None, 0))
-        found = batched(phi, theta, data)
+        if self.outputs_of_tasks:
+            found = self.outputs_of_tasks(phi, theta, data)
+        else:
+            with task_functions.exact():
+                found = torch.vmap(self.outputs, in_dims=(0, None, 0))(phi, theta, data)
         if found.dim() == 0 or len(found) != tree.num_tasks(phi):
             raise ValueError(f"outputs_of_tasks must keep the task axis first, got {tuple(found.shape)}")
         return found.to(torch.promote_types(found.dtype, next(iter(phi.values())).dtype))

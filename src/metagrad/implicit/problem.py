@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import task_functions, tree
 from metagrad.implicit.curvature import Curvature, Linearisation, Operator, gauss_newton, hessian, with_pull
 from metagrad.implicit.derivatives import grads, leaves_of
 from metagrad.implicit.objective import Composed, Objective, Proximal
@@ -50,7 +50,8 @@ class Problem:
         """Return ``g`` per task, ``(T,)``."""
         objective = self.objective
         if not isinstance(objective, Composed):
-            return torch.vmap(objective, in_dims=(0, None, 0))(phi, self.theta, self.data)
+            with task_functions.exact():  # some of torch's functions are wrong, or not there, for many tasks at once
+                return torch.vmap(objective, in_dims=(0, None, 0))(phi, self.theta, self.data)
         value = objective.fit(phi, self.theta, self.data)
         if objective.regulariser is None:
             return value

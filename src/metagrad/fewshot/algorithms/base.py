@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -12,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metagrad import tree
-from metagrad.errors import MetagradError
-from metagrad.fewshot import many, module_lock
-from metagrad.fewshot.admit import require_admitted
+from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.fewshot import many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
@@ -94,13 +94,7 @@ class AdaptsWeights(ABC):
     """
 
     def init(self, model: nn.Module) -> Params:
-        """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model.
-
-        Raises
-        ------
-        MetagradError
-            if the model has modules that were not admitted (:func:`metagrad.fewshot.admit`).
-        """
+        """Return a copy of the model's weights as theta; frozen ones (``requires_grad=False``) stay in the model."""
         return weights_of_model(model)
 
     @abstractmethod
@@ -125,8 +119,16 @@ class AdaptsWeights(ABC):
 
 
 def weights_of_model(model: nn.Module) -> Params:
-    """Return a copy of the weights of an admitted model as theta."""
-    require_admitted(model)
+    """Return a copy of the model's weights as theta; one that stands in several places has its first place's name."""
+    averaging = [name for name, module in model.named_modules() if norms.keeps_averages(module)]
+    if averaging:
+        warnings.warn(
+            f"batch norms in training mode go by each task's own batch, and their running averages stay as they are: "
+            f"{in_short(', '.join(averaging), 80)}; leave the network in training mode, or put what is pretrained into "
+            "eval mode first",
+            MetagradWarning,
+            stacklevel=4,
+        )
     # Kernels with channels last where the network's own convolutions read them so: no copy each time.
     last = many.layered(model)
     return {

@@ -182,9 +182,9 @@ class FromFixedHead(AdaptsHead):
             base.require_positive(self, "l2")
 
     def init(self, model: nn.Module) -> Params:
-        """Return the model's weights but the head's."""
+        """Return the model's weights but the head's: none where the body is frozen."""
         weights, mine = super().init(model), adapted(model, self.head)
-        if set(weights) <= set(mine):
+        if set(module_lock.weights(model)) <= set(mine):
             raise MetagradError(f"the head {self.head!r} is the whole network: there is no body to meta-learn")
         return {name: leaf for name, leaf in weights.items() if name not in mine}
 
@@ -192,8 +192,11 @@ class FromFixedHead(AdaptsHead):
         self, model: nn.Module, theta: Params, support: Batch, solver: InnerSolver, adjoint: Adjoint
     ) -> base.Inner:
         """Return the inner problems, begun at the model's head."""
-        own, like = module_lock.weights(model), next(iter(theta.values()))
-        begin = {name: own[name].detach().to(like.dtype) for name in adapted(model, self.head)}
+        own, like = module_lock.weights(model), next(iter(theta.values()), None)
+        begin = {
+            name: own[name].detach().to(own[name].dtype if like is None else like.dtype)
+            for name in adapted(model, self.head)
+        }
         start = tree.expand(begin, len(support.x))
         regulariser = Proximal(self.l2, towards="zero") if self.l2 else None
         objective, depends, data = self.problem(model, theta, support, regulariser)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metagrad import tree
 from metagrad.errors import MetagradError
+from metagrad.fewshot import module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
 from metagrad.fewshot.episodes import Batch, Tasks
@@ -98,7 +100,8 @@ class R2D2:
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's, and the logarithms of ``l2`` and ``scale``."""
         weights = without_head(model, self.head)
-        return weights | entries("l2", self.l2, "scalar", weights) | entries("scale", self.scale, "scalar", weights)
+        like = weights or tree.detach(module_lock.weights(model))  # a frozen body leaves none
+        return weights | entries("l2", self.l2, "scalar", like) | entries("scale", self.scale, "scalar", like)
 
     def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
         """Solve the ridge regressions."""
@@ -159,7 +162,7 @@ def seen(model: nn.Module, theta: Params, head: Adapts, support: Batch) -> Score
     """Return what a classifier is made from."""
     features = features_of(model, theta, head, support.x)
     # What is computed from them has theta's digits, though a network under autocast gives fewer.
-    features = features.to(torch.promote_types(features.dtype, next(iter(theta.values())).dtype))
+    features = features.to(torch.promote_types(features.dtype, next(iter(theta.values()), features).dtype))
     ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
     return Scored(features, (support.y[..., None] == ways).to(features))
 
