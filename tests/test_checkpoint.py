@@ -345,3 +345,25 @@ def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(run):
 def go_on_without(folder):
     with Run.open(folder) as opened:
         return loop.train(opened, toy(), resume=True)
+
+
+def test_lines_that_were_repeated_are_seen_and_those_of_later_steps_are_not_taken_for_them(run):
+    opened = Run.open(run)
+    state = opened.load("last")
+    path = run / "metrics.jsonl"
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    path.write_bytes(whole + last)
+    assert "was altered" in opened.metrics_fault(state)
+    path.write_bytes(whole + last.replace(b'"step": 20', b'"step": 30') + b'{"step": 4')
+    assert opened.metrics_fault(state) is None
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_checkpoint_that_is_a_link_to_nothing_is_not_taken_for_none(run, name):
+    (run / f"{name}.safetensors").unlink()
+    (run / f"{name}.safetensors").symlink_to("nowhere")
+    opened = Run.open(run)
+    assert opened.has(name)
+    with pytest.raises(MetagradError, match=rf"{name}\.safetensors does not exist"):
+        opened.load(name)

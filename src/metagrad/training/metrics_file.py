@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from pathlib import Path
@@ -54,18 +55,31 @@ def facts_of(path: Path, size: int | None) -> dict[str, Any]:
 
 def fault(path: Path, facts: dict[str, Any]) -> str | None:
     """Say what is wrong with the file up to a checkpoint of these facts, if anything is."""
-    logged = (path.read_bytes() if path.exists() else b"")[: facts["metrics_bytes"]]
+    there = path.read_bytes() if path.exists() else b""
+    logged, later = there[: facts["metrics_bytes"]], there[facts["metrics_bytes"] :]
     if len(logged) < facts["metrics_bytes"]:
         return (
             f"{path} has lost its end: {len(logged)} of {facts['metrics_bytes']} bytes that there were at meta-step "
             f"{facts['step']}; the curve has a gap, the training itself has none"
         )
-    if facts.get("metrics_digest") not in (None, _sha256(logged)):
+    # A run that was killed may have logged more since, of later meta-steps.
+    if facts.get("metrics_digest") not in (None, _sha256(logged)) or _least_step(later) <= facts["step"]:
         return (
             f"{path} was altered, or is another run's: do not trust the curve up to meta-step {facts['step']}; the "
             "training itself does not depend on it"
         )
     return None
+
+
+def _least_step(text: bytes) -> float:
+    """Return the least meta-step among whole lines; infinity where there is none."""
+    least = math.inf
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            found = strict_json.parse(line)
+            if isinstance(found, dict) and is_count(found.get("step")):
+                least = min(least, found["step"])
+    return least
 
 
 def rewind(path: Path, size: int) -> None:

@@ -207,8 +207,8 @@ class Run:
         )
 
     def has(self, name: str) -> bool:
-        """Whether there is a checkpoint called ``name``."""
-        return (self.folder / f"{name}.safetensors").exists()
+        """Whether there is a checkpoint called ``name``; a link that leads nowhere is one that cannot be read."""
+        return os.path.lexists(self.folder / f"{name}.safetensors")
 
     def load(self, name: str, ranks: Ranks = ALONE) -> State:
         """Read a checkpoint; of several ranks, the first reads and tells the others.
