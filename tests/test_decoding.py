@@ -81,7 +81,7 @@ def test_transparent_parts_are_as_if_composed_at_once(mode, monkeypatch):
     with Image.open(io.BytesIO(saved(image, **options))) as read:
         clear = read.convert("RGBA")
         expected = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-        assert np.array_equal(np.asarray(decoding._rgb(read, "white")), np.asarray(expected))
+        assert np.array_equal(np.asarray(decoding.as_rgb(read, "white")), np.asarray(expected))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
