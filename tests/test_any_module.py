@@ -265,7 +265,7 @@ def case_of(name, model):
             lambda *of: P.memory_reduced(*of, **steps, l2=0.5, begin=head),
         ),
         "protonet": lambda: Case(ProtoNet(), P.protonet),
-        "r2d2": lambda: Case(R2D2(l2=1.0), P.r2d2, 1e-5),
+        "r2d2": lambda: Case(R2D2(l2=1.0), P.r2d2, 1e-8),
     }[name]()
 
 
