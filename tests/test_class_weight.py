@@ -10,8 +10,7 @@ from strokes import drawings
 
 from metagrad import FewShotClassifier, MetagradError
 from metagrad.classifier.learner import Learner, example_weights
-from metagrad.fewshot import ANIL, IMAML, MAML, R2D2, Batch, ITDBiO, MemoryReduced
-from metagrad.fewshot.algorithms.base import WeightedBatch
+from metagrad.fewshot import ANIL, IMAML, MAML, R2D2, Batch, ITDBiO, MemoryReduced, WeightedBatch
 
 METHODS = {
     "maml": MAML(inner_lr=0.1, inner_steps=3),

@@ -6,9 +6,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metagrad.fewshot import MLP, Conv4, classification, many
-from metagrad.fewshot.episodes import Batch
+from metagrad.fewshot import MLP, Conv4, many, support_loss
 from metagrad.fewshot.norms import BatchNorm
+from metagrad.fewshot.tasks import Batch
 from metagrad.implicit import Problem
 
 TASKS, IMAGES = 3, 4
@@ -132,7 +132,7 @@ def test_the_objective_for_tasks_is_the_objective_of_each_task(case):
     model, phi, x = case
     theta = {name: leaf[0] + 0.1 for name, leaf in phi.items()}
     y = torch.arange(IMAGES).remainder(3).expand(TASKS, -1)
-    objective = classification(model, lam=0.7)
+    objective = support_loss(model, lam=0.7)
     together = Problem(objective, theta, Batch(x, y)).value(phi)
     for t in range(TASKS):
         alone = objective({name: leaf[t] for name, leaf in phi.items()}, theta, Batch(x[t], y[t]))
@@ -180,7 +180,7 @@ def test_a_gauss_newton_product_computes_only_what_it_uses():
     phi = {n: torch.randn(TASKS, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
     x = torch.randn(TASKS, IMAGES, 1, 9, 9, dtype=torch.float64, generator=g)
     y = torch.arange(IMAGES).remainder(3).expand(TASKS, -1)
-    problem = Problem(classification(model), {}, Batch(x, y))
+    problem = Problem(support_loss(model), {}, Batch(x, y))
     counted = {}
     for kind in ("gauss_newton", "hessian"):
         operator = problem.curvature(phi, kind)

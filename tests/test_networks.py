@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metagrad import CG, GradientDescent, Implicit, argmin, tree
-from metagrad.fewshot import FOMAML, IMAML, MAML, MLP, Batch, Conv4, Tasks, classification, meta_gradient
+from metagrad.fewshot import FOMAML, IMAML, MAML, MLP, Batch, Conv4, Tasks, meta_gradient, support_loss
 
 WAYS = 5
 
@@ -116,7 +116,7 @@ def test_implicit_gradient_equals_finite_differences_of_the_solved_problem(kind)
     """Strong proximal term, solved to 1e-12: theta moves, everything is solved again."""
     size = 8
     model, drawn = smooth(network(kind, size=size)), tasks(3, count=2, size=size)
-    objective = classification(model, lam=100.0)
+    objective = support_loss(model, lam=100.0)
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
 
     def query(theta):
@@ -188,7 +188,7 @@ def test_five_cg_steps_match_the_reference_on_the_standard_network(curvature, dt
     theta = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
 
     solver = CG(max_steps=steps, tol=0.0, on_negative="continue")
-    solution = argmin(classification(model, lam), tree.expand(theta, 2), theta, drawn.support,
+    solution = argmin(support_loss(model, lam=lam), tree.expand(theta, 2), theta, drawn.support,
                       solver=GradientDescent(lr=0.1, max_steps=16),
                       adjoint=Implicit(linear_solver=solver, curvature=curvature))  # fmt: skip
     outputs = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(solution.value, drawn.query.x)

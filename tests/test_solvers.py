@@ -24,9 +24,8 @@ from metagrad import (
     argmin,
     tree,
 )
-from metagrad.fewshot import Conv4, admit
-from metagrad.fewshot.algorithms import classification
-from metagrad.fewshot.episodes import Batch
+from metagrad.fewshot import Conv4, admit, support_loss
+from metagrad.fewshot.tasks import Batch
 from metagrad.implicit import Problem, Solution
 
 T = 3
@@ -81,7 +80,7 @@ def conv4():
     model = admit(model, torch.rand(4, 1, 12, 12, dtype=torch.float64))
     x, y = randn(T, 6, 1, 12, 12, seed=9), torch.arange(3).repeat(T, 2)
     theta = {name: leaf.detach() for name, leaf in model.named_parameters()}
-    return classification(model, lam=20.0), theta, Batch(x, y)
+    return support_loss(model, lam=20.0), theta, Batch(x, y)
 
 
 # A new solver joins by a line: (name, made from a step size, as some need it). The step size is right for the problem.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.names import short
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
-from metagrad.fewshot import R2D2, Batch, ProtoNet
-from metagrad.fewshot.algorithms.base import WeightedBatch
+from metagrad.fewshot import R2D2, Batch, ProtoNet, WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
+from metagrad.fewshot.tasks import AnyBatch
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 from metagrad.training.config import TrainConfig
@@ -177,7 +177,7 @@ class Learner:
         for some, labels in zip(images.split(size), y.split(size), strict=True):
             x = some.float() / 255
             with torch.no_grad():
-                solution = method.adapt(model, theta, _batch(x, labels, weight))
+                solution = method.adapt(model, theta, batch_of(x, labels, weight))
                 weights = method.weights(model, theta, solution)
             for task, left in enumerate(solution.grad_norm.tolist()):
                 found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
@@ -255,7 +255,9 @@ class _HeadAlone:
     def scores(self, learned: Tensor, y: Tensor, asked: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the scores of the images ``asked``, adapted to those ``learned`` and their labels."""
         with torch.no_grad():
-            solution = self.method.adapt(self.model, self.theta, _batch(self.features[learned][None], y[None], weight))
+            solution = self.method.adapt(
+                self.model, self.theta, batch_of(self.features[learned][None], y[None], weight)
+            )
             return self.method.predict(self.model, self.theta, solution, self.features[asked][None])[0]
 
 
@@ -285,6 +287,6 @@ def example_weights(y: Tensor, classes: Sequence[str], class_weight: ClassWeight
     return None if (weight == weight[0]).all() else (weight / weight.mean()).float()
 
 
-def _batch(x: Tensor, y: Tensor, weight: Tensor | None) -> Batch:
-    """Return a support set; one that is weighted has the same fields and one more."""
-    return Batch(x, y) if weight is None else cast(Batch, WeightedBatch(x, y, weight.expand_as(y)))
+def batch_of(x: Tensor, y: Tensor, weight: Tensor | None) -> AnyBatch:
+    """Return support sets whose examples all count as ``weight``, ``(N,)``, says."""
+    return Batch(x, y) if weight is None else WeightedBatch(x, y, weight.expand_as(y))

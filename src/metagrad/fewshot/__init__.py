@@ -8,22 +8,30 @@ from metagrad.fewshot.algorithms import (
     IMAML,
     MAML,
     R2D2,
+    AdaptsWeights,
     Algorithm,
+    Inner,
     ITDBiO,
     MemoryReduced,
     MetaLoss,
     MetaSGD,
+    Method,
     ProtoNet,
     Reptile,
     classification,
+    query_loss,
+    support_loss,
 )
-from metagrad.fewshot.episodes import Batch, EpisodeSampler, Tasks
+from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
+from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError
 from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
+from metagrad.fewshot.split import Head
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
+from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
 
 __all__ = [
     "ANIL",
@@ -33,29 +41,41 @@ __all__ = [
     "MAML",
     "MLP",
     "R2D2",
+    "AdaptsWeights",
     "Algorithm",
     "Batch",
+    "BinaryCrossEntropy",
     "Chunks",
     "Conv4",
+    "CrossEntropy",
     "EpisodeSampler",
     "Evaluation",
+    "ExampleLoss",
+    "Head",
     "ITDBiO",
+    "Inner",
     "MemoryReduced",
     "MetaLoss",
     "MetaSGD",
+    "Method",
     "Metrics",
     "NetworkCheck",
     "ProtoNet",
     "Reptile",
     "ResNet12",
     "Sinusoids",
+    "SquaredError",
     "Tasks",
     "Warm",
+    "WeightedBatch",
     "admit",
     "check_network",
     "classification",
     "evaluate",
+    "group_tasks",
     "is_transductive",
     "meta_gradient",
+    "query_loss",
+    "support_loss",
     "warm_meta_gradient",
 ]

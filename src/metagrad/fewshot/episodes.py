@@ -4,34 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metagrad.data.classes import ImageClasses
 from metagrad.errors import MetagradError
-
-
-class Batch(NamedTuple):
-    """Labelled examples of T tasks: ``x`` is ``(T, N, ...)``, ``y`` is ``(T, N)`` int64 (or targets)."""
-
-    x: Tensor
-    y: Tensor
-
-
-class Tasks(NamedTuple):
-    """T tasks: what each adapts on (support) and what it is judged on (query)."""
-
-    support: Batch
-    query: Batch
-
-    def __len__(self) -> int:
-        return len(self.support.x)
-
-    def part(self, first: int, last: int) -> Tasks:
-        """Return tasks ``first`` to ``last`` (exclusive) as views."""
-        return Tasks(*(Batch(batch.x[first:last], batch.y[first:last]) for batch in (self.support, self.query)))
+from metagrad.fewshot.tasks import Batch, Tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from metagrad import tree
-from metagrad.fewshot.algorithms.base import Algorithm
-from metagrad.fewshot.episodes import EpisodeSampler, Tasks
+from metagrad.fewshot import losses
+from metagrad.fewshot.algorithms.base import Algorithm, loss_of
 from metagrad.fewshot.meta import auto_chunks, require_same_digits
 from metagrad.fewshot.norms import is_transductive
+from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
 from metagrad.implicit import Solution
 from metagrad.ranks import ALONE, Ranks
 from metagrad.torch_modes import ordinary, unrecorded
@@ -21,28 +24,34 @@ from metagrad.tree import Params
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Mean accuracy over tasks.
+class Evaluation(losses.Scored):
+    """Mean metric over tasks.
 
     Attributes
     ----------
-    accuracy:
-        fraction of query images classified rightly, mean over tasks.
+    score:
+        mean over tasks of the metric of the query set; for classification :attr:`accuracy`, a fraction.
     ci95:
         half width of its 95 % confidence interval, 1.96 standard errors over tasks.
     loss:
-        mean query cross-entropy, nats.
+        mean query loss; nats, for cross-entropy.
     tasks:
         number of tasks.
     transductive:
         whether a prediction saw the other query images (through batch statistics).
+    metric:
+        what ``score`` is.
+    per_task:
+        ``(tasks,)``, float64: the metric of each task.
     """
 
-    accuracy: float
+    score: float
     ci95: float
     loss: float
     tasks: int
     transductive: bool
+    metric: str = "accuracy"
+    per_task: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
 
 
 @unrecorded()
@@ -50,64 +59,111 @@ def evaluate(
     algorithm: Algorithm,
     model: nn.Module,
     theta: Params,
-    sampler: EpisodeSampler,
+    source: Callable[..., Any],
     *,
     tasks: int,
     generator: torch.Generator,
     transductive: bool = True,
+    loss: losses.Loss | None = None,
+    metric: losses.Metric | None = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Adapt to ``tasks`` new tasks and classify their query images.
+    """Adapt to ``tasks`` new tasks and judge their query sets.
 
     Parameters
     ----------
+    source:
+        draws tasks: ``source(num_tasks, generator=generator)`` returns :class:`~metagrad.fewshot.Tasks`, or a list of
+        them for tasks of unequal size.
+    tasks:
+        how many.
     transductive:
         classify a task's query images together (the papers' protocol), or, if false, each by itself beside the
         support images only. Makes no difference to a network without batch statistics.
+    loss, metric:
+        in place of the method's, for judging the query sets.
     progress:
         called with (tasks done, tasks in all).
     ranks:
         the processes that share the work; each returns the whole result.
     """
-    found = torch.zeros(tasks + 1, dtype=torch.float64, device=sampler.classes.images.device)  # accuracies, then loss
-    batch = 32
+    if tasks < 1:
+        raise ValueError(f"tasks must be at least 1, got {tasks}")
     theta = ordinary(tree.detach(theta))
-    for first in range(0, tasks, batch):
-        drawn = ordinary(sampler(min(batch, tasks - first), generator=generator))
-        require_same_digits(theta, drawn.support.x)
-        begin, end = ranks.mine(len(drawn))
-        size = auto_chunks(drawn).query
-        for start in range(begin, end, size):
-            part = drawn.part(start, min(start + size, end))
-            solution = algorithm.adapt(model, theta, part.support)
-            predict = _together if transductive or not is_transductive(model) else _one_by_one
-            outputs = predict(algorithm, model, theta, solution, part)
-            right = (outputs.argmax(-1) == part.query.y).double().mean(1)
-            found[first + start : first + start + len(part)] = right
-            losses = nn.functional.cross_entropy(outputs.flatten(0, 1), part.query.y.flatten(), reduction="sum")
-            found[-1] += losses / part.query.y.shape[1]
+    judge = _Judge(algorithm, model, theta, transductive and is_transductive(model), loss, metric)
+    rows: list[Tensor] = []
+    for first in range(0, tasks, _BATCH):
+        count = min(_BATCH, tasks - first)
+        groups = groups_of(source(count, generator=generator))
+        if (drawn := sum(map(len, groups))) != count:
+            raise ValueError(f"the source was asked for {count} tasks and drew {drawn}")
+        rows += [judge(group, ranks) for group in groups]
         if progress is not None:
-            progress(min(first + batch, tasks), tasks)
-    per_task, total = ranks.sum(found)[:-1], found[-1]
-    spread = float(per_task.std()) if tasks > 1 else math.nan
+            progress(first + count, tasks)
+    scores, lost = ranks.sum(torch.cat(rows, 1))
     return Evaluation(
-        accuracy=float(per_task.mean()),
-        ci95=1.96 * spread / math.sqrt(tasks),
-        loss=float(total) / tasks,
+        score=float(scores.mean()),
+        ci95=1.96 * (float(scores.std()) if tasks > 1 else math.nan) / math.sqrt(tasks),
+        loss=float(lost.mean()),
         tasks=tasks,
-        transductive=transductive and is_transductive(model),
+        transductive=judge.transductive,
+        metric=losses.metric_name(judge.loss, judge.metric),
+        per_task=scores,
     )
 
 
-def _together(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, part: Tasks) -> Tensor:
-    return algorithm.predict(model, theta, solution, part.query.x)
+_BATCH = 32  # tasks that are drawn at a time
 
 
-def _one_by_one(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, part: Tasks) -> Tensor:
-    """Each query image shares a batch with the support images and with nothing else."""
-    outputs = []
-    for image in part.query.x.unbind(1):
-        batch = torch.cat([part.support.x, image[:, None]], dim=1)
-        outputs.append(algorithm.predict(model, theta, solution, batch)[:, -1])
-    return torch.stack(outputs, dim=1)
+class _Judge:
+    """Adapts to tasks and judges them; those of the other ranks are left at zero."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        model: nn.Module,
+        theta: Params,
+        transductive: bool,
+        loss: losses.Loss | None,
+        metric: losses.Metric | None,
+    ) -> None:
+        self.algorithm, self.model, self.theta, self.transductive = algorithm, model, theta, transductive
+        self.loss = loss_of(algorithm) if loss is None else loss
+        self.metric = metric or (getattr(algorithm, "metric", None) if loss is None else None)
+        self.alone = is_transductive(model) and not transductive
+
+    def __call__(self, given: Tasks, ranks: Ranks) -> Tensor:
+        """Return metric and loss of tasks of one shape, float64 ``(2, T)``."""
+        tasks = Tasks(*ordinary((given.support, given.query, given.classes)))
+        require_same_digits(self.theta, tasks.support.x)
+        losses.require_targets(self.loss, tasks.query, "query")
+        rows = torch.zeros(2, len(tasks), dtype=torch.float64, device=tasks.device)
+        begin, end = ranks.mine(len(tasks))
+        size = auto_chunks(tasks).query
+        for start in range(begin, end, size):
+            part = tasks.part(start, min(start + size, end))
+            solution = self.algorithm.adapt(self.model, self.theta, part.support)
+            outputs = (self._one_by_one if self.alone else self._together)(solution, part)
+            lost = losses.loss_of_tasks(self.loss, outputs, part.query)
+            rows[0, start : start + len(part)] = losses.score_of_tasks(
+                self.loss, self.metric, outputs, part.query.y, lost
+            )
+            rows[1, start : start + len(part)] = lost
+        return rows
+
+    def _together(self, solution: Solution, part: Tasks) -> Tensor:
+        return self.algorithm.predict(self.model, self.theta, solution, part.query.x)
+
+    def _one_by_one(self, solution: Solution, part: Tasks) -> Tensor:
+        """Each query image shares a batch with the support images and with nothing else."""
+        (support, spec), query = pytree.tree_flatten(part.support.x), pytree.tree_leaves(part.query.x)
+        outputs = []
+        for image in range(num_examples(part.query)):
+            beside = [
+                torch.cat([a, b[:, image : image + 1]], dim=1) if isinstance(a, Tensor) else a
+                for a, b in zip(support, query, strict=True)
+            ]
+            batch = pytree.tree_unflatten(beside, spec)
+            outputs.append(self.algorithm.predict(self.model, self.theta, solution, batch)[:, -1])
+        return torch.stack(outputs, dim=1)

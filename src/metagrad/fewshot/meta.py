@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
+from metagrad.errors import MetagradError, MetagradWarning, NotFiniteError, is_out_of_memory
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.algorithms.base import Algorithm
-from metagrad.fewshot.episodes import Tasks
-from metagrad.implicit import Bound
+from metagrad.fewshot.losses import Scored
+from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
+from metagrad.implicit import Bound, host
 from metagrad.torch_modes import ordinary, recording
 from metagrad.tree import Params
 
@@ -40,15 +43,18 @@ class Chunks:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(Scored):
     """What a meta-step measured, one entry per task, detached; linear-solve entries ``None`` without a solve.
+
+    Tasks are in the order in which they were given; those of several groups one group after the other.
 
     Attributes
     ----------
     loss:
         scalar, mean query loss.
-    accuracy, grad_norm, steps:
-        ``(T,)``: query accuracy (fraction); norm of the inner gradient where adaptation stopped; steps it took.
+    score, grad_norm, steps:
+        ``(T,)``: metric of the query set (``accuracy``, a fraction, for classification); norm of the inner gradient
+        where adaptation stopped; steps it took.
     residual, min_curvature, max_curvature, stopped:
         ``(T,)``: relative residual of the linear solve; smallest and largest curvature it met (the latter ``None`` from
         solvers that meet none); whether it was ended by one that is not positive.
@@ -57,10 +63,12 @@ class Metrics:
         (:attr:`~metagrad.Solution.delta`).
     chunks:
         what was worked on at a time: less than asked for where memory ran out.
+    metric:
+        what ``score`` is.
     """
 
     loss: Tensor
-    accuracy: Tensor
+    score: Tensor
     grad_norm: Tensor
     steps: Tensor
     residual: Tensor | None
@@ -70,6 +78,7 @@ class Metrics:
     delta: Bound | None
     delta_prime: Bound | None
     chunks: Chunks
+    metric: str = "accuracy"
 
 
 @recording()
@@ -77,7 +86,7 @@ def meta_gradient(
     algorithm: Algorithm,
     model: nn.Module,
     theta: Params,
-    tasks: Tasks,
+    tasks: Tasks | Sequence[Tasks] | tuple[Any, Any],
     *,
     chunk: int | Chunks | Literal["auto"] = "auto",
 ) -> Metrics:
@@ -88,6 +97,9 @@ def meta_gradient(
 
     Parameters
     ----------
+    tasks:
+        :class:`~metagrad.fewshot.Tasks`; a list of them, where tasks are of unequal size
+        (:func:`~metagrad.fewshot.group_tasks`): the mean is over all tasks; or a pair of batches (support, query).
     chunk:
         :class:`Chunks`, a number of tasks for all phases, or ``"auto"`` (:func:`auto_chunks`); more than there are
         tasks means all of them. If memory runs out, chunks are halved, with one warning, until the work fits.
@@ -99,17 +111,44 @@ def meta_gradient(
     ------
     ValueError
         for a chunk below 1; for inputs of another dtype than the weights; for a theta made in inference mode.
+    NotFiniteError
+        for a gradient that is not finite; names the task. What was in ``.grad`` stays.
     MetagradError
         if not even one task fits into memory.
     """
-    theta, tasks = ordinary(theta), ordinary(tasks)
-    require_same_digits(theta, tasks.support.x)
-    total = len(tasks)
-    sizes = auto_chunks(tasks) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
+    if theta and not any(leaf.requires_grad for leaf in theta.values()):  # read from a file: it is what is learned
+        asking = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        for name, leaf in asking.items():
+            leaf.grad = theta[name].grad
+        found = meta_gradient(algorithm, model, asking, tasks, chunk=chunk)
+        for name, leaf in asking.items():
+            theta[name].grad = leaf.grad
+        return found
+    theta = ordinary(theta)
+    groups = [Tasks(*ordinary((one.support, one.query, one.classes))) for one in groups_of(tasks)]
+    for group in groups:
+        require_same_digits(theta, group.support.x)
+    total, begun = sum(map(len, groups)), {name: leaf.grad for name, leaf in theta.items()}
+    parts: list[Metrics] = []
+    for group in groups:
+        sizes = auto_chunks(group) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
+        parts.append(_group_gradient(algorithm, model, theta, group, total, sizes))
+    found = joined(parts, parts[-1].chunks)
+    if not _finite(theta, found.loss):
+        for name, leaf in theta.items():
+            leaf.grad = begun[name]
+        raise NotFiniteError(_not_finite(algorithm, model, theta, groups))
+    return found
+
+
+def _group_gradient(
+    algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, total: int, sizes: Chunks
+) -> Metrics:
+    """Add the share of tasks of one shape in the gradient of the mean over ``total`` tasks, chunk by chunk."""
     parts: list[Metrics] = []
     first, too_many = 0, 0
-    while first < total:
-        part = tasks.part(first, min(first + sizes.tasks, total))
+    while first < len(tasks):
+        part = tasks.part(first, min(first + sizes.tasks, len(tasks)))
         before = {name: leaf.grad for name, leaf in theta.items()}
         try:
             parts.append(part_of_gradient(algorithm, model, theta, part, total, sizes.query))
@@ -130,7 +169,35 @@ def meta_gradient(
     return joined(parts, sizes)
 
 
-def require_same_digits(theta: Params, x: Tensor) -> None:
+def _finite(theta: Params, loss: Tensor) -> bool:
+    """Whether loss and gradient are finite; where the host may not look, a training loop looks when it reads both."""
+    if not host.may_look(loss):
+        return True
+    return math.isfinite(loss) and _all_finite(theta)
+
+
+def _all_finite(theta: Params) -> bool:
+    grads = [leaf.grad for leaf in theta.values() if leaf.grad is not None]
+    # One pass finds out, but that a sum of finite numbers may overflow.
+    return all(math.isfinite(grad.sum()) or bool(grad.isfinite().all()) for grad in grads)
+
+
+def _not_finite(algorithm: Algorithm, model: nn.Module, theta: Params, groups: list[Tasks]) -> str:
+    """Say which task's loss or gradient is not finite, by taking each alone."""
+    number = 0
+    for group in groups:
+        for task in range(len(group)):
+            own = {name: leaf.detach().requires_grad_(leaf.requires_grad) for name, leaf in theta.items()}
+            alone = part_of_gradient(algorithm, model, own, group.part(task, task + 1), 1, 1)
+            if not math.isfinite(alone.loss):
+                return f"the query loss of task {number} is {float(alone.loss)}: look at its numbers and its labels"
+            if not _all_finite(own):
+                return f"the meta-gradient of task {number} is not finite (its loss is {float(alone.loss):.3g})"
+            number += 1
+    return "the meta-gradient is not finite, though that of each task alone is: .grad held such numbers before"
+
+
+def require_same_digits(theta: Params, x: Any) -> None:
     """Refuse inputs of another floating dtype than the weights, which torch's layers do not take.
 
     Raises
@@ -138,16 +205,21 @@ def require_same_digits(theta: Params, x: Tensor) -> None:
     ValueError
         naming both.
     """
-    digits = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), x.dtype)
-    if x.is_floating_point() and x.dtype != digits and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f"the inputs are {x.dtype}, the weights {digits}: make the model .to({x.dtype}) before init")
+    digits = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), None)
+    for leaf in pytree.tree_leaves(x):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or digits is None or leaf.dtype == digits:
+            continue
+        if not torch.is_autocast_enabled(leaf.device.type):
+            raise ValueError(
+                f"the inputs are {leaf.dtype}, the weights {digits}: make the model .to({leaf.dtype}) before init"
+            )
 
 
 def joined(parts: list[Metrics], sizes: Chunks) -> Metrics:
     """Put the chunks' metrics together."""
     return Metrics(
         torch.stack([part.loss for part in parts]).sum(),
-        torch.cat([part.accuracy for part in parts]),
+        torch.cat([part.score for part in parts]),
         torch.cat([part.grad_norm for part in parts]),
         torch.cat([part.steps for part in parts]),
         _joined([part.residual for part in parts]),
@@ -157,6 +229,7 @@ def joined(parts: list[Metrics], sizes: Chunks) -> Metrics:
         _joined_bounds([part.delta for part in parts]),
         _joined_bounds([part.delta_prime for part in parts]),
         sizes,
+        parts[0].metric,
     )
 
 
@@ -177,7 +250,7 @@ def part_of_gradient(
     left = solution.delta_prime
     return Metrics(
         meta.loss.detach() * weight,
-        meta.accuracy,
+        meta.score,
         solution.grad_norm,
         solution.steps,
         None if linear is None else linear.residual,
@@ -188,6 +261,7 @@ def part_of_gradient(
         # Of a task's own query gradient; what was solved for is its share of the mean.
         None if left is None else replace(left, value=left.value * total),
         Chunks(len(part), query),
+        meta.metric,
     )
 
 
@@ -199,10 +273,11 @@ def auto_chunks(tasks: Tasks) -> Chunks:
     one task. A GPU takes all.
     """
     total = len(tasks)
-    if tasks.query.x.device.type != "cpu":
+    if tasks.device.type != "cpu":
         return Chunks(total, total)
-    weight = max(1.0, tasks.support.x[0, 0].numel() / 784)
-    support, query = (batch.x.shape[1] * weight for batch in (tasks.support, tasks.query))
+    numbers = sum(leaf[0, 0].numel() for leaf in pytree.tree_leaves(tasks.support.x) if isinstance(leaf, Tensor))
+    weight = max(1.0, numbers / 784)
+    support, query = (num_examples(batch) * weight for batch in (tasks.support, tasks.query))
     at_once = math.ceil(total / math.ceil(total * support / 160))
     return Chunks(max(1, at_once), max(1, int(150 / query)))
 

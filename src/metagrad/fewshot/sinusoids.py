@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.episodes import Batch, Tasks
+from metagrad.fewshot.tasks import Batch, Tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.fewshot.meta import Chunks, Metrics, auto_chunks, joined, part_of_gradient
+from metagrad.fewshot.tasks import AnyBatch, Tasks
 from metagrad.implicit import Implicit, Solution
 from metagrad.tree import Params
 
@@ -79,12 +79,13 @@ class _Begun:
 
     def __init__(self, algorithm: base.AdaptsWeights, warm: Warm | None) -> None:
         self.algorithm, self.warm = algorithm, warm
+        self.loss, self.metric = algorithm.loss, algorithm.metric
         self.solutions: list[Solution] = []
 
     def init(self, model: nn.Module) -> Params:
         return self.algorithm.init(model)
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         inner = self.algorithm.inner(model, theta, support)
         if not isinstance(inner.adjoint, Implicit):
             raise MetagradError("tasks can go on from where they ended only if the method differentiates implicitly")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from metagrad import tree
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.fewshot import Algorithm, Reptile, Tasks
-from metagrad.fewshot.algorithms.base import AdaptsWeights
+from metagrad.fewshot.algorithms.base import AdaptsWeights, judged
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.implicit import (
     GradientDescent,
@@ -80,8 +80,8 @@ def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[P
     def outer(phi: Params, theta: Params) -> Tensor:
         like = next(iter(phi.values()))
         steps = torch.zeros(len(like), dtype=torch.int64)
-        outputs = method.predict(model, theta, Solution(phi, steps), tasks.query.x.to(like.dtype))
-        return F.cross_entropy(outputs.flatten(0, 1), tasks.query.y.flatten())
+        x = tree.map_tensors(lambda leaf: leaf.to(like.dtype) if leaf.is_floating_point() else leaf, tasks.query.x)
+        return judged(method, model, theta, Solution(phi, steps), tasks.query._replace(x=x)).losses.mean()
 
     return outer
 

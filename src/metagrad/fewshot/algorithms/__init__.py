@@ -1,6 +1,15 @@
 """Meta-learning methods, one file a family."""
 
-from metagrad.fewshot.algorithms.base import AdaptsWeights, Algorithm, MetaLoss, classification
+from metagrad.fewshot.algorithms.base import (
+    AdaptsWeights,
+    Algorithm,
+    Inner,
+    MetaLoss,
+    Method,
+    classification,
+    query_loss,
+    support_loss,
+)
 from metagrad.fewshot.algorithms.heads import ANIL, BOIL, ITDBiO, MemoryReduced
 from metagrad.fewshot.algorithms.imaml import IMAML
 from metagrad.fewshot.algorithms.learned import summary
@@ -17,11 +26,15 @@ __all__ = [
     "AdaptsWeights",
     "Algorithm",
     "ITDBiO",
+    "Inner",
     "MemoryReduced",
     "MetaLoss",
     "MetaSGD",
+    "Method",
     "ProtoNet",
     "Reptile",
     "classification",
+    "query_loss",
     "summary",
+    "support_loss",
 ]

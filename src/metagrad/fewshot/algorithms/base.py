@@ -10,34 +10,36 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metagrad import tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.fewshot import many, module_lock, norms
+from metagrad.fewshot import losses, many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
-from metagrad.fewshot.episodes import Batch, Tasks
+from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
 from metagrad.tree import Hyper, Params
 
 
 @dataclass(frozen=True)
-class MetaLoss:
+class MetaLoss(losses.Scored):
     """What one batch of tasks says about theta.
 
     Attributes
     ----------
     loss:
         scalar, mean over tasks of the query loss; differentiable in theta.
-    accuracy:
-        ``(T,)``, fraction of query examples classified rightly. Detached.
+    score:
+        ``(T,)``, the metric of each task's query set. Detached.
+    metric:
+        what ``score`` is: ``"accuracy"``, a fraction, for classification.
     solution:
         the tasks' inner solutions; ``solution.linear`` is filled in by ``loss.backward()``.
     """
 
     loss: Tensor
-    accuracy: Tensor
+    score: Tensor
     solution: Solution
+    metric: str = "accuracy"
 
 
 class Algorithm(Protocol):
@@ -47,7 +49,7 @@ class Algorithm(Protocol):
         """Return theta, leaf tensors that ask for a gradient."""
         ...
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the inner problems of the tasks in ``support``."""
         ...
 
@@ -87,7 +89,42 @@ class Inner(NamedTuple):
         return argmin(objective, init, theta, data, solver=solver, adjoint=adjoint)
 
 
-class AdaptsWeights(ABC):
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """What all methods have: a loss, a metric, and a query loss at what each task adapts.
+
+    Parameters
+    ----------
+    loss:
+        what a task's outputs cost, on the support set and on the query set: :class:`~metagrad.fewshot.CrossEntropy`,
+        :class:`~metagrad.fewshot.SquaredError`, :class:`~metagrad.fewshot.BinaryCrossEntropy`, or any callable
+        ``(outputs, targets) -> Tensor`` for one task (a scalar, or one value an example).
+    metric:
+        ``(outputs, targets) -> number`` for one task's query set, shown beside the loss; ``None``: the loss's own.
+    """
+
+    loss: losses.Loss = losses.CROSS_ENTROPY
+    metric: losses.Metric | None = None
+
+    @abstractmethod
+    def init(self, model: nn.Module) -> Params:
+        """Return theta, leaf tensors that ask for a gradient."""
+
+    @abstractmethod
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
+        """Solve the inner problems of the tasks in ``support``."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
+        """Return outputs ``(T, N, ...)`` for inputs ``(T, N, ...)``."""
+
+    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
+        """Query loss at the adapted weights; what its backward does is the method."""
+        return query_loss(self, model, theta, tasks, query_chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptsWeights(Method):
     """A method that adapts weights of the network: all but its inner problem is common to them.
 
     What it does not adapt, tasks share: it comes from theta, or, frozen, from the model.
@@ -98,24 +135,21 @@ class AdaptsWeights(ABC):
         return weights_of_model(model)
 
     @abstractmethod
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> Inner:
         """Return the inner problems of the tasks in ``support``, and how they are solved and differentiated."""
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the inner problems of the tasks in ``support``."""
+        losses.require_targets(self.loss, support, "support")
         return self.inner(model, theta, support).solve()
 
-    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
         return many.outputs(model, whole(solution.value, theta), x)
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return the adapted networks, all weights with a task axis; frozen ones stay in the model."""
         return whole(solution.value, theta)
-
-    def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
-        """Query loss at the adapted weights; what its backward does is the method."""
-        return query_loss(self, model, theta, tasks, query_chunk)
 
 
 def weights_of_model(model: nn.Module) -> Params:
@@ -143,36 +177,63 @@ def weights_of_model(model: nn.Module) -> Params:
 def query_loss(
     algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, query_chunk: int | None
 ) -> MetaLoss:
-    """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is had at once."""
+    """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is taken at once."""
+    losses.require_targets(loss_of(algorithm), tasks.query, "query")
     solution = algorithm.adapt(model, theta, tasks.support)
     size, total = query_chunk or len(tasks), len(tasks)
     shared = [leaf for leaf in theta.values() if leaf.requires_grad]
-    losses, hits = [], []
+    parts: list[Judged] = []
     slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
     direct: list[Tensor | None] = [None] * len(shared)  # where predict itself looks at theta
     for first in range(0, total, size):
         here = slice(first, first + size)
         phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
         with torch.enable_grad():
-            outputs = algorithm.predict(model, theta, replace(solution, value=phi), tasks.query.x[here])
-            loss = F.cross_entropy(outputs.mT, tasks.query.y[here], reduction="none").mean(1).sum() / total
-        found = torch.autograd.grad(loss, [*phi.values(), *shared], allow_unused=True)
-        for leaf, part in zip(slope.values(), found, strict=False):
-            leaf[here] = 0.0 if part is None else part
+            part = judged(algorithm, model, theta, replace(solution, value=phi), some_tasks(tasks.query, here))
+            found = torch.autograd.grad(part.losses.sum() / total, [*phi.values(), *shared], allow_unused=True)
+        for leaf, gradient in zip(slope.values(), found, strict=False):
+            leaf[here] = 0.0 if gradient is None else gradient
         direct = [
             old if new is None else new if old is None else old + new
             for old, new in zip(direct, found[len(phi) :], strict=True)
         ]
-        losses.append(loss.detach())
-        hits.append((outputs.detach().argmax(-1) == tasks.query.y[here]).float().mean(1))
+        parts.append(Judged(part.losses.detach(), part.score))
     known = [*zip(solution.value.values(), slope.values(), strict=True)]
-    known += [(leaf, part) for leaf, part in zip(shared, direct, strict=True) if part is not None]
+    known += [(leaf, gradient) for leaf, gradient in zip(shared, direct, strict=True) if gradient is not None]
     inputs, slopes = zip(*known, strict=True)
-    loss = _Scored.apply(torch.stack(losses).sum(), len(slope), len(known), *slopes, *inputs)
-    return MetaLoss(loss, torch.cat(hits), solution)
+    value = torch.cat([part.losses for part in parts]).sum() / total
+    loss = _Known.apply(value, len(slope), len(known), *slopes, *inputs)
+    return MetaLoss(loss, torch.cat([part.score for part in parts]), solution, metric_of(algorithm))
 
 
-class _Scored(torch.autograd.Function):
+class Judged(NamedTuple):
+    """Each task's query loss and metric, ``(T,)``; the metric is detached."""
+
+    losses: Tensor
+    score: Tensor
+
+
+def judged(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> Judged:
+    """Predict a query set and judge it, by the method's loss and metric."""
+    outputs = algorithm.predict(model, theta, solution, query.x)
+    loss, metric = loss_of(algorithm), getattr(algorithm, "metric", None)
+    found = losses.loss_of_tasks(loss, outputs, query)
+    with torch.no_grad():
+        return Judged(found, losses.score_of_tasks(loss, metric, outputs.detach(), query.y, found))
+
+
+def loss_of(algorithm: Algorithm) -> losses.Loss:
+    """Return a method's loss; an own one that names none classifies."""
+    found: losses.Loss = getattr(algorithm, "loss", losses.CROSS_ENTROPY)
+    return found
+
+
+def metric_of(algorithm: Algorithm) -> str:
+    """Return the name of a method's metric."""
+    return losses.metric_name(loss_of(algorithm), getattr(algorithm, "metric", None))
+
+
+class _Known(torch.autograd.Function):
     """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated.
 
     Its one backward hands the gradient over: the ``own`` first of its tensors without a copy, since nobody else holds
@@ -193,8 +254,13 @@ class _Scored(torch.autograd.Function):
         return None, None, None, *([None] * len(given)), *scaled
 
 
-def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
-    """Mean cross-entropy of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``.
+def support_loss(
+    model: nn.Module,
+    loss: losses.Loss = losses.CROSS_ENTROPY,
+    *,
+    lam: Hyper | None = None,
+) -> Composed:
+    """Return the mean loss of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``.
 
     Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
     """
@@ -202,11 +268,16 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
         outputs=lambda phi, theta, batch: module_lock.call(
             model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
         ),
-        loss=cross_entropy,
+        loss=lambda outputs, batch: losses.loss_of_one(loss, outputs, batch),
         regulariser=None if lam is None else Proximal(lam),
         outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, whole(phi, theta), batch.x),
-        loss_of_tasks=cross_entropy_of_tasks,
+        loss_of_tasks=lambda outputs, batch: losses.loss_of_tasks(loss, outputs, batch),
     )
+
+
+def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
+    """Return :func:`support_loss` with the cross-entropy."""
+    return support_loss(model, lam=lam)
 
 
 def whole(phi: Params, theta: Params) -> Params:
@@ -215,39 +286,9 @@ def whole(phi: Params, theta: Params) -> Params:
     return phi | tree.expand({name: leaf for name, leaf in weights_of(theta).items() if name not in phi}, tasks)
 
 
-def cross_entropy(outputs: Tensor, batch: Any) -> Tensor:
-    """Return one task's mean cross-entropy, nats; a weighted mean for a :class:`WeightedBatch`."""
-    if isinstance(batch, WeightedBatch):
-        return (batch.weight * F.cross_entropy(outputs, batch.y, reduction="none")).mean()
-    return F.cross_entropy(outputs, batch.y)
-
-
-def cross_entropy_of_tasks(outputs: Tensor, batch: Any) -> Tensor:
-    """Return each task's mean cross-entropy, ``(T,)``."""
-    losses = F.cross_entropy(outputs.mT, batch.y, reduction="none")
-    return (batch.weight * losses).mean(1) if isinstance(batch, WeightedBatch) else losses.mean(1)
-
-
-class WeightedBatch(NamedTuple):
-    """A support set whose examples count more or less in what is adapted: ``weight`` is ``(T, N)``, of mean 1."""
-
-    x: Any
-    y: Tensor
-    weight: Tensor
-
-
-class PreparedBatch(NamedTuple):
-    """A support set whose images the network's first layers have seen: every inner step begins there."""
-
-    x: many.Prepared
-    y: Tensor
-
-
-def prepared(model: nn.Module, support: Batch | WeightedBatch) -> PreparedBatch | WeightedBatch:
+def prepared(model: nn.Module, support: AnyBatch) -> AnyBatch:
     """Do what depends on the images alone once for all inner steps and curvature products."""
-    if isinstance(support, WeightedBatch):
-        return support._replace(x=many.prepare(model, support.x))
-    return PreparedBatch(many.prepare(model, support.x), support.y)
+    return support._replace(x=many.prepare(model, support.x))
 
 
 def require_positive(algorithm: Any, *names: str) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, module_lock
+from metagrad.fewshot import losses, many, module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.algorithms.maml import parted
-from metagrad.fewshot.episodes import Batch
 from metagrad.fewshot.split import Adapts, Head, adapted
+from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import (
     CG,
     Adjoint,
@@ -45,6 +45,8 @@ class AdaptsHead(base.AdaptsWeights):
         ``"cached"``: the body sees the images once, and every inner step and product begins at what it makes of them;
         the head must be the network's last module. ``"recomputed"``: it sees them at each step, as published
         implementations do. The same gradients to rounding.
+    loss, metric:
+        see :class:`~metagrad.fewshot.Method`.
     """
 
     head: Adapts = "head.*"
@@ -55,35 +57,32 @@ class AdaptsHead(base.AdaptsWeights):
             raise MetagradError(f"features is 'cached' or 'recomputed', got {self.features!r}")
 
     @abstractmethod
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return the inner problems."""
 
     def problem(
-        self, model: nn.Module, theta: Params, support: Batch, regulariser: Proximal | None = None
-    ) -> tuple[Composed, Params, base.PreparedBatch | base.WeightedBatch | Batch]:
+        self, model: nn.Module, theta: Params, support: AnyBatch, regulariser: Proximal | None = None
+    ) -> tuple[Composed, Params, AnyBatch]:
         """Return the support loss as an objective in the head, the theta it depends on, and its data."""
+        composed = base.support_loss(model, self.loss)
         if self.features == "cached":
             head = Head.of(model, self.head)
-            fixed = isinstance(head.module, nn.Linear)
+            linear = isinstance(head.module, nn.Linear)
             return (
                 Composed(
                     outputs=lambda phi, theta, batch: head.output(phi, batch.x),
-                    loss=base.cross_entropy,
+                    loss=composed.loss,
                     regulariser=regulariser,
                     outputs_of_tasks=lambda phi, theta, batch: head.outputs(phi, batch.x),
-                    loss_of_tasks=base.cross_entropy_of_tasks,
-                    convex=fixed,
+                    loss_of_tasks=composed.loss_of_tasks,
+                    convex=linear and losses.is_convex(self.loss),
                 ),
                 {},
                 support._replace(x=head.features(self._shared(model, theta), support.x)),
             )
-        composed = base.classification(model)
-        whole = Composed(
-            composed.outputs, composed.loss, regulariser, composed.outputs_of_tasks, composed.loss_of_tasks
-        )
-        return whole, self._shared(model, theta), base.prepared(model, support)
+        return replace(composed, regulariser=regulariser), self._shared(model, theta), base.prepared(model, support)
 
-    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return each task's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
         shared = self._shared(model, theta)
         if self.features == "cached":
@@ -120,12 +119,12 @@ class ANIL(AdaptsHead):
         super().__post_init__()
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss in the head, begun at theta's, and steps that are differentiated."""
         mine, _ = parted(model, theta, self.head)
         objective, depends, data = self.problem(model, theta, support)
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        return base.Inner(objective, tree.expand(mine, len(support.x)), depends, data, solver, Unroll())
+        return base.Inner(objective, tree.expand(mine, num_tasks(support)), depends, data, solver, Unroll())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +151,14 @@ class BOIL(base.AdaptsWeights):
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss in the body, begun at theta's, and steps that are differentiated."""
         head, rest = parted(model, theta, self.head)
         if not rest:
             raise MetagradError(f"the head {self.head!r} is the whole network: nothing is left to adapt")
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        start, data = tree.expand(rest, len(support.x)), base.prepared(model, support)
-        return base.Inner(base.classification(model), start, head, data, solver, Unroll())
+        start, data = tree.expand(rest, num_tasks(support)), base.prepared(model, support)
+        return base.Inner(base.support_loss(model, self.loss), start, head, data, solver, Unroll())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,7 @@ class FromFixedHead(AdaptsHead):
         return {name: leaf for name, leaf in weights.items() if name not in mine}
 
     def begun(
-        self, model: nn.Module, theta: Params, support: Batch, solver: InnerSolver, adjoint: Adjoint
+        self, model: nn.Module, theta: Params, support: AnyBatch, solver: InnerSolver, adjoint: Adjoint
     ) -> base.Inner:
         """Return the inner problems, begun at the model's head."""
         own, like = module_lock.weights(model), next(iter(theta.values()), None)
@@ -197,7 +196,7 @@ class FromFixedHead(AdaptsHead):
             name: own[name].detach().to(own[name].dtype if like is None else like.dtype)
             for name in adapted(model, self.head)
         }
-        start = tree.expand(begin, len(support.x))
+        start = tree.expand(begin, num_tasks(support))
         regulariser = Proximal(self.l2, towards="zero") if self.l2 else None
         objective, depends, data = self.problem(model, theta, support, regulariser)
         return base.Inner(objective, start, depends, data, solver, adjoint)
@@ -229,7 +228,7 @@ class ITDBiO(FromFixedHead):
         super().__post_init__()
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's inner problem, and steps that are differentiated."""
         return self.begun(
             model, theta, support, GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps), Unroll()
@@ -274,6 +273,6 @@ class MemoryReduced(FromFixedHead):
         solver = GradientDescent(lr=inner_lr, max_steps=20)
         return cls(l2=0.0, solver=solver, adjoint=adjoint, features="recomputed")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's inner problem."""
         return self.begun(model, theta, support, self.solver, self.adjoint)

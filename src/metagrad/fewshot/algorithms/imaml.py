@@ -9,8 +9,8 @@ from torch import nn
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import Form, entries, hyper
-from metagrad.fewshot.episodes import Batch
 from metagrad.fewshot.split import Adapts, adapted
+from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import CG, Adjoint, GradientDescent, Implicit, InnerSolver
 from metagrad.tree import Params
 
@@ -41,6 +41,8 @@ class IMAML(base.AdaptsWeights):
     adapts:
         the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
         and shared by the tasks.
+    loss, metric:
+        see :class:`~metagrad.fewshot.Method`.
 
     Raises
     ------
@@ -69,11 +71,11 @@ class IMAML(base.AdaptsWeights):
         mine = {name: weights[name] for name in adapted(model, self.adapts)}
         return weights | entries("lam", self.lam, self.learn_lam, mine)
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's proximal problem, begun at theta."""
         return base.Inner(
-            base.classification(model, hyper("lam", self.lam, self.learn_lam)),
-            tree.expand({name: theta[name] for name in adapted(model, self.adapts)}, len(support.x)),
+            base.support_loss(model, self.loss, lam=hyper("lam", self.lam, self.learn_lam)),
+            tree.expand({name: theta[name] for name in adapted(model, self.adapts)}, num_tasks(support)),
             theta,
             base.prepared(model, support),
             self.solver,

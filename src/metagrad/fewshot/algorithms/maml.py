@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -10,8 +10,9 @@ from torch import nn
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import Form, entries, hyper
-from metagrad.fewshot.episodes import Batch, Tasks
+from metagrad.fewshot.losses import CROSS_ENTROPY, Loss, Metric
 from metagrad.fewshot.split import Adapts, adapted
+from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks, some_tasks
 from metagrad.implicit import FirstOrder, GradientDescent, Unroll
 from metagrad.tree import Params
 
@@ -36,6 +37,8 @@ class MAML(base.AdaptsWeights):
     adapts:
         the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
         and shared by the tasks.
+    loss, metric:
+        see :class:`~metagrad.fewshot.Method`.
 
     Raises
     ------
@@ -64,12 +67,12 @@ class MAML(base.AdaptsWeights):
         mine = {name: weights[name] for name in adapted(model, self.adapts)}
         return weights | entries("lr", self.inner_lr, self.learn_lr, mine)
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta, and steps that are differentiated."""
         mine, shared = parted(model, theta, self.adapts)
         return base.Inner(
-            base.classification(model),
-            tree.expand(mine, len(support.x)),
+            base.support_loss(model, self.loss),
+            tree.expand(mine, num_tasks(support)),
             shared,
             base.prepared(model, support),
             GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps),
@@ -77,12 +80,14 @@ class MAML(base.AdaptsWeights):
         )
 
 
-def MetaSGD(*, inner_lr: float = 0.1, inner_steps: int = 1) -> MAML:
+def MetaSGD(
+    *, inner_lr: float = 0.1, inner_steps: int = 1, loss: Loss = CROSS_ENTROPY, metric: Metric | None = None
+) -> MAML:
     """MAML with a learned step size for each parameter: Li, Zhou, Chen and Li, "Meta-SGD", 2017.
 
     Theirs may turn negative; ours is learned as its logarithm.
     """
-    return MAML(inner_lr=inner_lr, inner_steps=inner_steps, learn_lr="parameter")
+    return MAML(inner_lr=inner_lr, inner_steps=inner_steps, learn_lr="parameter", loss=loss, metric=metric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +104,12 @@ class FOMAML(base.AdaptsWeights):
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
         mine, shared = parted(model, theta, self.adapts)
         return base.Inner(
-            base.classification(model),
-            tree.expand(mine, len(support.x)),
+            base.support_loss(model, self.loss),
+            tree.expand(mine, num_tasks(support)),
             shared,
             base.prepared(model, support),
             GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
@@ -126,23 +131,31 @@ class Reptile(base.AdaptsWeights):
     def __post_init__(self) -> None:
         base.require_positive(self, "inner_lr", "inner_steps")
 
-    def inner(self, model: nn.Module, theta: Params, support: Batch) -> base.Inner:
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
         mine, shared = parted(model, theta, "*")
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        start, data = tree.expand(mine, len(support.x)), base.prepared(model, support)
-        return base.Inner(base.classification(model), start, shared, data, solver, FirstOrder())
+        start, data = tree.expand(mine, num_tasks(support)), base.prepared(model, support)
+        return base.Inner(base.support_loss(model, self.loss), start, shared, data, solver, FirstOrder())
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
     ) -> base.MetaLoss:
         """Return the query loss as the value, with ``theta − phi`` as the gradient."""
+        size, total = query_chunk or len(tasks), len(tasks)
         with torch.no_grad():
-            scored = super().meta_loss(model, theta, tasks, query_chunk=query_chunk)
-        phi = tree.detach(scored.solution.value)
-        apart = sum((theta[name] - leaf.mean(0)).square().sum() for name, leaf in phi.items()) / 2
-        assert isinstance(apart, torch.Tensor)
-        return base.MetaLoss(scored.loss + apart - apart.detach(), scored.accuracy, scored.solution)
+            solution = self.adapt(model, theta, tasks.support)
+            parts = []
+            for first in range(0, total, size):
+                here = slice(first, first + size)
+                phi = {name: leaf[here] for name, leaf in solution.value.items()}
+                parts.append(
+                    base.judged(self, model, theta, replace(solution, value=phi), some_tasks(tasks.query, here))
+                )
+            value, score = (torch.cat(part) for part in zip(*parts, strict=True))
+        apart = torch.stack([(theta[name] - leaf.mean(0)).square().sum() for name, leaf in solution.value.items()])
+        loss = value.mean() + apart.sum() / 2 - apart.sum().detach() / 2
+        return base.MetaLoss(loss, score, solution, base.metric_of(self))
 
 
 def parted(model: nn.Module, theta: Params, adapts: Adapts) -> tuple[Params, Params]:

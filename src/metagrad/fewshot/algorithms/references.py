@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import module_lock
+from metagrad.fewshot import losses, module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
-from metagrad.fewshot.episodes import Batch, Tasks
 from metagrad.fewshot.split import Adapts, Head, adapted
-from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin
+from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks
+from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin, host
 from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
 
 
-class Scored(NamedTuple):
-    """Features of support images, ``(T, N, F)``, and which class each is of, ``(T, N, ways)``, 1 or 0."""
+class Features(NamedTuple):
+    """Features of support examples, ``(T, N, F)``, and what each is to be, ``(T, N, ways)``: for labels 1 or 0."""
 
     features: Tensor
-    hot: Tensor
+    wanted: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtoNet:
+class ProtoNet(base.Method):
     """Classify by the nearest class mean of features: Snell, Swersky and Zemel, "Prototypical Networks", NeurIPS 2017.
 
-    Outputs are negative squared distances. The network's own head is not used, so tasks may have any number of ways.
+    Outputs are negative squared distances. The network's own head is not used, so tasks may have any number of ways. A
+    class that a task has no support example of gets −∞: it is never predicted.
 
     Parameters
     ----------
     head:
         the network's last module, which is left out: a pattern of parameter names, or the module.
+    loss, metric:
+        see :class:`~metagrad.fewshot.Method`; of the query set. Targets are labels.
+
+    Raises
+    ------
+    ValueError
+        when used: for targets that are no labels, or for a query label that the support set of its task lacks.
     """
 
     head: Adapts = "head.*"
@@ -45,37 +53,46 @@ class ProtoNet:
         """Return the model's weights but the head's."""
         return without_head(model, self.head)
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Return the class means: what minimises the squared distances to each class's features."""
+        if support.y.is_floating_point():
+            raise ValueError("ProtoNet needs labels: for other targets take R2D2, or a method that adapts weights")
+        losses.require_targets(self.loss, support, "support")
         data = seen(model, theta, self.head, support)
-        means = data.hot.mT @ data.features / data.hot.sum(1)[..., None]
+        hot = data.wanted if support.weight is None else data.wanted * support.weight[..., None].to(data.wanted)
+        count = hot.sum(1)
+        means = hot.mT @ data.features / torch.where(count > 0, count, 1)[..., None]
+        absent = torch.zeros_like(count).masked_fill(count == 0, -torch.inf)
         none = torch.zeros(len(means), device=means.device)
-        return Solution({"prototypes": means}, none.long(), none)
+        return Solution({"prototypes": means, "absent": absent}, none.long(), none)
 
-    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return ``−‖f − p‖²`` for each class, ``(T, N, ways)``."""
         features, means = features_of(model, theta, self.head, x), solution.value["prototypes"]
-        return 2 * features @ means.mT - features.square().sum(-1, keepdim=True) - means.square().sum(-1).unsqueeze(1)
+        shift = (solution.value["absent"] - means.square().sum(-1)).unsqueeze(1)
+        return 2 * features @ means.mT - features.square().sum(-1, keepdim=True) + shift
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return networks with a linear head: ``2 p`` and ``−‖p‖²``, as ``‖f‖²`` is common to all classes."""
         means = solution.value["prototypes"]
-        return with_head(model, theta, self.head, 2 * means, -means.square().sum(-1))
+        return with_head(model, theta, self.head, 2 * means, solution.value["absent"] - means.square().sum(-1))
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
     ) -> base.MetaLoss:
         """Query loss."""
-        return base.query_loss(self, model, theta, tasks, query_chunk)
+        _require_known(tasks, getattr(self.loss, "ignore_index", None))
+        return super().meta_loss(model, theta, tasks, query_chunk=query_chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2D2:
+class R2D2(base.Method):
     """A head by ridge regression onto the labels: Bertinetto, Henriques, Torr and Vedaldi, ICLR 2019.
 
     ``W = argmin ½ ‖X W − Y‖² + (l2 / 2) ‖W‖²``, outputs ``scale · x W``. The solution is had from an N×N system, and
     differentiated implicitly: the core needs to know only what it solves. ``l2`` and ``scale`` are learned, as
-    logarithms. The network's own head is not used, so tasks may have any number of ways.
+    logarithms. The network's own head is not used, so tasks may have any number of ways. ``Y`` has a column for each
+    label, or, where targets are no labels, is the targets themselves (then begin at ``scale=1``).
 
     Parameters
     ----------
@@ -83,6 +100,8 @@ class R2D2:
         what they begin at.
     head:
         the network's last module, which is left out: a pattern of parameter names, or the module.
+    loss, metric:
+        see :class:`~metagrad.fewshot.Method`; of the query set. The ridge regression has the squared error always.
 
     Raises
     ------
@@ -103,23 +122,24 @@ class R2D2:
         like = weights or tree.detach(module_lock.weights(model))  # a frozen body leaves none
         return weights | entries("l2", self.l2, "scalar", like) | entries("scale", self.scale, "scalar", like)
 
-    def adapt(self, model: nn.Module, theta: Params, support: Batch) -> Solution:
+    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the ridge regressions."""
+        losses.require_targets(self.loss, support, "support")
         data = seen(model, theta, self.head, support)
-        if isinstance(support, base.WeightedBatch):  # squares that count by their weights
+        if support.weight is not None:  # squares that count by their weights
             root = support.weight.sqrt()[..., None].to(data.features)
-            data = Scored(root * data.features, root * data.hot)
+            data = Features(root * data.features, root * data.wanted)
         ridge = Composed(
             outputs=lambda phi, theta, data: data.features @ phi["w"],
-            loss=lambda outputs, data: (outputs - data.hot).square().sum() / 2,
+            loss=lambda outputs, data: (outputs - data.wanted).square().sum() / 2,
             regulariser=Proximal(hyper("l2", self.l2, "scalar"), towards="zero"),
             convex=True,
         )
-        start = data.features.new_zeros(len(support.x), data.features.shape[2], data.hot.shape[2])
+        start = data.features.new_zeros(num_tasks(support), data.features.shape[2], data.wanted.shape[2])
         strength = {".log_l2": theta[".log_l2"]}
         return argmin(ridge, {"w": start}, strength, data, solver=_solve_ridge, adjoint=_BY_CG)
 
-    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return ``scale · x W``, ``(T, N, ways)``."""
         return theta[".log_scale"].exp() * (features_of(model, theta, self.head, x) @ solution.value["w"])
 
@@ -128,12 +148,6 @@ class R2D2:
         slopes = theta[".log_scale"].exp() * solution.value["w"].mT
         return with_head(model, theta, self.head, slopes, slopes.new_zeros(slopes.shape[:2]))
 
-    def meta_loss(
-        self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
-    ) -> base.MetaLoss:
-        """Query loss; its backward solves the linear systems."""
-        return base.query_loss(self, model, theta, tasks, query_chunk)
-
 
 # One eigenvalue for each of N images and one for all that they do not span: no more than N + 1 steps.
 _BY_CG = Implicit(linear_solver=CG(max_steps=200), curvature="gauss_newton")
@@ -141,10 +155,32 @@ _BY_CG = Implicit(linear_solver=CG(max_steps=200), curvature="gauss_newton")
 
 def _solve_ridge(problem: Problem, init: Params) -> Params:
     """Return ``Xᵀ (X Xᵀ + l2 I)⁻¹ Y``: as many equations as images, fewer than features."""
-    x, hot = problem.data
+    x, wanted = problem.data
     with full_digits(x.device.type):
         gram = x @ x.mT + problem.theta[".log_l2"].exp() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        return {"w": x.mT @ torch.linalg.solve(gram, hot)}
+        return {"w": x.mT @ torch.linalg.solve(gram, wanted)}
+
+
+def _require_known(tasks: Tasks, ignored: int | None) -> None:
+    """Refuse a query label that its task has no support example of; where the host may not look, trust the labels.
+
+    Raises
+    ------
+    ValueError
+        naming task and label.
+    """
+    known, asked = tasks.support.y, tasks.query.y
+    if asked.is_floating_point() or not host.may_look(asked):
+        return
+    there = (asked.flatten(1)[:, :, None] == known.flatten(1)[:, None]).any(2)
+    if ignored is not None:
+        there |= asked.flatten(1) == ignored
+    if not there.all():
+        task, place = (int(index) for index in (~there).nonzero()[0])
+        raise ValueError(
+            f"task {task} asks for label {int(asked[task].flatten()[place])}, of which its support set has no example: "
+            "draw other tasks, or leave those queries out"
+        )
 
 
 def without_head(model: nn.Module, head: Adapts) -> Params:
@@ -153,18 +189,24 @@ def without_head(model: nn.Module, head: Adapts) -> Params:
     return {name: leaf for name, leaf in base.weights_of_model(model).items() if name not in mine}
 
 
-def features_of(model: nn.Module, theta: Params, head: Adapts, x: Tensor) -> Tensor:
+def features_of(model: nn.Module, theta: Params, head: Adapts, x: Any) -> Tensor:
     """Return ``(T, N, F)`` for images ``(T, N, ...)``."""
     return Head.of(model, head).features(weights_of(theta), x).flatten(2)
 
 
-def seen(model: nn.Module, theta: Params, head: Adapts, support: Batch) -> Scored:
+def seen(model: nn.Module, theta: Params, head: Adapts, support: AnyBatch) -> Features:
     """Return what a classifier is made from."""
     features = features_of(model, theta, head, support.x)
     # What is computed from them has theta's digits, though a network under autocast gives fewer.
     features = features.to(torch.promote_types(features.dtype, next(iter(theta.values()), features).dtype))
+    if support.y.is_floating_point():
+        if support.y.dim() != 3:
+            raise ValueError(f"targets must be (T, N, outputs), got {tuple(support.y.shape)}: add the last axis")
+        return Features(features, support.y.to(features))
+    if support.y.dim() != 2:
+        raise ValueError(f"labels must be (T, N), got {tuple(support.y.shape)}")
     ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
-    return Scored(features, (support.y[..., None] == ways).to(features))
+    return Features(features, (support.y[..., None] == ways).to(features))
 
 
 def with_head(model: nn.Module, theta: Params, head: Adapts, weight: Tensor, bias: Tensor) -> Params:

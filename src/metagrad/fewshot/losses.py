@@ -1,0 +1,398 @@
+"""What a task's outputs cost and how right they are: losses, each with the metric that people read beside it.
+
+A loss is any callable ``(outputs, targets) -> Tensor`` for ONE task: the mean, a scalar, or one value an example,
+whose mean is taken. :class:`CrossEntropy`, :class:`SquaredError` and :class:`BinaryCrossEntropy` take all tasks at
+once, look at shapes before they compute, and count examples by their weights.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metagrad import tree
+from metagrad.errors import MetagradError, is_out_of_memory
+from metagrad.fewshot.tasks import AnyBatch
+from metagrad.implicit import host
+
+Loss = Callable[[Tensor, Any], Tensor]
+Metric = Callable[[Tensor, Any], Tensor | float]
+
+
+class Scored:
+    """What has a ``score`` and says which ``metric`` it is."""
+
+    score: Any
+    metric: str
+
+    @property
+    def accuracy(self) -> Any:
+        """The score, where it is an accuracy.
+
+        Raises
+        ------
+        AttributeError
+            where the metric is another.
+        """
+        if self.metric != "accuracy":
+            raise AttributeError(f"the metric here is {self.metric!r}, not accuracy: read .score")
+        return self.score
+
+
+class ExampleLoss(ABC):
+    """A loss of examples, for T tasks at once: what it costs each, and how much each counts."""
+
+    metric: ClassVar[str]  # the name of what `score` returns
+    convex: ClassVar[bool] = True  # in the outputs
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one task's mean loss, a scalar, for outputs ``(N, ...)``."""
+        return self.of_tasks(outputs.unsqueeze(0), targets.unsqueeze(0)).squeeze(0)
+
+    def of_tasks(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return each task's mean loss, ``(T,)``, for outputs ``(T, N, ...)``; by ``weight``, ``(T, N)``."""
+        values, counts = self.examples(outputs, targets)
+        return _mean(values, counts, weight)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each task's metric, ``(T,)``."""
+        return _mean(*self.scores(outputs, targets), None)
+
+    @abstractmethod
+    def require_targets(self, targets: Tensor, what: str) -> None:
+        """Refuse targets that no outputs would fit, before anything is computed."""
+
+    @abstractmethod
+    def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what each example costs, ``(T, N, *)``, and how much it counts (``None``: all alike)."""
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the metric of each example, and how much it counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(ExampleLoss):
+    """Cross-entropy of logits, nats. Its metric is the accuracy.
+
+    Logits are ``(N, C)`` for a task of N examples, or ``(N, C, *)`` where an example has several labels, such as one
+    a pixel. Targets are labels ``(N, *)``, int64 in 0 … C − 1, or probabilities of the logits' shape.
+
+    Parameters
+    ----------
+    class_weight:
+        how much each class counts, C positive numbers; ``None``: all alike.
+    label_smoothing:
+        in [0, 1): what part of the target is spread evenly over the classes.
+    ignore_index:
+        the label of what does not count at all.
+
+    Raises
+    ------
+    MetagradError
+        for a value outside its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad.fewshot import IMAML, CrossEntropy
+    >>> method = IMAML(loss=CrossEntropy(label_smoothing=0.1))
+    >>> round(CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 3)  # log 4
+    1.386
+    """
+
+    class_weight: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+    metric: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if self.class_weight is not None:
+            weights = tuple(float(weight) for weight in self.class_weight)
+            if not all(0 < weight < math.inf for weight in weights):
+                raise MetagradError(f"class_weight must be positive numbers, got {weights}")
+            object.__setattr__(self, "class_weight", weights)
+        if not 0 <= self.label_smoothing < 1:
+            raise MetagradError(f"label_smoothing must be in [0, 1), got {self.label_smoothing!r}")
+
+    def require_targets(self, targets: Tensor, what: str) -> None:
+        """Refuse labels below zero, and a task that has no label that counts; where the host may not look, trust them.
+
+        Raises
+        ------
+        ValueError
+            naming the label, or the task.
+        """
+        if targets.is_floating_point() or not host.may_look(targets):
+            return
+        counted = targets != self.ignore_index
+        if (least := int(torch.where(counted, targets, 0).min())) < 0:
+            raise ValueError(
+                f"the {what} set has a label {least}: labels are 0, 1, …, or {self.ignore_index} to ignore"
+            )
+        if not (some := counted.flatten(1).any(1)).all():
+            task = int((~some).nonzero()[0])
+            raise ValueError(f"the {what} set of task {task} has no label that counts: all are {self.ignore_index}")
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each example's cross-entropy, and whether its label counts (by its class's weight)."""
+        soft = self._require_fit(outputs, targets)
+        weight = self._weight(outputs)
+        if soft:
+            wanted = targets.movedim(2, 1).to(outputs.dtype)
+            return self._torch(outputs, wanted, weight), None
+        counts = (targets != self.ignore_index).to(outputs.dtype)
+        if weight is not None:
+            counts = counts * weight[targets.clamp(min=0)]
+        return self._torch(outputs, targets, weight), counts
+
+    def _torch(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+        """Return torch's cross-entropy of each example; it wants the classes on the second axis."""
+        try:
+            return F.cross_entropy(
+                outputs.movedim(2, 1), targets, weight=weight, reduction="none", ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+            )  # fmt: skip
+        except IndexError as error:
+            raise ValueError(
+                f"a label is {int(targets.max())}, but the network has {outputs.shape[2]} outputs, for labels 0 to "
+                f"{outputs.shape[2] - 1}"
+            ) from error
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return whether each example's largest logit is its label's."""
+        guesses = outputs.argmax(2)
+        if targets.is_floating_point():
+            return (guesses == targets.argmax(2)).float(), None
+        return (guesses == targets).float(), (targets != self.ignore_index).float()
+
+    def _weight(self, outputs: Tensor) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        if len(self.class_weight) != outputs.shape[2]:
+            raise ValueError(f"class_weight has {len(self.class_weight)} numbers for {outputs.shape[2]} logits")
+        return torch.tensor(self.class_weight, dtype=outputs.dtype, device=outputs.device)
+
+    def _require_fit(self, outputs: Tensor, targets: Tensor) -> bool:
+        """Refuse shapes that do not fit; return whether targets are probabilities."""
+        shape = outputs.shape[1:]
+        if len(shape) < 2:
+            raise ValueError(f"cross-entropy needs logits (N, C) for each task, got {tuple(shape)}")
+        if targets.is_floating_point():
+            wanted, kind = tuple(outputs.shape), "probabilities"
+        else:
+            wanted, kind = (*outputs.shape[:2], *outputs.shape[3:]), "labels"
+        if targets.shape != torch.Size(wanted) or targets.dtype == torch.bool:
+            of = f" of {targets.dtype}" if targets.dtype == torch.bool else ""
+            raise ValueError(
+                f"{kind} for logits {tuple(shape)} must be {tuple(wanted[1:])} a task, got {tuple(targets.shape[1:])}"
+                f"{of}"
+            )
+        return targets.is_floating_point()
+
+
+CROSS_ENTROPY = CrossEntropy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredError(ExampleLoss):
+    """Mean squared difference of outputs and targets of the same shape, ``(N, ...)``; its metric is the same number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad.fewshot import MAML, SquaredError
+    >>> method = MAML(inner_lr=0.01, loss=SquaredError())
+    >>> SquaredError()(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]])).item()
+    5.0
+    """
+
+    metric: ClassVar[str] = "squared error"
+
+    def require_targets(self, targets: Tensor, what: str) -> None:
+        """Take any: what they must fit are the outputs."""
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each example's mean over its outputs."""
+        _require_same_shape("targets", outputs, targets)
+        return _over_outputs((outputs - targets.to(outputs.dtype)).square()), None
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the same."""
+        return self.examples(outputs, targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryCrossEntropy(ExampleLoss):
+    """Mean cross-entropy of several yes-or-no labels, nats; its metric is the share of labels that are right.
+
+    Logits and targets are ``(N, L)`` (or any one shape); targets are 0 or 1, or probabilities.
+
+    Parameters
+    ----------
+    positive_weight:
+        how much a label that is 1 counts in comparison with one that is 0.
+
+    Raises
+    ------
+    MetagradError
+        for a weight that is not positive and finite.
+    """
+
+    positive_weight: float = 1.0
+    metric: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.positive_weight < math.inf:
+            raise MetagradError(f"positive_weight must be positive and finite, got {self.positive_weight!r}")
+
+    def require_targets(self, targets: Tensor, what: str) -> None:
+        """Refuse targets outside [0, 1]; where the host may not look, trust them.
+
+        Raises
+        ------
+        ValueError
+            naming the set.
+        """
+        if host.may_look(targets) and not ((targets >= 0) & (targets <= 1)).all():
+            raise ValueError(f"the {what} set has targets outside of 0 … 1: yes-or-no labels are 0 or 1")
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each example's mean over its labels."""
+        _require_same_shape("yes-or-no labels", outputs, targets)
+        more = outputs.new_tensor(self.positive_weight) if self.positive_weight != 1 else None
+        wanted = targets.to(outputs.dtype)
+        return _over_outputs(
+            F.binary_cross_entropy_with_logits(outputs, wanted, pos_weight=more, reduction="none")
+        ), None
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the share of each example's labels that are right."""
+        return _over_outputs(((outputs > 0) == (targets > 0.5)).float()), None
+
+
+def loss_of_tasks(loss: Loss, outputs: Tensor, batch: AnyBatch) -> Tensor:
+    """Return each task's mean loss, ``(T,)``, for outputs ``(T, N, ...)``; by the batch's weights, if it has any.
+
+    Raises
+    ------
+    ValueError
+        if targets do not fit the outputs; if the loss returns something else than a scalar or one value an example; or
+        if a batch with weights meets a loss that returns a scalar.
+    """
+    if isinstance(loss, ExampleLoss):
+        return loss.of_tasks(outputs, batch.y, batch.weight)
+    return _own(loss, _each_task(loss, outputs, batch.y), outputs, batch.weight)
+
+
+def loss_of_one(loss: Loss, outputs: Tensor, batch: AnyBatch) -> Tensor:
+    """Return one task's mean loss, a scalar, for outputs ``(N, ...)``."""
+    alone = tree.map_tensors(lambda leaf: leaf.unsqueeze(0), batch._replace(x=None))
+    if isinstance(loss, ExampleLoss):
+        return loss_of_tasks(loss, outputs.unsqueeze(0), alone).squeeze(0)
+    found = loss(outputs, batch.y)
+    _require_tensor(found)
+    return _own(loss, found.unsqueeze(0), outputs.unsqueeze(0), alone.weight).squeeze(0)
+
+
+def score_of_tasks(loss: Loss, metric: Metric | None, outputs: Tensor, targets: Any, losses: Tensor) -> Tensor:
+    """Return each task's metric, ``(T,)``: an own one, the loss's, or where it has none its value."""
+    if metric is not None:
+        alone = zip(outputs, _tasks_of(targets, len(outputs)), strict=True)
+        return torch.stack([torch.as_tensor(metric(one, y), device=losses.device).float().mean() for one, y in alone])
+    return loss.score(outputs, targets) if isinstance(loss, ExampleLoss) else losses.detach()
+
+
+def metric_name(loss: Loss, metric: Metric | None) -> str:
+    """Return what the metric is called."""
+    if metric is not None:
+        return str(getattr(metric, "__name__", type(metric).__name__))
+    return loss.metric if isinstance(loss, ExampleLoss) else "loss"
+
+
+def is_convex(loss: Loss) -> bool:
+    """Whether the loss is known to be convex in the outputs."""
+    return isinstance(loss, ExampleLoss) and loss.convex
+
+
+def require_targets(loss: Loss, batch: AnyBatch, what: str) -> None:
+    """Look at targets before anything is computed.
+
+    Raises
+    ------
+    ValueError
+        as the loss does.
+    """
+    if isinstance(loss, ExampleLoss):
+        if not isinstance(batch.y, Tensor):
+            raise ValueError(f"{type(loss).__name__} needs one tensor of targets, got {type(batch.y).__name__}")
+        loss.require_targets(batch.y, what)
+
+
+def _each_task(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
+    """Return an own loss of each task: at once where torch can, or else one task at a time."""
+    try:
+        return torch.vmap(loss)(outputs, targets)
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        found = [loss(one, y) for one, y in zip(outputs, _tasks_of(targets, len(outputs)), strict=True)]
+        for value in found:
+            _require_tensor(value)
+        return torch.stack(found)
+
+
+def _tasks_of(targets: Any, tasks: int) -> list[Any]:
+    return [tree.map_tensors(operator.itemgetter(task), targets) for task in range(tasks)]
+
+
+def _own(loss: Loss, found: Tensor, outputs: Tensor, weight: Tensor | None) -> Tensor:
+    """Return ``(T,)`` from what an own loss gave each task."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if found.shape == outputs.shape[:2]:
+        return _mean(found, None, weight)
+    if found.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"the loss {name} must return a scalar or one value for each of a task's {outputs.shape[1]} examples, got "
+            f"{tuple(found.shape[1:])}"
+        )
+    if weight is not None:
+        raise ValueError(
+            f"examples have weights, and the loss {name} returns their mean: let it return one value an example "
+            "(reduction='none')"
+        )
+    return found
+
+
+def _require_tensor(found: Any) -> None:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"the loss must return a tensor, got {type(found).__name__}")
+
+
+def _mean(values: Tensor, counts: Tensor | None, weight: Tensor | None) -> Tensor:
+    """Return each task's mean of ``(T, N, *)``, by how much each value counts."""
+    if weight is not None:
+        weight = weight.to(values.dtype).view(*weight.shape, *[1] * (values.dim() - 2))
+        counts = weight.expand_as(values) if counts is None else counts * weight
+        values = values * weight
+    total = values.flatten(1).sum(1)
+    return total / (values[0].numel() if counts is None else counts.flatten(1).sum(1))
+
+
+def _over_outputs(values: Tensor) -> Tensor:
+    return values.flatten(2).mean(2) if values.dim() > 2 else values
+
+
+def _require_same_shape(what: str, outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"{what} must be of the outputs' shape, {tuple(outputs.shape[1:])} a task, got {tuple(targets.shape[1:])}"
+        )
