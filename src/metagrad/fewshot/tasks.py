@@ -62,8 +62,8 @@ class Tasks:
     Parameters
     ----------
     support, query:
-        a :class:`Batch` or :class:`WeightedBatch` each, or ``(x, y)``, or ``{"x": ..., "y": ...}``. Arrays of NumPy become tensors; whole
-        numbers of fewer bits become int64.
+        a :class:`Batch` or :class:`WeightedBatch` each, or ``(x, y)``, or ``{"x": ..., "y": ...}``. Arrays of NumPy
+        become tensors; whole numbers of fewer bits become int64.
     classes:
         ``(T, ways)``: which class of the data each label of each task stands for, where that is known.
 

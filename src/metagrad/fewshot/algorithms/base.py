@@ -178,7 +178,8 @@ def query_loss(
     algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, query_chunk: int | None
 ) -> MetaLoss:
     """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is taken at once."""
-    losses.require_targets(loss_of(algorithm), tasks.query, "query")
+    for what, batch in (("support", tasks.support), ("query", tasks.query)):
+        losses.require_targets(loss_of(algorithm), batch, what)
     solution = algorithm.adapt(model, theta, tasks.support)
     size, total = query_chunk or len(tasks), len(tasks)
     shared = [leaf for leaf in theta.values() if leaf.requires_grad]

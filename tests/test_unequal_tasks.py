@@ -1,0 +1,156 @@
+"""Tasks that differ: in size, in ways, in which classes are there; and gradients that are no numbers."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from metagrad import NotFiniteError
+from metagrad.fewshot import (
+    ANIL,
+    IMAML,
+    MAML,
+    R2D2,
+    Batch,
+    ProtoNet,
+    Reptile,
+    Tasks,
+    evaluate,
+    group_tasks,
+    meta_gradient,
+)
+
+METHODS = {
+    "maml": MAML(),
+    "imaml": IMAML(),
+    "anil": ANIL(),
+    "r2d2": R2D2(),
+    "protonet": ProtoNet(),
+    "reptile": Reptile(),
+}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network(outputs=5):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, outputs))).double()
+
+
+def single(ways, shots, queries, seed):
+    y, q = torch.arange(ways).repeat(shots), torch.arange(ways).repeat(queries)
+    return Batch(randn(len(y), 4, seed=seed), y), Batch(randn(len(q), 4, seed=seed + 100), q)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_gradient_over_groups_is_the_mean_over_all_tasks(method):
+    model = network()
+    several = [single(5, 1, 3, 0), single(3, 2, 2, 1), single(5, 1, 3, 2), single(2, 4, 1, 3)]
+    theta = method.init(model)
+    metrics = meta_gradient(method, model, theta, group_tasks(several))
+    expected = {name: torch.zeros_like(leaf) for name, leaf in theta.items()}
+    losses = []
+    for task in several:
+        own = method.init(model)
+        losses.append(meta_gradient(method, model, own, group_tasks([task])).loss)
+        for name, leaf in own.items():
+            expected[name] += 0 if leaf.grad is None else leaf.grad / len(several)
+    torch.testing.assert_close(metrics.loss, torch.stack(losses).mean(), rtol=1e-12, atol=0)
+    assert metrics.score.shape == (4,)
+    for name, leaf in theta.items():
+        torch.testing.assert_close(leaf.grad, expected[name], rtol=1e-9, atol=1e-13)
+
+
+def test_evaluate_takes_tasks_of_unequal_size():
+    model, method = network(), ProtoNet()
+    drawn = []
+
+    def source(num_tasks, *, generator):
+        ways = torch.randint(2, 6, (num_tasks,), generator=generator).tolist()
+        drawn.extend(ways)
+        return group_tasks(single(n, 1, 2, place) for place, n in enumerate(ways))
+
+    found = evaluate(method, model, method.init(model), source, tasks=40, generator=torch.Generator().manual_seed(0))
+    assert len(set(drawn)) == 4
+    assert found.tasks == len(found.per_task) == 40
+    assert found.score == pytest.approx(float(found.per_task.mean()))
+
+
+def test_a_source_that_draws_another_number_of_tasks_is_refused():
+    model, method = network(), ProtoNet()
+    with pytest.raises(ValueError, match="the source was asked for 4 tasks and drew 1"):
+        evaluate(
+            method, model, method.init(model), lambda n, *, generator: group_tasks([single(2, 1, 1, 0)]), tasks=4,
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+
+def test_a_class_without_a_support_example_is_never_predicted():
+    model, method = network(3), ProtoNet()
+    theta = method.init(model)
+    x = randn(2, 6, 4)
+    lacking, full = torch.tensor([0, 0, 2, 2, 2, 0]), torch.tensor([0, 1, 2, 0, 1, 2])
+    solution = method.adapt(model, theta, Batch(x, torch.stack([lacking, full])))
+    outputs = method.predict(model, theta, solution, x)
+    assert (outputs[0, :, 1] == -torch.inf).all()
+    assert outputs[1].isfinite().all()
+    tasks = Tasks((x, torch.stack([lacking, full])), (x, torch.stack([lacking.flip(0), full])))
+    metrics = meta_gradient(method, model, theta, tasks)
+    two_ways = Batch(x[:1], torch.where(lacking == 2, 1, 0)[None])  # the same task with labels 0 and 1
+    alone = meta_gradient(method, model, method.init(model), Tasks(two_ways, (x[:1], two_ways.y.flip(1))))
+    other = meta_gradient(method, model, method.init(model), tasks.part(1, 2))
+    torch.testing.assert_close(metrics.loss, (alone.loss + other.loss) / 2, rtol=1e-12, atol=0)
+    assert all(leaf.grad.isfinite().all() for leaf in theta.values())
+
+
+def test_a_query_of_a_class_that_the_support_set_lacks_is_refused_with_its_task():
+    model, method = network(3), ProtoNet()
+    y = torch.tensor([[0, 1, 2], [0, 0, 2]])
+    with pytest.raises(ValueError, match="task 1 asks for label 1, of which its support set has no example"):
+        meta_gradient(
+            method, model, method.init(model), Tasks((randn(2, 3, 4), y), (randn(2, 3, 4), y[:1].expand(2, 3)))
+        )
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_gradient_that_is_not_finite_is_refused_with_its_task_and_leaves_grad_as_it_was(method):
+    model = network()
+    theta = method.init(model)
+    good = [single(5, 1, 3, seed) for seed in range(4)]
+    meta_gradient(method, model, theta, group_tasks(good))
+    before = {name: leaf.grad.clone() for name, leaf in theta.items()}
+    good[2][1].x[0, 0] = torch.nan  # a query: the inner problems are well
+    with pytest.raises(NotFiniteError, match="task 2"):
+        meta_gradient(method, model, theta, group_tasks(good), chunk=1)
+    for name, leaf in theta.items():
+        torch.testing.assert_close(leaf.grad, before[name], rtol=0, atol=0)
+
+
+def test_theta_that_asks_for_no_gradient_gets_one():
+    model, method = network(), IMAML()
+    tasks = group_tasks([single(5, 1, 3, 0)])
+    theta, read = method.init(model), {name: leaf.detach().clone() for name, leaf in method.init(model).items()}
+    meta_gradient(method, model, theta, tasks)
+    meta_gradient(method, model, read, tasks)
+    meta_gradient(method, model, read, tasks)
+    for name, leaf in theta.items():
+        torch.testing.assert_close(read[name].grad, 2 * leaf.grad)
+        assert not read[name].requires_grad
+
+
+def test_reptile_takes_no_query_gradient():
+    model, method = network(), Reptile()
+    theta = method.init(model)
+    tasks = group_tasks([single(5, 1, 3, 0), single(5, 1, 3, 1)])[0]
+    tasks.query.x.requires_grad_()
+    meta_gradient(method, model, theta, tasks)
+    phi = method.adapt(model, theta, tasks.support).value
+    for name, leaf in theta.items():
+        torch.testing.assert_close(leaf.grad, leaf - phi[name].mean(0))
+    with torch.no_grad():
+        loss = method.meta_loss(model, theta, tasks)
+    assert loss.solution.value["head.weight"].grad_fn is None
