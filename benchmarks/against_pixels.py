@@ -25,8 +25,8 @@ from torch import Tensor
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import for_ways
 from metagrad.fewshot import EpisodeSampler
-from metagrad.training.run import Run
-from metagrad.training.setup import load_data
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import load_data
 
 
 def main() -> None:

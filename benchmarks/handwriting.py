@@ -23,7 +23,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.data import ImageClasses
 from metagrad.data.archive import open_members
 from metagrad.data.reading import Reading
-from metagrad.training.run import Run
+from metagrad.experiment.run import Run
 
 _SHIPPED = Path(__file__).parents[1] / "src" / "metagrad" / "classifier" / "models" / "glyphs"
 

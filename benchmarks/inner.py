@@ -18,7 +18,7 @@ from metagrad.fewshot import IMAML, Conv4, EpisodeSampler, Tasks
 from metagrad.fewshot.algorithms.base import Inner
 from metagrad.implicit import Problem
 from metagrad.recipes.network_error import ACTIVATIONS, with_activation
-from metagrad.training.run import Run, versions
+from metagrad.experiment.run import Run, versions
 from metagrad.tree import Params
 
 

@@ -29,7 +29,7 @@ import torch
 from metagrad.cli.allocator import keep_memory
 from metagrad.fewshot import meta_gradient
 from metagrad.ranks import joined
-from metagrad.training.run import versions
+from metagrad.experiment.run import versions
 from workload import Workload, add_options, chosen, least, taken
 
 RANKS = (1, 2, 4)

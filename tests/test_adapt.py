@@ -24,8 +24,8 @@ from metagrad.classifier.learner import Learner
 from metagrad.classifier.support import read_support
 from metagrad.cli.main import main
 from metagrad.data.reading import Reading
-from metagrad.training import loop
-from metagrad.training.run import Run
+from metagrad.experiment import loop
+from metagrad.experiment.run import Run
 
 
 def test_new_classes_are_learned_and_told(learned, pictures, capsys):

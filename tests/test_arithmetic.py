@@ -12,9 +12,9 @@ from toyruns import config, new_run, tensors, toy
 from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.training import health, loop
-from metagrad.training.arithmetic import arithmetic
-from metagrad.training.config import TrainConfig
+from metagrad.experiment import health, loop
+from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

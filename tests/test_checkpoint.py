@@ -17,11 +17,11 @@ from toyruns import config, new_run, rewritten, tensors, toy
 
 from metagrad import tensorfile
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.training import loop
-from metagrad.training.checkpoint import State
-from metagrad.training.measure import measure
-from metagrad.training.run import Run
-from metagrad.training.setup import learned
+from metagrad.experiment import loop
+from metagrad.experiment.checkpoint import State
+from metagrad.experiment.measure import measure
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import learned
 
 OLD = Path(__file__).parent / "runs" / "0.1"  # stopped at meta-step 26, by the version of that number
 

@@ -20,8 +20,8 @@ from metagrad.cli.main import main
 from metagrad.data import Dataset, ImageClasses
 from metagrad.fewshot import Batch, Conv4, Tasks
 from metagrad.recipes import heads, memory_compute
-from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.run import Run
 
 
 def complaint(capsys, *words):

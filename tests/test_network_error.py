@@ -7,7 +7,7 @@ from metagrad.errors import MetagradError
 from metagrad.recipes.figures import draw_network, save
 from metagrad.recipes.network_error import ACTIVATIONS, ADJOINTS, measure
 from metagrad.recipes.protocols import NetworkProtocol
-from metagrad.training import loop
+from metagrad.experiment import loop
 
 
 def test_rows_of_a_trained_network(tmp_path):

@@ -23,8 +23,8 @@ from metagrad.data import folder, pictures
 from metagrad.data.archive import fingerprint
 from metagrad.data.class_folders import candidates
 from metagrad.fewshot import EpisodeSampler
-from metagrad.training.config import TrainConfig
-from metagrad.training.setup import episodes_of, too_few
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.setup import episodes_of, too_few
 
 SIZE = 16
 

@@ -7,10 +7,10 @@ from toyruns import config, new_run, rewritten, toy
 
 from metagrad import data
 from metagrad.errors import MetagradError
-from metagrad.training import loop
-from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run
-from metagrad.training.setup import load_data
+from metagrad.experiment import loop
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import load_data
 
 
 def test_one_process_a_run(tmp_path):

@@ -14,8 +14,8 @@ from toyruns import new_run, rewritten, tensors, toy
 from metagrad import MetagradError
 from metagrad.fewshot import EpisodeSampler
 from metagrad.seeds import Seeds
-from metagrad.training import loop, measure
-from metagrad.training.run import Run
+from metagrad.experiment import loop, measure
+from metagrad.experiment.run import Run
 
 STREAMS = ("weights", "tasks", "validation", "test", "task set", "moved")
 OLD = Path(__file__).parent / "runs" / "0.1"

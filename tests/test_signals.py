@@ -18,7 +18,7 @@ from toyruns import new_run, toy
 from metagrad.cli.interrupt import Interrupt
 from metagrad.cli.main import main
 from metagrad.cli.signals import NUMBERS, Signals, interruptible
-from metagrad.training.loop import train
+from metagrad.experiment.loop import train
 
 KILLS_ITSELF = """
 import os, signal

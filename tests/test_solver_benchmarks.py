@@ -20,7 +20,7 @@ from metagrad import CG, tree
 from metagrad.data import Dataset, ImageClasses
 from metagrad.fewshot import IMAML, EpisodeSampler, admit
 from metagrad.implicit import LBFGS, GradientDescent, HessianFree, check_meta_gradient
-from metagrad.training.check import query_loss
+from metagrad.experiment.check import query_loss
 from workload import gap
 
 

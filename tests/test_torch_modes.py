@@ -46,7 +46,7 @@ from metagrad.fewshot import (
     meta_gradient,
 )  # fmt: skip
 from metagrad.implicit.linear.base import dot
-from metagrad.training.loop import train
+from metagrad.experiment.loop import train
 
 CPU = {"device": "cpu", "dtype": torch.float64}
 

@@ -29,11 +29,11 @@ from metagrad.fewshot import (
     ProtoNet,
     Reptile,
 )
-from metagrad.training import loop
-from metagrad.training.config import Method, TrainConfig
-from metagrad.training.measure import measure
-from metagrad.training.run import Run
-from metagrad.training.setup import method_of
+from metagrad.experiment import loop
+from metagrad.experiment.config import Method, TrainConfig
+from metagrad.experiment.measure import measure
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import method_of
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -94,7 +94,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from metagrad.training import loop
+from metagrad.experiment import loop
 from toyruns import new_run, toy
 with new_run(Path({folder!r}), meta_steps=100000, val_every=50) as run:
     loop.train(run, toy())

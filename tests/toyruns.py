@@ -6,8 +6,8 @@ import torch
 
 from metagrad import strict_json
 from metagrad.data import Dataset, ImageClasses
-from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.run import Run
 
 
 def toy(seed=0, drawings=4):

@@ -83,7 +83,7 @@ def make(base: Path) -> None:
             words = ["train", "folder", "--data-dir", str(base / data), "--run", run, *SMALL, "--meta-steps", "4"]
             for command in (words, ["evaluate", run, "--tasks", "4"], ["check", run, "--tasks", "1"],
                             ["adapt", run, "known", "--out", model]):  # fmt: skip
-                with mock.patch("metagrad.training.loop.time", timeless):
+                with mock.patch("metagrad.experiment.loop.time", timeless):
                     failed = main(command)
                 if failed:
                     raise RuntimeError(f"the campaign's own {command} failed")

@@ -192,7 +192,7 @@ def _model(file: bytes) -> Any:
 
 def finished(run: Path) -> Iterator[tuple[str, Any]]:
     """Yield all that a run came to, each with its name, but for times and memory."""
-    from metagrad.training.run import Run
+    from metagrad.experiment.run import Run
 
     opened = Run.open(run)
     for name in ("last", "best"):

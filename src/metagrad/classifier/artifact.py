@@ -20,13 +20,13 @@ from metagrad import tensorfile
 from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
+from metagrad.experiment.checkpoint import require_like
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.record import LARGEST_IMAGE
+from metagrad.experiment.setup import built, skeleton
 from metagrad.files import require_readable, require_text
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
-from metagrad.training.checkpoint import require_like
-from metagrad.training.config import TrainConfig
-from metagrad.training.record import LARGEST_IMAGE
-from metagrad.training.setup import built, skeleton
 
 FORMAT = 1
 _BATCH = 64  # images at once: enough for two cores, little memory

@@ -19,9 +19,9 @@ from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
+from metagrad.experiment.config import TrainConfig
 from metagrad.fewshot import EpisodeSampler
 from metagrad.torch_modes import default_modes
-from metagrad.training.config import TrainConfig
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
 _BINS = 15

@@ -15,7 +15,7 @@ from metagrad.errors import MetagradError, in_short
 from metagrad.strict_json import is_count, is_number
 
 if TYPE_CHECKING:
-    from metagrad.training.run import Run
+    from metagrad.experiment.run import Run
 
 CALIBRATION = "calibration.json"
 FACTS = ("brightness", "contrast", "detail")

@@ -18,16 +18,16 @@ from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.names import short
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.record import versions
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import built, learned
 from metagrad.fewshot import R2D2, Batch, ProtoNet, WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
 from metagrad.fewshot.tasks import AnyBatch
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
-from metagrad.training.config import TrainConfig
-from metagrad.training.record import versions
-from metagrad.training.run import Run
-from metagrad.training.setup import built, learned
 from metagrad.tree import Params
 
 _MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them

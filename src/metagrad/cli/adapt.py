@@ -42,8 +42,8 @@ class Adapt:
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
         from metagrad.data.class_folders import ENDINGS
+        from metagrad.experiment.run import FILES
         from metagrad.files import require_apart
-        from metagrad.training.run import FILES
 
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)

@@ -35,9 +35,9 @@ class Check:
             raise MetagradError(f"--seed must be at least 0 and below 2^62, got {self.seed}")
         allocator.keep_memory()
         from metagrad.cli.progress import console, data_progress
-        from metagrad.training.check import check_run
-        from metagrad.training.run import Run
-        from metagrad.training.setup import load_data
+        from metagrad.experiment.check import check_run
+        from metagrad.experiment.run import Run
+        from metagrad.experiment.setup import load_data
 
         screen = console()
         run = Run.open(self.run)

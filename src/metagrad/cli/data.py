@@ -11,7 +11,7 @@ import tyro
 
 from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
-from metagrad.training.config import DATASETS
+from metagrad.experiment.config import DATASETS
 
 if TYPE_CHECKING:
     from rich.console import Console

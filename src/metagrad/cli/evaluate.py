@@ -47,10 +47,10 @@ class Evaluate:
 
         from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
+        from metagrad.experiment.measure import measure
+        from metagrad.experiment.run import Run
+        from metagrad.experiment.setup import load_data
         from metagrad.ranks import joined
-        from metagrad.training.measure import measure
-        from metagrad.training.run import Run
-        from metagrad.training.setup import load_data
 
         with joined() as ranks:
             screen = console(quiet=not ranks.first)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from metagrad.training.loop import Event
+    from metagrad.experiment.loop import Event
 
 _LOG_SECONDS = 15.0
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metagrad.data import Dataset
+    from metagrad.experiment.run import Run
     from metagrad.report.episodes import Confusion, Row
     from metagrad.report.page import Shown
-    from metagrad.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Report:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         from metagrad.cli.progress import console
+        from metagrad.experiment.run import FILES
         from metagrad.files import require_apart
-        from metagrad.training.run import FILES
 
         require_apart(self.out, *self.runs, ours=FILES.__contains__)
         screen = console()
@@ -62,8 +62,8 @@ class Report:
 
     def _shown(self, screen: Console, folder: Path, label: str) -> Shown:
         from metagrad.cli.progress import data_progress
-        from metagrad.training.run import Run
-        from metagrad.training.setup import load_data
+        from metagrad.experiment.run import Run
+        from metagrad.experiment.setup import load_data
 
         run = Run.open(folder)
         dataset = None

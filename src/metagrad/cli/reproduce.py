@@ -65,10 +65,10 @@ class MetaGradientError:
 
     def _network(self, screen: Console, folder: Path) -> None:
         from metagrad.cli.progress import WorkProgress, data_progress
+        from metagrad.experiment.run import Run
+        from metagrad.experiment.setup import load_data
         from metagrad.recipes.figures import draw_network
         from metagrad.recipes.network_error import measure
-        from metagrad.training.run import Run
-        from metagrad.training.setup import load_data
 
         run = Run.open(folder)
         dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))

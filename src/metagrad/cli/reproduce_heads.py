@@ -15,7 +15,7 @@ from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 
 if TYPE_CHECKING:
-    from metagrad.training.loop import Event
+    from metagrad.experiment.loop import Event
 
 _DEFAULT = HeadsProtocol()
 

@@ -49,9 +49,9 @@ class MemoryCompute:
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad.cli.progress import WorkProgress, console
+        from metagrad.experiment.setup import choose_device
         from metagrad.recipes.figures import draw_memory
         from metagrad.recipes.memory_compute import measure
-        from metagrad.training.setup import choose_device
 
         screen = console()
         protocol = MemoryProtocol(

@@ -15,7 +15,7 @@ from metagrad.cli import allocator
 from metagrad.cli.interrupt import Interrupt
 from metagrad.cli.text import say
 from metagrad.errors import MetagradError
-from metagrad.training.config import DATASETS, TrainConfig
+from metagrad.experiment.config import DATASETS, TrainConfig
 
 # Where the default is None, the help text says what that means.
 _DATASET = tyro.conf.arg(metavar="DATASET", help_behavior_hint="")
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metagrad.data import Dataset
+    from metagrad.experiment.loop import Event
+    from metagrad.experiment.run import Run
     from metagrad.ranks import Ranks
-    from metagrad.training.loop import Event
-    from metagrad.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Train:
             self.config.resolved(self.dataset)
         allocator.keep_memory()
         from metagrad.cli.progress import TrainProgress, console, data_progress
+        from metagrad.experiment.loop import train
+        from metagrad.experiment.run import require_own
+        from metagrad.experiment.setup import learned
         from metagrad.ranks import joined
-        from metagrad.training.loop import train
-        from metagrad.training.run import require_own
-        from metagrad.training.setup import learned
 
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
@@ -122,7 +122,7 @@ class Train:
 
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
         """Load the data and open or make the run; of several ranks, the first does it before the others."""
-        from metagrad.training.run import Run, versions
+        from metagrad.experiment.run import Run, versions
 
         opened: tuple[Run, Dataset, bool] | MetagradError | None = None
         if ranks.first:
@@ -149,9 +149,9 @@ class Train:
 
         from metagrad import data
         from metagrad.data.sources import data_directory
+        from metagrad.experiment.run import Run
+        from metagrad.experiment.setup import build, choose_device, samplers, too_few
         from metagrad.ranks import launch_id, restarted
-        from metagrad.training.run import Run
-        from metagrad.training.setup import build, choose_device, samplers, too_few
 
         resume = self.resume
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
@@ -190,7 +190,7 @@ class Train:
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Dataset, bool]:
         """Load the data of a run that is there already."""
-        from metagrad.training.setup import load_data
+        from metagrad.experiment.setup import load_data
 
         return run, load_data(run, data_dir=self.data_dir, progress=progress), resume
 

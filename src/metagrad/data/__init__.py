@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.sources import data_directory
 from metagrad.torch_modes import default_modes
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["Dataset", "ImageClasses", "load"]
+__all__ = ["DATASETS", "About", "Dataset", "ImageClasses", "data_directory", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What suits a data set.
+
+    Attributes
+    ----------
+    pictures:
+        whether it has photographs that are read at a size of one's choice.
+    meta_steps:
+        how long a training of it is.
+    """
+
+    pictures: bool = False
+    meta_steps: int = 10_000
+
+
+DATASETS = {
+    "glyphs": About(meta_steps=500),
+    "omniglot": About(),
+    "cifar-fs": About(),
+    "fc100": About(),
+    "mini-imagenet": About(pictures=True),
+    "tiered-imagenet": About(pictures=True),
+    "folder": About(pictures=True),
+}
 
 
 @default_modes()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,15 @@ def _matching(known: dict[str, list[module_lock.Place]], adapts: Adapts) -> list
         return [name for name, here in known.items() if id(here[0].leaf) in mine]
     # By any of its names: a head that has the embedding's weights adapts them.
     return [name for name, here in known.items() if any(fnmatchcase(place.name, adapts) for place in here)]
+
+
+def with_last_layer(method: Any, model: nn.Module) -> Any:
+    """Return a method with the network's last layer as its head, where that is the default and the network has none."""
+    if getattr(method, "head", None) != "head.*" or any(
+        name.startswith("head.") for name, _ in model.named_parameters(remove_duplicate=False)
+    ):
+        return method
+    return replace(method, head=f"{last_layer(model)}.*")
 
 
 def last_layer(model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +73,45 @@ def warm_meta_gradient(
 
 
 _BOTH = ("phi", "u")
+
+
+class WarmTasks:
+    """A finite set of tasks as a source: always the same ones, with where each ended.
+
+    Parameters
+    ----------
+    tasks:
+        the set.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.warm: Warm | None = None
+
+    def __call__(self, num_tasks: int, *, generator: torch.Generator) -> Tasks:
+        """Return the first of them; nothing is drawn."""
+        return self.tasks.part(0, min(num_tasks, len(self.tasks)))
+
+    def gradient(
+        self, method: base.AdaptsWeights, model: nn.Module, theta: Params, *, chunk: int | None = None
+    ) -> tuple[Metrics, Warm]:
+        """Add the meta-gradient of all; return where they end, which :attr:`warm` is to become with the step."""
+        return warm_meta_gradient(method, model, theta, self.tasks, self.warm, chunk=chunk)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return where the tasks ended, as named tensors."""
+        if self.warm is None:
+            return {}
+        return {f"{part}/{name}": leaf for part in _BOTH for name, leaf in getattr(self.warm, part).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        device = self.tasks.device
+        parts: dict[str, Params] = {"phi": {}, "u": {}}
+        for name, leaf in tensors.items():
+            part, _, key = name.partition("/")
+            parts[part][key] = leaf.to(device)
+        self.warm = Warm(parts["phi"], parts["u"]) if parts["phi"] else None
 
 
 class _Begun:

@@ -11,13 +11,13 @@ import torch
 
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.loop import Event, train
+from metagrad.experiment.measure import measure
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import build, samplers
 from metagrad.recipes.memory_compute import peak
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
-from metagrad.training.config import TrainConfig
-from metagrad.training.loop import Event, train
-from metagrad.training.measure import measure
-from metagrad.training.run import Run
-from metagrad.training.setup import build, samplers
 
 _VALIDATE = 100  # meta-steps between validations
 

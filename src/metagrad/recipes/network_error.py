@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from metagrad import tree
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
+from metagrad.experiment.check import query_loss
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import build, samplers
 from metagrad.fewshot import IMAML, Tasks, admit
 from metagrad.implicit import (
     CG,
@@ -32,9 +35,6 @@ from metagrad.implicit import (
     solve_on,
 )
 from metagrad.recipes.protocols import NetworkProtocol
-from metagrad.training.check import query_loss
-from metagrad.training.run import Run
-from metagrad.training.setup import build, samplers
 from metagrad.tree import Params
 
 # Softplus(beta=10) is ReLU to 0.07 at the kink and to 1e-5 a unit away from it.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from metagrad.classifier.learner import Learner
 from metagrad.data import Dataset
+from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.setup import episodes_of
 from metagrad.fewshot import EpisodeSampler
-from metagrad.training.config import TrainConfig
-from metagrad.training.setup import episodes_of
 
 TASKS = 60  # looked at for a page
 

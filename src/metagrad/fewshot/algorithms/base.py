@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ class Method(ABC):
 
     loss: losses.Loss = losses.CROSS_ENTROPY
     metric: losses.Metric | None = None
+    name: ClassVar[str]  # in commands and results
 
     @abstractmethod
     def init(self, model: nn.Module) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -112,6 +112,7 @@ class ANIL(AdaptsHead):
         for a value outside its range.
     """
 
+    name: ClassVar[str] = "anil"
     inner_lr: float = 0.1
     inner_steps: int = 5
 
@@ -144,6 +145,7 @@ class BOIL(base.AdaptsWeights):
         for a value outside its range; when used, for a head that is the whole network.
     """
 
+    name: ClassVar[str] = "boil"
     inner_lr: float = 0.4
     inner_steps: int = 1
     head: Adapts = "head.*"
@@ -221,6 +223,7 @@ class ITDBiO(FromFixedHead):
         for a value outside its range.
     """
 
+    name: ClassVar[str] = "itd-bio"
     inner_lr: float = 0.1
     inner_steps: int = 20
 
@@ -263,6 +266,7 @@ class MemoryReduced(FromFixedHead):
         for a value outside its range.
     """
 
+    name: ClassVar[str] = "memory-reduced"
     solver: InnerSolver = _NEWTON
     adjoint: Adjoint = _IMPLICIT
 

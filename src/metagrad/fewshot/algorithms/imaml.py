@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -50,6 +51,7 @@ class IMAML(base.AdaptsWeights):
         for a value outside its range.
     """
 
+    name: ClassVar[str] = "imaml"
     lam: float = 0.1
     learn_lam: Form = "fixed"
     solver: InnerSolver = _DESCENT

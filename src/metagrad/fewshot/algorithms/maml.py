@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -48,6 +49,7 @@ class MAML(base.AdaptsWeights):
         for ``truncate`` with ``checkpoint``, or with a learned step size.
     """
 
+    name: ClassVar[str] = "maml"
     inner_lr: float = 0.4
     inner_steps: int = 1
     learn_lr: Form = "fixed"
@@ -97,6 +99,7 @@ class FOMAML(base.AdaptsWeights):
     Parameters and errors as in :class:`MAML`; a step size gets no gradient here and is not learned.
     """
 
+    name: ClassVar[str] = "fomaml"
     inner_lr: float = 0.4
     inner_steps: int = 1
     adapts: Adapts = "*"
@@ -125,6 +128,7 @@ class Reptile(base.AdaptsWeights):
     train with as many shots as there are images for. Parameters and errors as in :class:`MAML`.
     """
 
+    name: ClassVar[str] = "reptile"
     inner_lr: float = 0.1
     inner_steps: int = 5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class ProtoNet(base.Method):
         when used: for targets that are no labels, or for a query label that the support set of its task lacks.
     """
 
+    name: ClassVar[str] = "protonet"
     head: Adapts = "head.*"
 
     def init(self, model: nn.Module) -> Params:
@@ -109,6 +110,7 @@ class R2D2(base.Method):
         for a value outside its range.
     """
 
+    name: ClassVar[str] = "r2d2"
     l2: float = 50.0
     scale: float = 5.0
     head: Adapts = "head.*"

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from metagrad import tree
-from metagrad.data import Dataset
 from metagrad.errors import MetagradError
+from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.record import versions
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import build_for, learned
+from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
 from metagrad.fewshot.algorithms.base import AdaptsWeights, judged
 from metagrad.fewshot.algorithms.heads import AdaptsHead
@@ -25,20 +29,15 @@ from metagrad.implicit import (
     check_meta_gradient,
 )
 from metagrad.implicit.linear import largest_curvature
-from metagrad.training.arithmetic import arithmetic
-from metagrad.training.record import versions
-from metagrad.training.run import Run
-from metagrad.training.setup import build, choose_device, learned, samplers
 from metagrad.tree import Params
 
 
 def check_run(
     run: Run,
-    dataset: Dataset,
+    sources: Sources,
     *,
     tasks: int = 4,
     seed: int = 0,
-    device: str | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Compare the meta-gradient of ``tasks`` training tasks at the run's last weights with an accurate one.
@@ -52,23 +51,23 @@ def check_run(
     MetagradError
         if the run has no checkpoint yet, there is no such device, or the method has no inner problem.
     """
-    where = choose_device(device or run.config.device)
-    channels, *_, size = dataset.train.images.shape[1:]
-    state = learned(run, "last", channels=channels, size=size)
-    method, model = build(run.config, dataset, where, run.seeds)
+    where = sources.device
+    state = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs)
+    method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
-    drawn = samplers(run.config, dataset, where)[0](tasks, generator=torch.Generator(where).manual_seed(seed))
-    facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.config.method}
+    drawn = Tasks.of(sources.train(tasks, generator=torch.Generator(sources.draws_on).manual_seed(seed)))
+    facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.method_name}
     if isinstance(method, AdaptsHead):  # the same gradient; so that features follow theta wherever it goes
         method = replace(method, features="recomputed")
     if not isinstance(method, AdaptsWeights) or isinstance(method, Reptile):
         raise MetagradError(
-            f"{run.config.method} has no inner problem whose solution is differentiated: nothing to check"
+            f"{run.method_name} has no inner problem whose solution is differentiated: nothing to check"
         )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
-    with arithmetic(run.config.precision, where):  # leaves float64 alone
+    precision = run.experiment.compute.precision
+    with arithmetic(precision, where):  # leaves float64 alone
         found = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
-    return {**facts, **found, "precision": run.config.precision, "versions": versions()}
+    return {**facts, **found, "precision": precision, "versions": versions()}
 
 
 _EXACT = 1e-6  # inner gradient norm up to which a solution is called exact

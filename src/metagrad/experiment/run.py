@@ -11,19 +11,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import math
 import os
 import secrets
 import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from metagrad import strict_json, tensorfile
+from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.experiment import format1, metrics_file
+from metagrad.experiment.checkpoint import State, require_facts
+from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.record import FORMAT, Record, read_record, trained_as, versions
+from metagrad.experiment.sources import Episodes, Sources, episodes_of
 from metagrad.files import (
     append_line,
     is_leftover,
@@ -36,10 +43,6 @@ from metagrad.files import (
 )
 from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import RULE, Seeds
-from metagrad.training import metrics_file
-from metagrad.training.checkpoint import State, require_facts
-from metagrad.training.config import TrainConfig
-from metagrad.training.record import FORMAT, read_record, versions
 
 FILES = (
     "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
@@ -50,8 +53,9 @@ FILES = (
 class Run:
     """A run directory held by this process alone, as a context manager; of several ranks, only the first writes."""
 
-    def __init__(self, folder: Path, dataset: str, config: TrainConfig, record: dict[str, Any]) -> None:
-        self.folder, self.dataset, self.config, self.record = folder, dataset, config, record
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder, self.record = folder, record.written
+        self.experiment, self.data = record.experiment, record.data
         self.writes = True
         self._lock = filelock.FileLock(folder / ".lock")
 
@@ -59,43 +63,44 @@ class Run:
     def create(
         cls,
         folder: Path,
-        dataset: str,
-        config: TrainConfig,
+        experiment: Experiment,
+        sources: Sources,
         *,
-        command: list[str],
-        digest: str,
+        command: Sequence[str] = (),
         launch: str | None = None,
-        data: dict[str, Any] | None = None,
     ) -> Run:
         """Make a new run directory.
 
         Parameters
         ----------
+        sources:
+            the experiment's tasks, opened: what is known of the data is recorded.
+        command:
+            the words that were typed.
         launch:
             names the ``torchrun`` launch that makes it (:meth:`made_by`).
-        data:
-            of the data: ``image_size``, ``data_dir`` where they lay, and the ``split`` of a set of one's own.
 
         Raises
         ------
         MetagradError
-            if ``folder`` exists and is not empty, or cannot be made.
+            if ``folder`` exists and is not empty, or cannot be made; if the experiment cannot be written down.
         """
+        folder = Path(folder)
         require_text(folder, *command)
-        record = {
+        size = {"inputs": list(sources.inputs), "outputs": sources.outputs}
+        data = {"digest": sources.digest, **size, **sources.record}
+        record: dict[str, Any] = {
             "format": FORMAT,
             "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
-            "dataset": dataset,
-            "data_digest": digest,
-            "config": dataclasses.asdict(config),
+            "experiment": experiment.as_json(),
+            "data": data,
             "streams": RULE,
-            "command": command,
+            "command": list(command),
             "versions": versions(),
-            **(data or {}),
-        }
+        }  # fmt: skip
         if launch is not None:
             record["launch"] = launch
-        run = cls(folder, dataset, config, record)
+        run = cls(folder, Record(record, experiment, data))
         try:
             if folder.exists() and not folder.is_dir():
                 raise MetagradError(f"{folder} is a file: choose another --run")
@@ -110,16 +115,67 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: str | Path, *, code: Collection[str] = (), experiment: Experiment | None = None) -> Run:
         """Open an existing run directory.
+
+        Parameters
+        ----------
+        code:
+            import paths outside of metagrad, ``"package.module:name"``, that the run may name: no others are imported.
+        experiment:
+            the run's own, where who opens it has it at hand; then nothing has to be named.
 
         Raises
         ------
         MetagradError
-            if it is not a run, is damaged, or was written by an incompatible version.
+            if it is not a run, is damaged, was written by an incompatible version, names code that is not allowed, or
+            is of another experiment.
         """
-        record, config = read_record(folder)
-        return cls(folder, record["dataset"], config, record)
+        return cls(Path(folder), read_record(Path(folder), code=code, given=experiment))
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the data set that its tasks are drawn from, if there is one."""
+        episodes = self.episodes
+        return None if episodes is None else episodes.dataset
+
+    @property
+    def episodes(self) -> Episodes | None:
+        """How tasks are drawn from a data set, if they are."""
+        return episodes_of(self.experiment.tasks)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The shape of an example's input."""
+        if "inputs" in self.data:
+            return tuple(self.data["inputs"])
+        assert self.episodes is not None  # of format 1
+        reading = Reading.of(self.episodes.dataset, self.episodes.image_size)
+        return reading.channels, reading.size, reading.size
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network returns for an example."""
+        return int(self.data["outputs"])
+
+    @property
+    def method_name(self) -> str:
+        """What the method is called in short."""
+        return str(getattr(self.experiment.method, "name", type(self.experiment.method).__name__))
+
+    def require_data(self, sources: Sources, where: object = None) -> None:
+        """Refuse tasks of other data than the run began with.
+
+        Raises
+        ------
+        MetagradError
+            saying what to do.
+        """
+        if sources.digest != self.data["digest"]:
+            raise MetagradError(
+                f"the {self.dataset} data{f' in {where}' if where else ''} differ from those {self.folder} began with: "
+                "restore the files as they were, pass another --data-dir, or begin a new run"
+            )
 
     @staticmethod
     def made_by(launch: str | None, where: Path) -> Path | None:
@@ -152,12 +208,12 @@ class Run:
     @property
     def seeds(self) -> Seeds:
         """The streams of random numbers, by the rule that the run began with."""
-        return Seeds(self.config.seed, self.record.get("streams", 1))
+        return Seeds(self.experiment.seed, self.record.get("streams", 1))
 
     @property
     def test_seed(self) -> int:
         """The seed of the test tasks: what ``metagrad evaluate --seed`` takes to draw them again."""
-        return self.seeds.of("test") if self.seeds.rule == 1 else self.config.seed
+        return self.seeds.of("test") if self.seeds.rule == 1 else self.experiment.seed
 
     @property
     def metrics_path(self) -> Path:
@@ -177,7 +233,7 @@ class Run:
             raise _storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines; see :func:`metagrad.training.metrics_file.lines_of`."""
+        """Return the logged lines; see :func:`metagrad.experiment.metrics_file.lines_of`."""
         return metrics_file.lines_of(self.metrics_path)
 
     def metrics_fault(self, state: State) -> str | None:
@@ -213,7 +269,7 @@ class Run:
     def load(self, name: str, ranks: Ranks = ALONE) -> State:
         """Read a checkpoint; of several ranks, the first reads and tells the others.
 
-        Whether its weights fit a network is for :func:`metagrad.training.setup.learned` to say.
+        Whether its weights fit a network is for :func:`metagrad.experiment.setup.learned` to say.
 
         Raises
         ------
@@ -262,9 +318,30 @@ class Run:
         return State(stored.tensors, facts, stored.digest)
 
     def _trained_as(self) -> dict[str, Any]:
-        """Return the options that a checkpoint depends on; the number of meta-steps may be raised later."""
-        loose = ("meta_steps", "val_every", "val_tasks", "test_tasks", "checkpoint_seconds", "chunk", "device")
-        return {name: value for name, value in dataclasses.asdict(self.config).items() if name not in loose}
+        """Return what a checkpoint depends on; the number of meta-steps may be raised later."""
+        if self.record["format"] == 1:
+            return {name: value for name, value in self.record["config"].items() if name not in format1.LOOSE}
+        return trained_as(self.experiment.as_json())
+
+    def raise_meta_steps(self, steps: int) -> None:
+        """Let the run go on for longer.
+
+        Raises
+        ------
+        MetagradError
+            for fewer steps than it has.
+        """
+        had = self.experiment.meta_steps
+        if steps < had:
+            raise MetagradError(f"--meta-steps {steps} is fewer than the run's {had}: it can only be raised")
+        if steps == had:
+            return
+        self.experiment = replace(self.experiment, budget=replace(self.experiment.budget, meta_steps=steps))
+        if self.record["format"] == 1:
+            self.record["config"]["meta_steps"] = steps
+        else:
+            self.record["experiment"]["budget"]["meta_steps"] = steps
+        self.write_json("config.json", self.record)
 
     def rewind(self, state: State | None) -> None:
         """Drop metrics lines that are later than the checkpoint: they will be computed again.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from metagrad.training.config import Precision
+from metagrad.experiment.experiment import Precision
 
 
 @contextmanager

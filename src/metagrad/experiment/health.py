@@ -10,23 +10,25 @@ import torch
 from torch import nn
 
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
+from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.run import Run
 from metagrad.fewshot import Algorithm, Evaluation, Tasks, meta_gradient
+from metagrad.implicit import GradientDescent, Nesterov, Neumann
 from metagrad.ranks import Ranks
-from metagrad.training.arithmetic import arithmetic
-from metagrad.training.config import TrainConfig
-from metagrad.training.run import Run
 from metagrad.tree import Params
 
 
 def warn_digits(
-    config: TrainConfig, algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, ranks: Ranks
+    experiment: Experiment, algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, ranks: Ranks
 ) -> None:
     """Say before a run of fewer digits what they do to its first gradient, if that is much."""
-    if config.precision == "float32":
+    wanted = experiment.compute.precision
+    if wanted == "float32":
         return
     device = next(iter(theta.values())).device
     found = []
-    for precision in ("float32", config.precision):
+    for precision in ("float32", wanted):
         own = {name: leaf.detach().clone().requires_grad_(leaf.requires_grad) for name, leaf in theta.items()}
         with arithmetic(precision, device):
             meta_gradient(algorithm, model, own, tasks)
@@ -34,7 +36,7 @@ def warn_digits(
     off = float((found[1] - found[0]).norm() / found[0].norm())
     if ranks.first and not off <= MOST_OFF:
         warnings.warn(
-            f"with --precision {config.precision} the first meta-gradient is {off:.0%} off that of float32: training "
+            f"with --precision {wanted} the first meta-gradient is {off:.0%} off that of float32: training "
             "may fail where float32 would not; leave out --precision, or watch validation",
             MetagradWarning,
             stacklevel=3,
@@ -44,20 +46,21 @@ def warn_digits(
 MOST_OFF = 0.3  # of the gradient's norm: a 32-filter Conv4 in bf16 is a tenth off and trains as well
 
 
-def warn_noise(config: TrainConfig, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
+def warn_noise(experiment: Experiment, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
     """Say once in a run that the linear solve left more than there was, or that the inner steps are too long."""
     said = None
     if line.get("residual", 0.0) > 1.0:
-        matrix = "" if config.curvature == "gauss_newton" else "--curvature gauss_newton, "
+        curvature = getattr(getattr(experiment.method, "adjoint", None), "curvature", "gauss_newton")
+        matrix = "" if curvature == "gauss_newton" else "--curvature gauss_newton, "
         said = (
             f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
             f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
             f"use {matrix}a larger --lam or more --cg-steps"
         )
-    stable = config.stable_at(line.get("max_curvature", 0.0))
-    if said is None and stable is not None and config.inner_lr is not None and config.inner_lr > stable:
+    lr, stable = inner_lr(experiment.method), _stable_at(experiment.method, line.get("max_curvature", 0.0))
+    if said is None and stable is not None and lr is not None and lr > stable:
         said = (
-            f"by meta-step {line['step']} the inner steps of {config.inner_lr:g} go back and forth: the curvature "
+            f"by meta-step {line['step']} the inner steps of {lr:g} go back and forth: the curvature "
             f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
             "--inner-solver hessian-free finds its own"
         )
@@ -68,13 +71,15 @@ def warn_noise(config: TrainConfig, progress: dict[str, Any], line: dict[str, An
         warnings.warn(said, MetagradWarning, stacklevel=3)
 
 
-def warn_dead(config: TrainConfig, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
+def warn_dead(outputs: int, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
     """Say once in a run that it knows no class any more; finite numbers alone do not show that."""
-    chance, best = 1 / config.ways, progress["best_accuracy"]
+    if found.metric != "accuracy":
+        return
+    chance, best = 1 / outputs, -1.0 if progress["best_score"] is None else progress["best_score"]
     if found.accuracy > chance + found.ci95 or progress.get("dead"):
         return
     fell = best > chance + max(5 * found.ci95, 0.02)
-    if not fell and found.loss < 1.5 * math.log(config.ways):
+    if not fell and found.loss < 1.5 * math.log(outputs):
         return  # it may not have begun to learn
     progress["dead"] = True
     if ranks.first:
@@ -92,7 +97,7 @@ def failed(run: Run, step: int, error: Exception) -> str:
     """Say at which meta-step a run failed, why, which option to turn, and what is kept."""
     kept = f"; {run.folder} keeps its last good checkpoint" if run.has("last") else ""
     if isinstance(error, NotFiniteError | DivergedError):
-        return f"meta-step {step}: {error}: {_against_divergence(run.config, error)}{kept}"
+        return f"meta-step {step}: {error}: {_against_divergence(run.experiment.method, error)}{kept}"
     if isinstance(error, torch.linalg.LinAlgError):
         return (
             f"meta-step {step}: a linear system of the inner problem cannot be solved any more, its numbers are out of "
@@ -101,16 +106,32 @@ def failed(run: Run, step: int, error: Exception) -> str:
     return f"meta-step {step}: {error}{kept}"
 
 
-def _against_divergence(config: TrainConfig, error: Exception) -> str:
+def _against_divergence(method: Algorithm, error: Exception) -> str:
     """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
-    if config.inner_lr is None:
+    lr, lam = inner_lr(method), getattr(method, "lam", None)
+    if lr is None:
         return "lower --outer-lr"
-    lr = config.inner_lr
-    if config.lam is not None and config.lam * lr > 2:
-        return f"lower --lam or --inner-lr, whose product {config.lam * lr:.3g} must be below 2"
-    if config.linear_solver == "neumann" and isinstance(error, DivergedError):
+    if lam is not None and lam * lr > 2:
+        return f"lower --lam or --inner-lr, whose product {lam * lr:.3g} must be below 2"
+    series = getattr(getattr(method, "adjoint", None), "linear_solver", None)
+    if isinstance(series, Neumann) and isinstance(error, DivergedError):
         return "lower --inner-lr (the Neumann series takes a quarter of it), or --outer-lr where it comes late"
     return "lower --inner-lr, or --outer-lr where it comes late"
+
+
+def inner_lr(method: Algorithm) -> float | None:
+    """Return a method's inner step size, where it has one that is a number."""
+    found = getattr(method, "inner_lr", getattr(getattr(method, "solver", None), "lr", None))
+    return found if isinstance(found, int | float) else None
+
+
+def _stable_at(method: Algorithm, curvature: float) -> float | None:
+    """Return the inner step size below which steps are stable at a largest curvature, where that is known."""
+    solver = getattr(method, "solver", None)
+    known = solver is None or isinstance(solver, GradientDescent | Nesterov)
+    if not known or curvature <= 0:
+        return None
+    return (1.0 if isinstance(solver, Nesterov) else 2.0) / curvature
 
 
 LARGEST_LOSS = 1e6  # a network that knows nothing begins below 100, and nobody comes back from here

@@ -44,7 +44,7 @@ class State:
 
 
 def require_facts(facts: Any) -> None:
-    """Refuse facts that no run has.
+    """Refuse facts that no run has; those of format 1 say ``best_accuracy`` where others say ``best_score``.
 
     Raises
     ------
@@ -53,11 +53,13 @@ def require_facts(facts: Any) -> None:
     """
     if not isinstance(facts, dict):
         raise ValueError("its facts are no JSON object")
+    if "best_accuracy" in facts:
+        facts["best_score"] = facts.pop("best_accuracy")
     window = facts.get("window")
     right = {
         "step": is_count(facts.get("step")),
         "best_step": is_count(facts.get("best_step")),
-        "best_accuracy": is_number(facts.get("best_accuracy")) and -1 <= facts["best_accuracy"] <= 1,
+        "best_score": facts.get("best_score") is None or is_number(facts["best_score"]),
         "seconds": is_number(facts.get("seconds")) and facts["seconds"] >= 0,
         "cpu_seconds": is_number(facts.get("cpu_seconds", 0.0)) and facts.get("cpu_seconds", 0.0) >= 0,
         "window": isinstance(window, list) and all(_is_line(line) for line in window),
@@ -96,52 +98,6 @@ def require_theta(tensors: Mapping[str, Tensor], theta: Params) -> None:
         raise ValueError(f"the weight {name} is {'one too many' if name in given else 'missing'}")
     for name, wanted in theta.items():
         require_like(f"the weight {name}", given[name], wanted)
-
-
-def require_optimizer(tensors: Mapping[str, Tensor], theta: Params, step: int) -> None:
-    """Refuse moments that Adam cannot have for these weights after ``step`` meta-steps.
-
-    Raises
-    ------
-    ValueError
-        naming the first.
-    """
-    wanted = {f"adam/{name}/{part}": leaf for name, leaf in theta.items() for part in ("exp_avg", "exp_avg_sq")}
-    given = {name: leaf for name, leaf in tensors.items() if name.startswith("adam/")}
-    counted = {f"adam/{name}/step" for name in theta}
-    wanted |= {name: torch.zeros((), dtype=given[name].dtype if name in given else None) for name in counted}
-    if step == 0 and not given:  # stopped before the first update
-        return
-    if given.keys() != wanted.keys():
-        name = min(given.keys() ^ wanted.keys())
-        raise ValueError(f"{name} is {'one too many' if name in given else 'missing'}")
-    for name, like in wanted.items():
-        require_like(name, given[name], like)
-        if name.endswith("/exp_avg_sq") and bool((given[name] < 0).any()):
-            raise ValueError(f"{name} is a mean of squares and negative")
-
-
-def require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
-    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
-
-    Parameters
-    ----------
-    parameters:
-        of the network, by name.
-
-    Raises
-    ------
-    ValueError
-        naming the first.
-    """
-    for name, leaf in tensors.items():
-        if not name.startswith("warm/"):
-            continue
-        part, _, key = name.removeprefix("warm/").partition("/")
-        if tasks is None or part not in ("phi", "u") or key not in parameters:
-            raise ValueError(f"{name} is one too many")
-        like = parameters[key]
-        require_like(name, leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))
 
 
 def require_generator(state: Tensor) -> None:

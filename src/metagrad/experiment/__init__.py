@@ -1,0 +1,26 @@
+"""An experiment as a value; trained, resumed, measured and kept in a run directory."""
+
+from metagrad.experiment.api import train
+from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
+from metagrad.experiment.loop import Event, Outcome
+from metagrad.experiment.networks import Conv4Config, MLPConfig, NetworkConfig, ResNet12Config
+from metagrad.experiment.run import Run
+from metagrad.experiment.sources import Episodes, Sources, TaskSet
+
+__all__ = [
+    "Budget",
+    "Compute",
+    "Conv4Config",
+    "Episodes",
+    "Event",
+    "Experiment",
+    "MLPConfig",
+    "NetworkConfig",
+    "Outcome",
+    "Outer",
+    "ResNet12Config",
+    "Run",
+    "Sources",
+    "TaskSet",
+    "train",
+]

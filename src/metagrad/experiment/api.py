@@ -1,0 +1,133 @@
+"""One call from an experiment to its result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from metagrad.data import Progress
+from metagrad.errors import MetagradWarning
+from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.loop import Event, Outcome, train_run
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import build, choose_device, open_sources
+from metagrad.experiment.sources import Sources, open_tasks
+from metagrad.fewshot import evaluate
+from metagrad.ranks import ALONE, Ranks
+from metagrad.seeds import Seeds
+from metagrad.torch_modes import default_modes
+
+
+def train(
+    experiment: Experiment,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    data_dir: str | Path | None = None,
+    report: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> Outcome:
+    """Meta-train an experiment in a run directory: metrics, checkpoints and the result are in it.
+
+    Parameters
+    ----------
+    run:
+        the directory; a new one is made.
+    resume:
+        go on from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
+        such directory yet, begin. The experiment may ask for more meta-steps than before.
+    data_dir:
+        folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
+    report:
+        called with each :class:`Event`: a line of ``metrics.jsonl``.
+    stop:
+        asked after every meta-step; if it says yes, the state is saved and training returns.
+    progress:
+        called with (done, total, what) while a data set is prepared.
+    ranks:
+        the processes that share the work: see :func:`metagrad.ranks.joined`.
+
+    Returns
+    -------
+    Outcome
+        the step that was reached, and the result of the test tasks; ``None`` where training was asked to stop.
+
+    Raises
+    ------
+    MetagradError
+        for an experiment that does not fit together, a directory that is in use, a loss that is not finite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from metagrad import Experiment, train
+    >>> from metagrad.experiment import Budget, MLPConfig
+    >>> from metagrad.fewshot import MAML, Sinusoids, SquaredError
+    >>> experiment = Experiment(tasks=Sinusoids(shots=5, queries=5), network=MLPConfig(hidden=(20,)),
+    ...                         method=MAML(inner_lr=0.01, loss=SquaredError()),
+    ...                         budget=Budget(meta_steps=20, tasks=4, val_tasks=4, test_tasks=8))
+    >>> train(experiment, tempfile.mkdtemp()).result["metric"]
+    'test_squared_error'
+    """
+    folder, where = Path(run), None if data_dir is None else Path(data_dir)
+    if resume and (folder / "config.json").exists():
+        opened = Run.open(folder, experiment=experiment)
+        sources = open_sources(opened, data_dir=where, device=experiment.compute.device, progress=progress)
+    else:
+        resume = False
+        sources = opened_for(experiment, data_dir=where, progress=progress)
+        for note in sources.notes:
+            warnings.warn(note, MetagradWarning, stacklevel=2)
+        opened = Run.create(folder, experiment, sources)
+    with opened:
+        if resume:
+            opened.raise_meta_steps(experiment.meta_steps)
+        return train_run(opened, sources, resume=resume, report=report, stop=stop, ranks=ranks)
+
+
+def opened_for(
+    experiment: Experiment,
+    *,
+    data_dir: Path | None = None,
+    split: object = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Sources:
+    """Open an experiment's tasks, and refuse a network or a method that they do not fit.
+
+    Raises
+    ------
+    MetagradError
+        for data that are not there; for a network whose outputs do not fit.
+    """
+    device = choose_device(experiment.compute.device)
+    sources = open_tasks(
+        experiment.tasks,
+        device=device,
+        seeds=Seeds(experiment.seed),
+        data_dir=data_dir,
+        split=split,
+        strict=strict,
+        progress=progress,
+    )
+    require_fit(experiment, sources)
+    return sources
+
+
+@default_modes()
+def require_fit(experiment: Experiment, sources: Sources) -> None:
+    """Try the network and the method on one task.
+
+    Raises
+    ------
+    MetagradError
+        saying what does not fit.
+    """
+    method, model = build(experiment, sources.inputs, sources.outputs)
+    model = model.to(sources.device)
+    theta = method.init(model)
+    generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
+    evaluate(method, model, theta, sources.val, tasks=1, generator=generator)

@@ -1,0 +1,259 @@
+"""An experiment as a value: what is learned from which tasks, how, and for how long. Its JSON is these classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from metagrad.errors import MetagradError
+from metagrad.experiment.networks import NetworkConfig
+from metagrad.experiment.values import to_json
+from metagrad.fewshot.algorithms.base import Algorithm
+
+Schedule = Literal["cosine", "constant"]
+Precision = Literal["float32", "tf32", "bf16"]
+_MOST = 10**9  # of anything that is counted
+_LARGEST = 1e38  # beyond float32 there is infinity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """How theta is updated: an optimiser of ``torch.optim``, and the course of its step size.
+
+    Parameters
+    ----------
+    optimizer:
+        name of a class of ``torch.optim``: ``"Adam"``, ``"AdamW"``, ``"SGD"``, ...
+    lr:
+        its step size on the meta-learned weights.
+    schedule:
+        course of the step size: ``"cosine"`` falls to 2 % of it at the end, ``"constant"`` stays.
+    warmup:
+        meta-steps in which the step size rises to ``lr`` in a straight line.
+    weight_decay:
+        the optimiser's; learned hyper-parameters have none.
+    momentum:
+        of optimisers that have one, such as SGD; ``None``: their own default.
+    clip_norm:
+        the gradient's norm is cut to this; ``None``: it is not.
+    average:
+        decay, in (0, 1), of an exponential moving average of theta, which is what is validated, tested and kept as the
+        best; ``None``: theta itself is.
+
+    Raises
+    ------
+    MetagradError
+        for a value outside its range, or an optimiser that there is none of.
+    """
+
+    optimizer: str = "Adam"
+    lr: float = 1e-2
+    schedule: Schedule = "cosine"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    momentum: float | None = None
+    clip_norm: float | None = None
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        names = {name.lower(): name for name, made in vars(torch.optim).items() if _is_optimizer(made)}
+        if self.optimizer.lower() not in names:
+            raise MetagradError(f"torch.optim has no {self.optimizer!r}: there are {', '.join(sorted(names.values()))}")
+        object.__setattr__(self, "optimizer", names[self.optimizer.lower()])
+        if self.optimizer == "LBFGS":
+            raise MetagradError("LBFGS asks for the loss several times a step, which a meta-step gives once: take Adam")
+        _require_between("outer lr", self.lr, 0, _LARGEST)
+        _require_count("warmup", self.warmup, 0)
+        if not 0 <= self.weight_decay < math.inf:
+            raise MetagradError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
+        for name, most in (("momentum", 1.0), ("clip_norm", math.inf), ("average", 1.0)):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < most or (name == "momentum" and value == 0)):
+                raise MetagradError(f"{name} must be above 0 and below {most:g}, got {value}")
+        if self.schedule not in ("cosine", "constant"):
+            raise MetagradError(f"schedule is one of cosine, constant, got {self.schedule!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long is trained, and what is looked at on the way.
+
+    Parameters
+    ----------
+    meta_steps:
+        in all; ``None``: the task source's suggestion, else 10,000.
+    minutes:
+        of the clock, over all resumes, after which training ends if it has not before; ``None``: no limit.
+    tasks:
+        a meta-step.
+    val_every:
+        meta-steps between validations; ``None``: a tenth of all.
+    val_tasks:
+        a validation, the same every time.
+    test_tasks:
+        at the end; 0 leaves the test tasks alone and reports validation.
+    checkpoint_seconds:
+        between checkpoints: at most this much work is lost to a power cut.
+
+    Raises
+    ------
+    MetagradError
+        for a value outside its range.
+    """
+
+    meta_steps: int | None = None
+    minutes: float | None = None
+    tasks: int = 16
+    val_every: int | None = None
+    val_tasks: int = 200
+    test_tasks: int = 600
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("meta_steps", 1), ("tasks", 1), ("val_every", 1), ("val_tasks", 2), ("test_tasks", 0)):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name), least)
+        if self.test_tasks == 1:
+            raise MetagradError("test_tasks must be 0 or at least 2, for an interval, got 1")
+        _require_between("checkpoint_seconds", self.checkpoint_seconds, 0, _LARGEST)
+        if self.minutes is not None:
+            _require_between("minutes", self.minutes, 0, _LARGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and with how many digits is computed.
+
+    Parameters
+    ----------
+    device:
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+    precision:
+        digits of the factors in the network's products: ``"float32"`` has 24 bits; ``"tf32"`` has 11 and needs a GPU;
+        ``"bf16"`` has 8.
+    chunk:
+        tasks computed at once: memory follows it, results do not; ``None``: chosen for the cache.
+
+    Raises
+    ------
+    MetagradError
+        for a value outside its range.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "float32"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            _require_count("chunk", self.chunk, 1)
+        if self.precision not in ("float32", "tf32", "bf16"):
+            raise MetagradError(f"precision is one of float32, tf32, bf16, got {self.precision!r}")
+        if self.precision == "tf32" and self.device == "cpu":
+            raise MetagradError("precision tf32 is for GPUs: leave it out, or take a GPU as the device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What :func:`metagrad.train` is given: everything that decides what comes out.
+
+    Parameters
+    ----------
+    tasks:
+        where tasks come from: :class:`~metagrad.experiment.Episodes`, :class:`~metagrad.fewshot.Sinusoids`, a callable
+        ``(num_tasks, *, generator) -> Tasks``, or something with such callables as ``train``, ``val`` and ``test``.
+    network:
+        what is meta-learned: a :class:`~metagrad.experiment.Conv4Config` or its like, a function or class that returns
+        an ``nn.Module``, ``"package.module:name"`` of one, or an ``nn.Module``, which gives its weights too. ``None``:
+        what suits the tasks.
+    method:
+        how: :class:`~metagrad.fewshot.IMAML`, ..., or an own :class:`~metagrad.fewshot.Algorithm`.
+    outer, budget, compute:
+        the outer optimiser; how long; where.
+    seed:
+        of the initial weights and of every task drawn: the same seed repeats the run.
+
+    Raises
+    ------
+    MetagradError
+        for a value outside its range.
+
+    Examples
+    --------
+    >>> from metagrad import Experiment
+    >>> from metagrad.fewshot import IMAML, Sinusoids, SquaredError
+    >>> from metagrad.experiment import Budget, MLPConfig
+    >>> Experiment(tasks=Sinusoids(shots=10, queries=10), network=MLPConfig(hidden=(40, 40)),
+    ...            method=IMAML(lam=0.5, loss=SquaredError()), budget=Budget(meta_steps=200)).budget.val_every
+    20
+    """
+
+    tasks: Any
+    method: Algorithm
+    network: NetworkConfig | Callable[[], nn.Module] | nn.Module | str | None = None
+    outer: Outer = field(default_factory=Outer)
+    budget: Budget = field(default_factory=Budget)
+    compute: Compute = field(default_factory=Compute)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_count("seed", self.seed, 0, 2**62 - 1)
+        if not callable(getattr(self.method, "meta_loss", None)):
+            raise MetagradError(f"method must be one of metagrad.fewshot's, or have its functions, got {self.method!r}")
+        steps: int = self.budget.meta_steps or getattr(self.tasks, "meta_steps", 10_000)
+        every = self.budget.val_every or max(1, steps // 10)
+        object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
+        if self.network is None:
+            if (found := getattr(self.tasks, "network", None)) is None:
+                raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
+            object.__setattr__(self, "network", found)
+
+    @property
+    def meta_steps(self) -> int:
+        """Meta-steps in all."""
+        assert self.budget.meta_steps is not None
+        return self.budget.meta_steps
+
+    @property
+    def val_every(self) -> int:
+        """Meta-steps between validations."""
+        assert self.budget.val_every is not None
+        return self.budget.val_every
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the experiment as plain JSON.
+
+        Raises
+        ------
+        MetagradError
+            for a part that cannot be written down.
+        """
+        network: Any = self.network
+        if isinstance(network, nn.Module):  # it cannot be made again from here: who goes on hands it over again
+            network = {"module": f"{type(network).__module__}:{type(network).__qualname__}"}
+            found: dict[str, Any] = to_json(replace(self, network="module:given"))
+            return {**found, "network": network}
+        found = to_json(self)
+        return found
+
+
+def _is_optimizer(made: Any) -> bool:
+    return isinstance(made, type) and issubclass(made, torch.optim.Optimizer) and made is not torch.optim.Optimizer
+
+
+def _require_count(name: str, value: Any, least: int, most: int = _MOST) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MetagradError(f"{name} must be a whole number, got {value!r}")
+    if not least <= value <= most:
+        bound = f"at least {least}" if value < least else f"at most {most:,}"
+        raise MetagradError(f"{name} must be {bound}, got {value}")
+
+
+def _require_between(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+        raise MetagradError(f"{name} must be positive and finite, got {value!r}")

@@ -1,0 +1,220 @@
+"""``config.json`` of a run: what was asked, with which versions, on which data."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import metagrad
+from metagrad import strict_json
+from metagrad.data import DATASETS
+from metagrad.errors import MetagradError, in_short
+from metagrad.experiment import format1
+from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.values import CLASS, CODE, NotNamedError, from_json
+from metagrad.seeds import RULE
+from metagrad.strict_json import is_count
+
+FORMAT = 2
+LARGEST_IMAGE = 4096  # pixels a side
+
+
+@dataclass(frozen=True)
+class Record:
+    """``config.json`` of a run, understood.
+
+    Attributes
+    ----------
+    written:
+        what the file says.
+    experiment:
+        what is trained.
+    data:
+        of the data: its ``digest``; ``inputs`` and ``outputs`` of the network; ``data_dir`` and ``split`` where there
+        are such.
+    """
+
+    written: dict[str, Any]
+    experiment: Experiment
+    data: dict[str, Any]
+
+
+def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment | None = None) -> Record:
+    """Return what ``config.json`` of a run directory says.
+
+    Parameters
+    ----------
+    code:
+        import paths outside of metagrad that the experiment may name.
+    given:
+        the experiment itself, where who opens the run has it: what it names is not imported.
+
+    Raises
+    ------
+    MetagradError
+        if it is not a run, is damaged, was written by an incompatible version, names code that is not allowed, or is of
+        another experiment than the one given.
+    """
+    path = folder / "config.json"
+    try:
+        record = strict_json.read(path)
+        written = record["format"]
+    except PermissionError as error:
+        raise MetagradError(f"cannot read {folder} (permission denied): ask its owner for permission") from error
+    except (OSError, KeyError, TypeError) as error:
+        raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
+    except ValueError as error:
+        raise MetagradError(
+            f"{folder} is not a metagrad run, or its config.json is damaged ({in_short(error)}): restore it"
+        ) from error
+    if type(written) is not int or written not in (1, FORMAT):
+        raise MetagradError(
+            f"{folder} has run format {in_short(written)}, this metagrad reads 1 and {FORMAT}: use the version that "
+            "wrote it"
+        )
+    try:
+        if "run" in record or written > 1:  # metagrad 0.1 wrote neither a name nor a digest
+            strict_json.require_unaltered(record)
+        _require_record(record)
+        if written == 1:
+            experiment, data = format1.of_record(record)
+        else:
+            experiment, data = _experiment(record["experiment"], code, given), record["data"]
+    except NotNamedError:
+        raise
+    except (KeyError, TypeError, ValueError, MetagradError) as error:
+        raise MetagradError(f"{path} is damaged ({in_short(error)}): restore it, or begin a new run") from error
+    if given is not None and trained_as(given.as_json()) != trained_as(experiment.as_json()):
+        raise MetagradError(
+            f"{folder} is a run of another experiment ({_difference(given, experiment)}): choose another run"
+        )
+    return Record(record, experiment, data)
+
+
+def _experiment(written: Any, code: Collection[str], given: Experiment | None) -> Experiment:
+    if given is not None:  # what it names is there already; only numbers may differ from what was written
+        code = [*code, *_paths(written)]
+    network = written.get("network") if isinstance(written, dict) else None
+    if isinstance(network, dict) and "module" in network:
+        if given is None:
+            raise NotNamedError(
+                f"the run's network was given as a module of {network['module']}: give the experiment again "
+                "(Run.open(folder, experiment=...))"
+            )
+        written = {**written, "network": None}
+        found = from_json({**written, "network": "metagrad.given:network"}, code=code)
+        return replace(found, network=given.network)
+    found = from_json(written, code=code)
+    if not isinstance(found, Experiment):
+        raise ValueError("it holds no experiment")
+    for named in (found.network, found.tasks):
+        if isinstance(named, str) and named not in code:
+            raise NotNamedError(
+                f"the run names {named}, code outside of metagrad, which opening it does not run: name it again if you "
+                f"trust it (code=[{named!r}], or --code {named})"
+            )
+    return found
+
+
+def _paths(written: Any) -> list[str]:
+    """Return all import paths in a JSON."""
+    if isinstance(written, dict):
+        own = [written[key] for key in (CLASS, CODE) if isinstance(written.get(key), str)]
+        return own + [path for part in written.values() for path in _paths(part)]
+    if isinstance(written, list):
+        return [path for part in written for path in _paths(part)]
+    return [written] if isinstance(written, str) and ":" in written else []
+
+
+def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment's JSON without what a checkpoint does not depend on: how long, where, in what chunks."""
+    budget, compute = experiment["budget"], experiment["compute"]
+    return {
+        **{key: value for key, value in experiment.items() if key not in ("budget", "compute")},
+        "tasks_a_step": budget["tasks"],
+        "precision": compute["precision"],
+    }
+
+
+def _difference(one: Experiment, other: Experiment) -> str:
+    """Name the first field in which two experiments differ."""
+    here, there = trained_as(one.as_json()), trained_as(other.as_json())
+    key = next(key for key in here if here[key] != there.get(key))
+    if isinstance(here[key], dict) and isinstance(there.get(key), dict):
+        inner = next((part for part in here[key] if here[key][part] != there[key].get(part)), None)
+        if inner is not None:
+            return (
+                f"{key}.{inner} is {in_short(there[key].get(inner), 40)} there, {in_short(here[key][inner], 40)} here"
+            )
+    return f"{key} is {in_short(there.get(key), 40)} there, {in_short(here[key], 40)} here"
+
+
+def _require_record(record: dict[str, Any]) -> None:
+    """Refuse a config.json of other kinds of values than those that are written.
+
+    Raises
+    ------
+    ValueError
+        naming the first.
+    """
+    data = record if record["format"] == 1 else record.get("data")
+    if not isinstance(data, dict):
+        raise ValueError("data cannot be so")
+    size, split, inputs = record.get("image_size"), data.get("split"), data.get("inputs", [])
+    digest = data.get("data_digest" if record["format"] == 1 else "digest")
+    right = {
+        "data digest": isinstance(digest, str),
+        "command": _are_texts(record.get("command")),
+        "versions": isinstance(record.get("versions"), dict) and _are_texts(list(record["versions"].values())),
+        "run": isinstance(record.get("run", ""), str),
+        "streams": is_count(record.get("streams", 1), 1) and record.get("streams", 1) <= RULE,
+        "launch": isinstance(record.get("launch", ""), str),
+        "data_dir": data.get("data_dir") is None
+        or (isinstance(data["data_dir"], str) and "\0" not in data["data_dir"]),
+        "image_size": size is None or (is_count(size, 8) and size <= LARGEST_IMAGE),
+        "split": split is None or (isinstance(split, dict) and all(map(_are_texts, split.values()))),
+        "inputs": isinstance(inputs, list) and all(is_count(one, 0) and one <= 2**31 for one in inputs),
+        "outputs": is_count(data.get("outputs", 1), 1) and data.get("outputs", 1) <= 10**9,
+    }
+    if record["format"] == 1:
+        right |= {"dataset": record.get("dataset") in DATASETS, "config": isinstance(record.get("config"), dict)}
+    wrong = [name for name, well in right.items() if not well]
+    if wrong:
+        raise ValueError(f"{wrong[0]} cannot be so")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a number may depend on, and the commit of a source checkout."""
+    found = {
+        "metagrad": metagrad.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _commit() -> str:
+    root = Path(metagrad.__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # an installed copy: whatever repository surrounds it is not ours
+        return "unknown"
+    try:
+        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,138 @@
+"""From an experiment to the things it names: device, method and network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metagrad.data import Progress
+from metagrad.errors import MetagradError, in_short
+from metagrad.experiment.checkpoint import State, require_theta
+from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.networks import build_network
+from metagrad.experiment.outer import require_state
+from metagrad.experiment.run import Run
+from metagrad.experiment.sources import Sources, open_tasks
+from metagrad.fewshot import Algorithm
+from metagrad.fewshot.algorithms.heads import FromFixedHead
+from metagrad.fewshot.split import adapted, with_last_layer
+from metagrad.ranks import ALONE, Ranks, local_device
+from metagrad.seeds import Seeds
+from metagrad.torch_modes import in_float32
+from metagrad.tree import Params
+
+
+@in_float32()
+def build(
+    experiment: Experiment, inputs: tuple[int, ...], outputs: int, *, seeds: Seeds | None = None
+) -> tuple[Algorithm, nn.Module]:
+    """Return the method and the freshly initialised network, for inputs of this shape and so many outputs.
+
+    A method whose head is the default takes the network's last layer. What every task's head begins at, where it is not
+    meta-learned, is zero: that is where the pull is to.
+    """
+    generator = (seeds or Seeds(experiment.seed)).generator("weights")
+    model = build_network(experiment.network, inputs, outputs, generator=generator)
+    method: Any = with_last_layer(experiment.method, model)
+    if isinstance(method, FromFixedHead):
+        for name, leaf in model.named_parameters():
+            if name in adapted(model, method.head):
+                nn.init.zeros_(leaf)
+    return method, model
+
+
+def build_for(run: Run, sources: Sources) -> tuple[Algorithm, nn.Module]:
+    """Return a run's method and its freshly initialised network, where the tasks are."""
+    method, model = build(run.experiment, sources.inputs, sources.outputs, seeds=run.seeds)
+    return method, model.to(sources.device)
+
+
+def skeleton(experiment: Experiment, inputs: tuple[int, ...], outputs: int) -> tuple[Params, nn.Module]:
+    """Return theta and the network of :func:`build` without numbers: shapes alone take no memory, however large."""
+    with torch.device("meta"):
+        method, model = build(experiment, inputs, outputs)
+        model = model.to("meta")
+        return method.init(model), model
+
+
+def learned(
+    run: Run, name: str, *, inputs: tuple[int, ...] | None = None, outputs: int | None = None, ranks: Ranks = ALONE
+) -> State:
+    """Read a checkpoint whose weights are those of the run's network.
+
+    Parameters
+    ----------
+    name:
+        ``"best"``, or ``"last"`` with everything it takes to go on.
+    inputs, outputs:
+        of the network; ``None``: as the run recorded.
+
+    Raises
+    ------
+    MetagradError
+        as :meth:`Run.load` does, and if names, shapes or types differ, or numbers are not finite.
+    """
+    state = run.load(name, ranks)
+    inputs, outputs = inputs if inputs is not None else run.inputs, run.outputs if outputs is None else outputs
+    try:
+        theta, model = skeleton(run.experiment, inputs, outputs)
+        require_theta(state.tensors, theta)
+        if name == "last":
+            parameters = dict(model.named_parameters())
+            require_state(run.experiment, state.tensors, theta, parameters, state.facts["step"])
+    except (ValueError, RuntimeError) as error:  # torch's own, for a network that cannot be
+        raise MetagradError(
+            f"{run.folder}/{name}.safetensors does not fit what config.json describes ({in_short(error)}): restore "
+            "the file, or begin a new run"
+        ) from error
+    return state
+
+
+def open_sources(
+    run: Run, *, data_dir: Path | None = None, device: str | None = None, progress: Progress | None = None
+) -> Sources:
+    """Open the tasks that a run was made with.
+
+    Raises
+    ------
+    MetagradError
+        if its data are not there, or are others.
+    """
+    data, where = run.data, None if data_dir is None else Path(data_dir)
+    remembered = data.get("data_dir")
+    if "split" not in data and (os.environ.get("METAGRAD_DATA") or not os.path.exists(remembered or "")):
+        remembered = None  # where to look was said anew, or they were moved
+    on = choose_device(device or run.experiment.compute.device)
+    sources = open_tasks(
+        run.experiment.tasks,
+        device=on,
+        seeds=run.seeds,
+        data_dir=where or (Path(remembered) if remembered else None),
+        split=data.get("split"),
+        progress=progress,
+    )
+    run.require_data(sources, where or remembered)
+    return sources
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device called ``name``; ``cuda`` is this rank's own GPU.
+
+    Raises
+    ------
+    MetagradError
+        if there is none.
+    """
+    try:
+        device = torch.device(local_device(name))
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("metagrad computes on cpu and cuda")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise MetagradError(f"no device {name!r} here ({reason}): use --device cpu") from error
+    return device

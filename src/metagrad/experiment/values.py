@@ -1,0 +1,264 @@
+"""Values to JSON and back: a frozen dataclass by its class and fields, code by where it is imported from.
+
+Nothing is ever unpickled. Code outside of metagrad is imported only where who opens the file names it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import math
+import os
+import sys
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from metagrad.errors import MetagradError, in_short
+
+
+class NotNamedError(MetagradError):
+    """A file names code outside of metagrad, and who opens it did not."""
+
+
+CLASS, CODE = "class", "code"  # the keys that say what a JSON object stands for
+
+
+def to_json(value: Any, where: str = "the experiment") -> Any:
+    """Return a value as plain JSON.
+
+    Parameters
+    ----------
+    value:
+        numbers, texts, ``None``, sequences and mappings of such; frozen dataclasses, as
+        ``{"class": "metagrad.fewshot:IMAML", "lam": 0.1, ...}``; functions and classes, as ``{"code": "module:name"}``.
+    where:
+        what it belongs to, for the error.
+
+    Raises
+    ------
+    MetagradError
+        for what cannot be written: a lambda, a function inside a function, a tensor.
+
+    Examples
+    --------
+    >>> from metagrad import CG
+    >>> to_json(CG(max_steps=7))["class"], to_json(CG(max_steps=7))["max_steps"]
+    ('metagrad:CG', 7)
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise MetagradError(f"{where} holds a number that is not finite, {value}")
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            one.name: to_json(getattr(value, one.name), one.name) for one in dataclasses.fields(value) if one.init
+        }
+        return {CLASS: path_of(type(value)), **fields}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and not {CLASS, CODE} & set(value):
+        return {key: to_json(part, key) for key, part in value.items()}
+    if isinstance(value, Sequence):
+        return [to_json(part, where) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        return {CODE: path_of(value)}
+    raise MetagradError(
+        f"{where} is a {type(value).__name__}, which cannot be written down: use a frozen dataclass, or a function or "
+        "class of a module"
+    )
+
+
+def from_json(found: Any, *, code: Collection[str] = ()) -> Any:
+    """Return the value that :func:`to_json` wrote.
+
+    Parameters
+    ----------
+    code:
+        import paths outside of metagrad, ``"package.module:name"``, that may be imported.
+
+    Raises
+    ------
+    MetagradError
+        for code that is not allowed or cannot be imported; for fields that a class does not have, lacks, or of another
+        type: named.
+    """
+    if isinstance(found, list):
+        return tuple(from_json(part, code=code) for part in found)
+    if not isinstance(found, dict):
+        return found
+    if CODE in found:
+        return imported(found[CODE], code=code)
+    if CLASS not in found:
+        return {key: from_json(part, code=code) for key, part in found.items()}
+    made = imported(found[CLASS], code=code)
+    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
+        raise MetagradError(f"{in_short(found[CLASS])} is no class of values")
+    given = {key: from_json(part, code=code) for key, part in found.items() if key != CLASS}
+    return build(made, given)
+
+
+def build(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Return a dataclass's value from its fields, each of the field's type.
+
+    Raises
+    ------
+    MetagradError
+        naming the field that is unknown, missing or of another type; and as the class does.
+    """
+    known = {one.name: one for one in dataclasses.fields(made) if one.init}  # type: ignore[arg-type]
+    name = getattr(made, "__name__", str(made))
+    for key in given:
+        if key not in known:
+            raise MetagradError(f"{name} has no field {in_short(repr(key), 40)}: it has {', '.join(known)}")
+    hints = _hints(made)
+    for key, value in given.items():
+        if not is_of(value, hints.get(key, Any)):
+            raise MetagradError(f"{name}.{key} must be {told(hints[key])}, got {in_short(repr(value), 60)}")
+    for key, one in known.items():
+        if key not in given and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            raise MetagradError(f"{name}.{key} is missing")
+    try:
+        return made(**given)
+    except (TypeError, ValueError) as error:
+        raise MetagradError(f"{name}: {in_short(error)}") from error
+
+
+def path_of(code: Any) -> str:
+    """Return ``"module:name"`` of a function or class; of metagrad's own, of the package that offers it.
+
+    Raises
+    ------
+    MetagradError
+        for a lambda, a function inside a function, or what another module of that name would not give back.
+    """
+    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
+    if module is None or "<" in name:
+        raise MetagradError(
+            f"{in_short(getattr(code, '__name__', code))} cannot be imported by name: define it at the top of a module"
+        )
+    parts = module.split(".")
+    if parts[0] == "metagrad":
+        for end in range(1, len(parts)):
+            package = sys.modules.get(".".join(parts[:end]))
+            if package is not None and name in getattr(package, "__all__", ()) and getattr(package, name) is code:
+                return f"{'.'.join(parts[:end])}:{name}"
+    if module == "__main__":
+        module = _module_of_main() or module
+    return f"{module}:{name}"
+
+
+def imported(path: Any, *, code: Collection[str] = ()) -> Any:
+    """Return the function or class at ``"package.module:name"``.
+
+    Raises
+    ------
+    MetagradError
+        if the path is none, is not allowed, or leads nowhere.
+    """
+    if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
+        raise MetagradError(f"{in_short(repr(path), 60)} is no import path: write package.module:name")
+    ours = path.startswith(_OURS)
+    if not ours and path not in code:
+        raise NotNamedError(
+            f"{path} is code outside of metagrad, which opening a file does not run: name it again if you trust it "
+            f"(code=[{path!r}], or --code {path})"
+        )
+    module, name = path.split(":")
+    found: Any = _module(module, path)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise MetagradError(f"{module} has no {name}: look at the spelling of {path}") from None
+    home = getattr(found, "__module__", None) or ""
+    if ours and not (
+        callable(found) and f"{home}.".startswith(("metagrad.", "torch."))
+    ):  # what a module imported is not its own
+        raise MetagradError(f"{path} is no function or class of metagrad or torch.nn")
+    return found
+
+
+_OURS = ("metagrad:", "metagrad.", "torch.nn:", "torch.nn.")
+
+
+def _module(name: str, path: str) -> types.ModuleType:
+    """Import a module, also one that lies in the current folder."""
+    if name == "__main__":
+        return sys.modules["__main__"]
+    here = os.getcwd()
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise MetagradError(
+                f"{path}: there is no module {error.name} here: run from the folder it is in, or install it"
+            ) from error
+        raise MetagradError(f"{path} cannot be imported: {in_short(error)}") from error
+    except Exception as error:  # whatever somebody's module does
+        raise MetagradError(f"{path} cannot be imported: {type(error).__name__}: {in_short(error)}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _module_of_main() -> str | None:
+    """Return the name by which the program that is running can be imported."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name not in ("__main__", None):
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file and Path(file).suffix == ".py" and Path(file).stem.isidentifier() else None
+
+
+@functools.cache
+def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(made)
+    except (NameError, TypeError):  # a type that is only there while types are checked
+        return {}
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value that came from a file is of a field's type; what cannot be told is left to the class."""
+    if hint is Any or isinstance(hint, str):
+        return True
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(is_of(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if hint is None or hint is type(None):
+        return value is None
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint in (bool, object)
+    if hint is float:
+        return isinstance(value, float | int)
+    if hint in (int, str):
+        return isinstance(value, hint)
+    if isinstance(value, bool | int | float | str) or value is None:
+        return False
+    if origin in (tuple, list, Sequence) and inner:
+        return isinstance(value, tuple) and all(is_of(one, inner[0]) for one in value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return isinstance(value, hint)
+    return True
+
+
+def told(hint: Any) -> str:
+    """Return a type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(told(one) for one in inner)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
+    return words.get(hint, f"a {getattr(hint, '__name__', hint)}")

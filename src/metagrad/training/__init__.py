@@ -1,1 +1,0 @@
-"""Meta-training: one visible loop, and the run directory it writes."""
