@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +22,14 @@ from metagrad.classifier.network import Landmarks, judged, ordinary, quick
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
-from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.networks import build_network
 from metagrad.experiment.record import LARGEST_IMAGE
-from metagrad.experiment.setup import built, skeleton
+from metagrad.experiment.values import NotNamedError, from_json, to_json
 from metagrad.files import require_readable, require_text
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 
-FORMAT = 1
+FORMAT = 2
 _BATCH = 64  # images at once: enough for two cores, little memory
 
 
@@ -44,8 +45,8 @@ class Classifier:
         their names, in the order of the scores.
     reading:
         how a picture file becomes an image.
-    config:
-        of the run that it came from.
+    described:
+        what the network is built from.
     landmarks:
         where the classes lie among the features.
     temperature:
@@ -59,7 +60,7 @@ class Classifier:
     network: nn.Module
     classes: tuple[str, ...]
     reading: Reading
-    config: TrainConfig
+    described: Any
     landmarks: Landmarks
     temperature: float = 1.0
     strange: float | None = None
@@ -101,7 +102,7 @@ class Classifier:
             "format": FORMAT,
             "classes": list(self.classes),
             "reading": dataclasses.asdict(self.reading),
-            "config": dataclasses.asdict(self.config),
+            "network": to_json(self.described),
             "temperature": self.temperature,
             "strange": self.strange,
             "spread": self.landmarks.spread,
@@ -119,8 +120,13 @@ class Classifier:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Classifier:
+    def load(cls, path: Path, *, code: Collection[str] = ()) -> Classifier:
         """Read a file that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        code:
+            import path outside of metagrad that the network may be built by.
 
         Raises
         ------
@@ -140,16 +146,18 @@ class Classifier:
             facts, tensors = stored.facts, stored.tensors
             if stored.digest is None:
                 raise ValueError("it has no digest")
-            if type(facts["format"]) is not int or facts["format"] != FORMAT:
-                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads {FORMAT}")
+            if type(facts["format"]) is not int or facts["format"] not in (1, FORMAT):
+                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 and {FORMAT}")
             _require_sound(facts)
-            config = TrainConfig(**facts["config"]).typed()
+            described = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
             reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
-            network = _rebuilt(config, reading, len(classes), tensors)
+            network = _rebuilt(described, reading, len(classes), tensors)
             landmarks = Landmarks(tensors["landmarks"], facts["spread"])
             return cls(
-                network, classes, reading, config, landmarks, facts["temperature"], facts["strange"], facts["facts"]
+                network, classes, reading, described, landmarks, facts["temperature"], facts["strange"], facts["facts"]
             )
+        except NotNamedError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
                 f"{path} is damaged, or was written by another version of metagrad ({in_short(error)}): {again}"
@@ -180,19 +188,27 @@ def _require_sound(facts: dict[str, Any]) -> None:
         raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
 
 
-def _rebuilt(config: TrainConfig, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
+def _of_format1(facts: dict[str, Any]) -> Any:
+    """Return what builds the network of a file that metagrad 0.1 wrote."""
+    from metagrad.experiment.config import TrainConfig
+    from metagrad.experiment.format1 import network_of
+
+    return network_of(TrainConfig(**facts["config"]).typed())
+
+
+def _rebuilt(described: Any, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
     """Return the network with its weights; names, shapes and types are compared before any memory is taken."""
-    ours = dataclasses.replace(config, ways=ways)
+    inputs = reading.channels, reading.size, reading.size
     with torch.device("meta"):
-        empty = ordinary(skeleton(ours, channels=reading.channels, size=reading.size)[1], {})
-        features = judged(empty, torch.empty(1, reading.channels, reading.size, reading.size))[1]
+        empty = ordinary(build_network(described, inputs, ways), {})
+        features = judged(empty, torch.empty(1, *inputs))[1]
     wanted = {f"network/{name}": leaf for name, leaf in empty.state_dict().items()}
     wanted["landmarks"] = torch.empty(ways, features.shape[1], device="meta")
     if wanted.keys() != tensors.keys():
         raise ValueError(f"{min(wanted.keys() ^ tensors.keys())} is missing, or one too many")
     for name, leaf in tensors.items():
         require_like(name, leaf, wanted[name])
-    network = ordinary(built(ours, channels=reading.channels, size=reading.size)[1], {})
+    network = ordinary(build_network(described, inputs, ways), {})
     for name, leaf in network.state_dict().items():  # as load_state_dict does, for weights that ask for no gradient
         leaf.copy_(tensors[f"network/{name}"])
     return network

@@ -19,7 +19,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
-from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.sources import Episodes
 from metagrad.fewshot import EpisodeSampler
 from metagrad.torch_modes import default_modes
 
@@ -55,10 +55,10 @@ def calibrate(
     """
     if tasks < 4:
         raise MetagradError(f"calibration needs at least 4 tasks, got {tasks}")
-    config = learner.config
+    episodes = learner.episodes
     sizes = {
-        size: tasks if size == (config.ways, config.shots) else max(8, -(-_ASKED // (size[0] * config.queries)))
-        for size in _sizes(config, dataset.val)
+        size: tasks if size == (episodes.ways, episodes.shots) else max(8, -(-_ASKED // (size[0] * episodes.queries)))
+        for size in _sizes(episodes, dataset.val)
     }
     done, total = 0, sum(sizes.values())
     found = []
@@ -69,23 +69,23 @@ def calibrate(
         done += count
         found.append(_worth(seen, ways, shots))
     protocol = (
-        f"{dataset.name} val, {config.queries} queries a class, {tasks} tasks of the run's own size, "
+        f"{dataset.name} val, {episodes.queries} queries a class, {tasks} tasks of the run's own size, "
         "each image by itself"
     )
     return Calibration(f"validation classes of {dataset.name}", protocol, tuple(found), pixels(_some(dataset.train)))
 
 
-def _sizes(config: TrainConfig, classes: ImageClasses) -> list[tuple[int, int]]:
+def _sizes(episodes: Episodes, classes: ImageClasses) -> list[tuple[int, int]]:
     """Return the numbers of classes and of images to measure at, the run's own first."""
-    shots = [config.shots]
+    shots = [episodes.shots]
     shots += [
         more
         for more in _SHOTS
-        if more != config.shots and len(classes.with_at_least(more + config.queries).names) >= config.ways
+        if more != episodes.shots and len(classes.with_at_least(more + episodes.queries).names) >= episodes.ways
     ]
-    least = min(len(classes.with_at_least(number + config.queries).names) for number in shots)
+    least = min(len(classes.with_at_least(number + episodes.queries).names) for number in shots)
     most = min(_MOST_WAYS, least - 1)  # one at least is left that tasks are not told of
-    ways = [config.ways, *sorted({2, max(2, most)} - {config.ways})]
+    ways = [episodes.ways, *sorted({2, max(2, most)} - {episodes.ways})]
     return [(one, number) for one in ways for number in shots]
 
 
@@ -103,7 +103,7 @@ def looked_at(
     learner: Learner, val: ImageClasses, seen: Seen, *, ways: int, shots: int, tasks: int, seed: int
 ) -> Iterator[int]:
     """Adapt to tasks that are told of ``ways`` classes and asked about others too; yield how many are done."""
-    queries = learner.config.queries
+    queries = learner.episodes.queries
     classes = val.with_at_least(shots + queries)
     others = min(ways, _OTHERS, len(classes.names) - ways)
     sampler = EpisodeSampler(classes=classes, ways=ways + others, shots=shots, queries=queries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -18,10 +18,11 @@ from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.names import short
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
-from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.record import versions
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import built, learned
+from metagrad.experiment.setup import build, learned
+from metagrad.experiment.sources import Episodes, episodes_of
 from metagrad.fewshot import R2D2, Batch, ProtoNet, WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer
@@ -42,7 +43,7 @@ class Learner:
 
     Attributes
     ----------
-    config:
+    experiment:
         of the run.
     reading:
         how a picture file becomes an image.
@@ -54,14 +55,14 @@ class Learner:
         what :func:`metagrad.classifier.calibrate.calibrate` found; ``None`` where it did not look.
     """
 
-    config: TrainConfig
+    experiment: Experiment
     reading: Reading
     theta: Params
     facts: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, run: Path, *, calibrated: bool = True) -> Learner:
+    def of(cls, run: Path, *, calibrated: bool = True, code: Collection[str] = ()) -> Learner:
         """Return what a run learned; ``glyphs``, where there is no such folder, is the model that comes with metagrad.
 
         ``calibrated=False`` leaves aside what was found about its probabilities, if anything was.
@@ -73,15 +74,14 @@ class Learner:
         """
         if str(run) == "glyphs" and not run.exists():
             run = Path(str(resources.files("metagrad.classifier") / "models" / "glyphs"))
-        opened = Run.open(run)
-        reading = cls.now(opened, {}).reading
-        state = learned(opened, "best", channels=reading.channels, size=reading.size)
+        opened = Run.open(run, code=code)
+        state = learned(opened, "best")
         facts = {
             "run": run.name,
             "dataset": opened.dataset,
             "digest": state.digest,
             "step": state.facts["best_step"],
-            "val_accuracy": state.facts["best_accuracy"],
+            "val_accuracy": state.facts["best_score"],
         }
         calibration = Calibration.of_run(opened, state.digest) if calibrated else None
         return replace(cls.now(opened, state.theta), facts=facts, calibration=calibration)
@@ -93,9 +93,27 @@ class Learner:
 
     @classmethod
     def now(cls, run: Run, theta: Params) -> Learner:
-        """Return what a run that is training has learned so far."""
-        size = run.record.get("image_size", run.config.image_size)
-        return cls(run.config, Reading.of(run.dataset, size), theta)
+        """Return what a run that is training has learned so far.
+
+        Raises
+        ------
+        MetagradError
+            if its tasks are not of pictures.
+        """
+        if run.dataset is None:
+            raise MetagradError(f"{run.folder} did not learn from pictures of a data set: use Run.adapt from Python")
+        return cls(run.experiment, Reading.of(run.dataset, run.inputs[-1]), theta)
+
+    @property
+    def episodes(self) -> Episodes:
+        """How the run's tasks are drawn."""
+        found = episodes_of(self.experiment.tasks)
+        assert found is not None
+        return found
+
+    def _built(self, ways: int) -> tuple[Any, nn.Module]:
+        """Return the method and a network of so many outputs."""
+        return build(self.experiment, (self.reading.channels, self.reading.size, self.reading.size), ways)
 
     @default_modes()
     def adapt(self, images: Tensor, labels: Sequence[str], *, class_weight: ClassWeight = "balanced") -> Classifier:
@@ -136,8 +154,8 @@ class Learner:
         expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
             **self.facts,
-            "method": self.config.method,
-            "trained": f"{self.config.ways}-way {self.config.shots}-shot",
+            "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
+            "trained": f"{self.episodes.ways}-way {self.episodes.shots}-shot",
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((scores.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
@@ -149,7 +167,7 @@ class Learner:
             network,
             classes,
             self.reading,
-            self.config,
+            self.experiment.network,
             landmarks,
             temperature=expected.temperature if expected else 1.0,
             strange=expected.strangeness if expected else None,
@@ -169,8 +187,7 @@ class Learner:
         weight:
             ``(N,)``, how much each image counts, 1 in the mean; ``None``: all alike.
         """
-        config = replace(self.config, ways=ways)
-        method, model = built(config, channels=self.reading.channels, size=self.reading.size)
+        method, model = self._built(ways)
         theta = for_ways(self.theta, method.init(model))
         found: list[tuple[nn.Module, float]] = []
         size = max(1, _AT_ONCE * 28**2 // (images.shape[1] * self.reading.size**2))
@@ -226,7 +243,7 @@ class Learner:
 
     def _head(self, images: Tensor, y: Tensor, ways: int) -> _HeadAlone | None:
         """Return the head with the images' features, where the method adapts nothing else."""
-        method, model = built(replace(self.config, ways=ways), channels=self.reading.channels, size=self.reading.size)
+        method, model = self._built(ways)
         if not isinstance(method, AdaptsHead | ProtoNet | R2D2):
             return None
         ((network, _),) = self.solved(images[None], y[None], ways)

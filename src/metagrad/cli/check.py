@@ -37,11 +37,11 @@ class Check:
         from metagrad.cli.progress import console, data_progress
         from metagrad.experiment.check import check_run
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import load_data
+        from metagrad.experiment.setup import open_sources
 
         screen = console()
         run = Run.open(self.run)
-        dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
+        sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
         with screen.status("drawing tasks") as status:
 
             def report(text: str) -> None:
@@ -50,7 +50,7 @@ class Check:
                 else:
                     screen.print(text, highlight=False, soft_wrap=True)
 
-            found = check_run(run, dataset, tasks=self.tasks, seed=self.seed, device=self.device, report=report)
+            found = check_run(run, sources, tasks=self.tasks, seed=self.seed, report=report)
         for line in describe(found):
             screen.print(line, highlight=False, soft_wrap=True)
         run.append("checks.jsonl", {**found, "command": ["metagrad", *words]})

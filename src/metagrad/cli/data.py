@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from metagrad.cli.text import printable
+from metagrad.data import DATASETS
 from metagrad.errors import MetagradError
-from metagrad.experiment.config import DATASETS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -49,25 +49,24 @@ class Evaluate:
         from metagrad.cli.train import show_result
         from metagrad.experiment.measure import measure
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import load_data
+        from metagrad.experiment.setup import open_sources
         from metagrad.ranks import joined
 
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
             run = Run.open(self.run)
-            dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
-            ranks.require_same({"data": dataset.digest, "--tasks": self.tasks, "--seed": self.seed})
+            sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
+            ranks.require_same({"data": sources.digest, "--tasks": self.tasks, "--seed": self.seed})
             with Progress(console=screen, disable=not screen.is_terminal or screen.quiet, transient=True) as bar:
                 task = bar.add_task("evaluating", total=self.tasks)
                 result = measure(
                     run,
-                    dataset,
+                    sources,
                     split=self.split,
                     tasks=self.tasks,
                     queries=self.queries,
                     seed=self.seed,
                     transductive=not self.inductive,
-                    device=self.device,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
                     ranks=ranks,
                 )

@@ -63,13 +63,15 @@ class Report:
     def _shown(self, screen: Console, folder: Path, label: str) -> Shown:
         from metagrad.cli.progress import data_progress
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import load_data
+        from metagrad.experiment.setup import open_sources
 
         run = Run.open(folder)
         dataset = None
         if run.has("best"):
             try:
-                dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
+                dataset = open_sources(
+                    run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen)
+                ).dataset
             except MetagradError as error:
                 screen.print(f"no pictures of {label}: {error}", highlight=False, markup=False, soft_wrap=True)
         return shown(screen, run, label, dataset)
@@ -79,6 +81,7 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     """Return what a page shows of a run; tasks as pictures where the data are at hand."""
     from metagrad.classifier.calibration import Calibration
     from metagrad.classifier.learner import Learner
+    from metagrad.experiment.experiment import described
     from metagrad.report.episodes import looked_at
     from metagrad.report.page import Shown
 
@@ -90,7 +93,7 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
         with screen.status("looking at tasks"):
             grids, hardest = looked_at(Learner.of(run.folder), dataset)
     calibration = Calibration.of_run(run, best)
-    return Shown(label, run.record, lines, _result(run, best), calibration, grids, hardest)
+    return Shown(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
@@ -131,7 +134,7 @@ def _result(run: Run, weights: str | None) -> dict[str, Any]:
     try:
         protocol = found["protocol"]
         numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
-        numbers += [protocol[name] for name in ("ways", "shots", "queries", "tasks")]
+        numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
         texts = [protocol["dataset"], protocol["split"]]
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("a number or a name is none")

@@ -65,21 +65,23 @@ class MetaGradientError:
 
     def _network(self, screen: Console, folder: Path) -> None:
         from metagrad.cli.progress import WorkProgress, data_progress
+        from metagrad.experiment.experiment import described
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import load_data
+        from metagrad.experiment.setup import open_sources
         from metagrad.recipes.figures import draw_network
         from metagrad.recipes.network_error import measure
 
         run = Run.open(folder)
-        dataset = load_data(run, data_dir=self.data_dir, progress=data_progress(screen))
+        sources = open_sources(run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen))
+        about = described(run.experiment)
         protocol = NetworkProtocol(seed=self.seed)
         says = (
-            f"{run.dataset}, {run.config.ways}-way {run.config.shots}-shot, {protocol.tasks} training tasks, best "
-            f"weights of a run with {run.config.filters} filters; descent with a line search; float64, seed {self.seed}"
+            f"{run.dataset}, {about['ways']}-way {about['shots']}-shot, {protocol.tasks} training tasks, best "
+            f"weights of a run with {about['filters']} filters; descent with a line search; float64, seed {self.seed}"
         )
         say(screen, f"Error of the meta-gradient on a trained network: {says}.")
         with WorkProgress(screen, "networks and strengths") as progress:
-            rows = measure(run, dataset, protocol, progress)
+            rows = measure(run, sources, protocol, progress)
         screen.print(_network_table(rows))
         write_figure(screen, self.out, "network-error", draw_network(rows, says), rows, protocol)
 

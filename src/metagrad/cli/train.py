@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metagrad.data import Dataset
+    from metagrad.experiment.experiment import Experiment
     from metagrad.experiment.loop import Event
     from metagrad.experiment.run import Run
+    from metagrad.experiment.sources import Sources
     from metagrad.ranks import Ranks
 
 
@@ -74,7 +76,7 @@ class Train:
             self.config.resolved(self.dataset)
         allocator.keep_memory()
         from metagrad.cli.progress import TrainProgress, console, data_progress
-        from metagrad.experiment.loop import train
+        from metagrad.experiment.loop import train_run
         from metagrad.experiment.run import require_own
         from metagrad.experiment.setup import learned
         from metagrad.ranks import joined
@@ -82,19 +84,16 @@ class Train:
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
-            run, dataset, resume = self._prepare(ranks, words, data_progress(screen))
+            run, sources, resume = self._prepare(ranks, words, data_progress(screen))
             with run:
                 first = 0
                 if ranks.from_first(run.has("last")):
-                    channels, *_, size = dataset.train.images.shape[1:]
-                    first = learned(run, "last", channels=channels, size=size, ranks=ranks).facts["step"]
-                if resume:  # only now, that it is known to be able to go on
-                    self._raise_meta_steps(run)
-                    if "--device" in _options(words):
-                        run.config = dataclasses.replace(run.config, device=self.config.device)
+                    at = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
+                    first = at.facts["step"]
+                if resume and self.config.meta_steps is not None:  # only now, that it is known to be able to go on
+                    run.raise_meta_steps(self.config.meta_steps)
                 screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
-                steps = run.config.meta_steps
-                assert steps is not None
+                steps = run.experiment.meta_steps
                 with (
                     Interrupt(quiet=not ranks.first) as stop,
                     TrainProgress(screen, first_step=first, meta_steps=steps) as progress,
@@ -102,8 +101,8 @@ class Train:
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
                         require_own(run.folder / "tensorboard")
-                        report = _also(progress, writer(str(run.folder / "tensorboard")), run, dataset)
-                    outcome = train(run, dataset, resume=resume, report=report, stop=stop, ranks=ranks)
+                        report = _also(progress, writer(str(run.folder / "tensorboard")), run, sources)
+                    outcome = train_run(run, sources, resume=resume, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
             screen.print(
                 f"stopped and saved after meta-step {outcome.step}; continue with\n"
@@ -114,17 +113,19 @@ class Train:
             return 130
         show_result(screen, outcome.result)
         if ranks.first:
-            with run:
-                _calibrate(screen, run, dataset)
-            page = _report(screen, run, dataset)
+            if sources.dataset is not None:
+                with run:
+                    _calibrate(screen, run, sources.dataset)
+            page = _report(screen, run, sources.dataset)
             screen.print(f"everything is in {run.folder}; look at {page} in a browser", highlight=False, soft_wrap=True)
         return 0
 
-    def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
-        """Load the data and open or make the run; of several ranks, the first does it before the others."""
+    def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        """Open the tasks and open or make the run; of several ranks, the first does it before the others."""
+        from metagrad.experiment.experiment import described
         from metagrad.experiment.run import Run, versions
 
-        opened: tuple[Run, Dataset, bool] | MetagradError | None = None
+        opened: tuple[Run, Sources, bool] | MetagradError | None = None
         if ranks.first:
             try:
                 opened = self._open(words, progress)
@@ -137,77 +138,52 @@ class Train:
             raise opened
         folder, resume = ranks.from_first((opened[0].folder, opened[2]) if isinstance(opened, tuple) else opened)
         if not isinstance(opened, tuple):
-            opened = self._follow(Run.open(folder), resume, progress)
+            opened = self._follow(Run.open(folder), resume, words, progress)
             opened[0].writes = False
-        run, dataset, _ = opened
-        mine = run.config if resume else self.config.resolved(run.dataset)
-        ranks.require_same({**dataclasses.asdict(mine), "data": dataset.digest, "torch": versions()["torch"]})
+        run, sources, _ = opened
+        mine = run.experiment if resume else self._experiment()
+        ranks.require_same({**described(mine), "data": sources.digest, "torch": versions()["torch"]})
         return opened
 
-    def _open(self, words: list[str], progress: Any) -> tuple[Run, Dataset, bool]:
-        import torch
+    def _experiment(self) -> Experiment:
+        """Return what the options ask for."""
+        from metagrad.experiment.format1 import experiment_of
 
-        from metagrad import data
-        from metagrad.data.sources import data_directory
+        name = str(self.dataset)
+        return experiment_of(self.config.resolved(name), name)
+
+    def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        from metagrad.experiment.api import opened_for
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import build, choose_device, samplers, too_few
         from metagrad.ranks import launch_id, restarted
 
         resume = self.resume
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
             resume = resume or Run.made_by(launch_id(), self.run or Path("runs"))
         if resume is not None:
-            run = Run.open(resume)
-            return self._follow(run, True, progress)
-        name = str(self.dataset)
-        config = self.config.resolved(name)
+            return self._follow(Run.open(resume), True, words, progress)
+        experiment = self._experiment()
         split = None if self.split is None else _read_split(self.split)
-        dataset = data.load(
-            name,
-            data_dir=self.data_dir,
-            image_size=config.image_size,
-            split=split,
-            strict=self.strict,
-            progress=progress,
-        )
-        few = too_few(config, dataset)
-        if few and self.strict:
-            raise MetagradError(few)
-        for note in [*dataset.notes, *([few] if few else [])]:
+        sources = opened_for(experiment, data_dir=self.data_dir, split=split, strict=self.strict, progress=progress)
+        for note in sources.notes:
             say(note)
-        own: dict[str, Any] = {"image_size": dataset.train.images.shape[-1]}
-        if name == "folder":
-            own |= _own_data(self.data_dir, dataset)
-        elif (where := data_directory(self.data_dir)) is not None and name != "glyphs":
-            own["data_dir"] = str(where.absolute())
-        samplers(config, dataset, choose_device(config.device))  # these refuse before a directory is made
-        method, model = build(config, dataset, torch.device("cpu"))
-        method.init(model)
-        folder = self.run or _default_folder(name, config)
-        made_by = ["metagrad", *words]
-        run = Run.create(folder, name, config, command=made_by, digest=dataset.digest, launch=launch_id(), data=own)
-        return run, dataset, False
+        folder = self.run or _default_folder(str(self.dataset), self.config)
+        run = Run.create(folder, experiment, sources, command=["metagrad", *words], launch=launch_id())
+        return run, sources, False
 
-    def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Dataset, bool]:
-        """Load the data of a run that is there already."""
-        from metagrad.experiment.setup import load_data
+    def _follow(self, run: Run, resume: bool, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        """Open the tasks of a run that is there already."""
+        from metagrad.experiment.setup import open_sources
 
-        return run, load_data(run, data_dir=self.data_dir, progress=progress), resume
+        if resume and "--device" in _options(words):
+            compute = dataclasses.replace(run.experiment.compute, device=self.config.device)
+            run.experiment = dataclasses.replace(run.experiment, compute=compute)
+        return run, open_sources(run, data_dir=self.data_dir, progress=progress), resume
 
     def _check_resume(self, words: list[str]) -> None:
         extra = [option for option in _options(words) if option not in _WITH_RESUME]
         if self.dataset is not None or extra:
             raise MetagradError(f"--resume takes everything from the run: leave out {self.dataset or extra[0]}")
-
-    def _raise_meta_steps(self, run: Run) -> None:
-        wanted, had = self.config.meta_steps, run.config.meta_steps
-        if wanted is None or had is None or wanted == had:
-            return
-        if wanted < had:
-            raise MetagradError(f"--meta-steps {wanted} is fewer than the run's {had}: it can only be raised")
-        run.config = dataclasses.replace(run.config, meta_steps=wanted)
-        run.record["config"] = dataclasses.asdict(run.config)
-        run.write_json("config.json", run.record)
 
 
 def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
@@ -219,7 +195,7 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
         learner = Learner.of(run.folder, calibrated=False)
-        found = calibrate(learner, dataset, tasks=max(4, min(60, run.config.val_tasks)), progress=progress)
+        found = calibrate(learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress)
     run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     own = found.own
     screen.print(
@@ -230,7 +206,7 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     )
 
 
-def _report(screen: Console, run: Run, dataset: Dataset) -> Path:
+def _report(screen: Console, run: Run, dataset: Dataset | None) -> Path:
     """Write the page of a finished run into its directory; return where it is."""
     from metagrad.cli.report import shown, write_page
 
@@ -251,12 +227,6 @@ def _read_split(path: Path) -> Any:
     from metagrad.data.sources import read_json
 
     return read_json(path)
-
-
-def _own_data(source: Path | None, dataset: Dataset) -> dict[str, Any]:
-    """Return what a run keeps of a data set of one's own: where it is, and which classes are for what."""
-    split = {which: list(getattr(dataset, which).names) for which in ("train", "val", "test")}
-    return {"data_dir": str(source.absolute()) if source else None, "split": split}
 
 
 def _default_folder(dataset: str, config: TrainConfig) -> Path:
@@ -281,7 +251,7 @@ def _tensorboard() -> Callable[[str], Any]:
     return SummaryWriter
 
 
-def _also(report: Callable[[Event], None], writer: Any, run: Run, dataset: Dataset) -> Callable[[Event], None]:
+def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sources) -> Callable[[Event], None]:
     """Report an event and write its numbers for TensorBoard; at a validation, a task with what is said of it too."""
     from metagrad.classifier.learner import Learner
     from metagrad.report.episodes import looked_at
@@ -292,9 +262,9 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, dataset: Datas
         for name, value in event.line.items():
             if name not in ("step", "tested", "of"):
                 writer.add_scalar(name, value, event.step)
-        if event.theta is not None:
+        if event.theta is not None and sources.dataset is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
-            (grid,), _ = looked_at(Learner.now(run, theta), dataset, tasks=1, shown=1)
+            (grid,), _ = looked_at(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
             writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 
@@ -303,12 +273,8 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, dataset: Datas
 
 def show_result(screen: Console, result: dict[str, Any]) -> None:
     """Print a result with its interval and protocol, in one line."""
-    protocol = result["protocol"]
-    way = "transductive" if protocol["transductive"] else "not transductive"
-    screen.print(
-        f"{result['metric'].replace('_', ' ')} {result['value']:.2%} ± {result['ci95']:.2%}  "
-        f"({protocol['dataset']} {protocol['split']}, {protocol['ways']}-way {protocol['shots']}-shot, "
-        f"{protocol['queries']} queries a class, {protocol['tasks']} tasks, {way})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    from metagrad.report.page import asked_of
+
+    metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
+    figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
+    screen.print(f"{metric} {figure}  ({asked_of(result['protocol'])})", highlight=False, soft_wrap=True)

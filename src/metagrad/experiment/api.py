@@ -68,7 +68,7 @@ def train(
     >>> from metagrad.fewshot import MAML, Sinusoids, SquaredError
     >>> experiment = Experiment(tasks=Sinusoids(shots=5, queries=5), network=MLPConfig(hidden=(20,)),
     ...                         method=MAML(inner_lr=0.01, loss=SquaredError()),
-    ...                         budget=Budget(meta_steps=20, tasks=4, val_tasks=4, test_tasks=8))
+    ...                         budget=Budget(meta_steps=20, tasks_per_step=4, val_tasks=4, test_tasks=8))
     >>> train(experiment, tempfile.mkdtemp()).result["metric"]
     'test_squared_error'
     """

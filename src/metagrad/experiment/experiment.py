@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -89,8 +90,8 @@ class Budget:
         in all; ``None``: the task source's suggestion, else 10,000.
     minutes:
         of the clock, over all resumes, after which training ends if it has not before; ``None``: no limit.
-    tasks:
-        a meta-step.
+    tasks_per_step:
+        more make a meta-step's gradient less noisy and its time proportionally longer.
     val_every:
         meta-steps between validations; ``None``: a tenth of all.
     val_tasks:
@@ -108,16 +109,22 @@ class Budget:
 
     meta_steps: int | None = None
     minutes: float | None = None
-    tasks: int = 16
+    tasks_per_step: int = 16
     val_every: int | None = None
     val_tasks: int = 200
     test_tasks: int = 600
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, least in (("meta_steps", 1), ("tasks", 1), ("val_every", 1), ("val_tasks", 2), ("test_tasks", 0)):
+        for name, least in (
+            ("meta_steps", 1),
+            ("tasks_per_step", 1),
+            ("val_every", 1),
+            ("val_tasks", 2),
+            ("test_tasks", 0),
+        ):
             if getattr(self, name) is not None:
-                _require_count(name, getattr(self, name), least)
+                _require_count(name, getattr(self, name), number)
         if self.test_tasks == 1:
             raise MetagradError("test_tasks must be 0 or at least 2, for an interval, got 1")
         _require_between("checkpoint_seconds", self.checkpoint_seconds, 0, _LARGEST)
@@ -205,7 +212,8 @@ class Experiment:
         _require_count("seed", self.seed, 0, 2**62 - 1)
         if not callable(getattr(self.method, "meta_loss", None)):
             raise MetagradError(f"method must be one of metagrad.fewshot's, or have its functions, got {self.method!r}")
-        steps: int = self.budget.meta_steps or getattr(self.tasks, "meta_steps", 10_000)
+        suggested = getattr(self.tasks, "meta_steps", None) or 10_000
+        steps = int(suggested) if self.budget.meta_steps is None else self.budget.meta_steps
         every = self.budget.val_every or max(1, steps // 10)
         object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
         if self.network is None:
@@ -240,6 +248,30 @@ class Experiment:
             return {**found, "network": network}
         found = to_json(self)
         return found
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment's choices flat, by the names of their fields: for people to look at, not to be read again.
+
+    Where two parts have a field of the same name, the part's name comes first: ``outer lr``.
+    """
+    found: dict[str, Any] = {}
+
+    def put(value: Any, holder: str) -> None:
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            plain = value is None or isinstance(value, str | int | float | tuple)
+            found[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
+            return
+        if holder:
+            found[holder] = getattr(value, "name", type(value).__name__)
+        for one in dataclasses.fields(value):
+            inner = getattr(value, one.name)
+            name = one.name if one.name not in found else f"{holder} {one.name}"
+            put(inner, name)
+
+    for one in dataclasses.fields(experiment):
+        put(getattr(experiment, one.name), one.name)
+    return found
 
 
 def _is_optimizer(made: Any) -> bool:

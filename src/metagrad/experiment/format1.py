@@ -52,7 +52,7 @@ def experiment_of(config: TrainConfig, dataset: str) -> Experiment:
         outer=Outer(lr=config.outer_lr, schedule=config.schedule),
         budget=Budget(
             meta_steps=config.meta_steps,
-            tasks=config.tasks,
+            tasks_per_step=config.tasks,
             val_every=config.val_every,
             val_tasks=config.val_tasks,
             test_tasks=config.test_tasks,

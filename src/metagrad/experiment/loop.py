@@ -87,7 +87,7 @@ def train_run(
         for a loss that is not finite or beyond all measure, a full disk, more ranks than tasks, or a rank that is gone;
         the state before the step that failed is saved then.
     """
-    experiment, fixed, count = run.experiment, sources.fixed, run.experiment.budget.tasks
+    experiment, fixed, count = run.experiment, sources.fixed, run.experiment.budget.tasks_per_step
     _require_ranks(ranks, sources, count)
     saved_state: State | None = None
     if resume and ranks.from_first(run.has("last")):  # all that may be wrong with it is found before anything changes

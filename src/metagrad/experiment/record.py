@@ -138,7 +138,7 @@ def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
     budget, compute = experiment["budget"], experiment["compute"]
     return {
         **{key: value for key, value in experiment.items() if key not in ("budget", "compute")},
-        "tasks_a_step": budget["tasks"],
+        "tasks_per_step": budget["tasks_per_step"],
         "precision": compute["precision"],
     }
 

@@ -12,10 +12,12 @@ import torch
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
-from metagrad.experiment.loop import Event, train
+from metagrad.experiment.format1 import experiment_of
+from metagrad.experiment.loop import Event, train_run
 from metagrad.experiment.measure import measure
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import build, samplers
+from metagrad.experiment.setup import build_for
+from metagrad.experiment.sources import episodes_of
 from metagrad.recipes.memory_compute import peak
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 
@@ -114,12 +116,13 @@ def run_method(
     MetagradError
         if ``folder`` holds a run of other settings.
     """
-    wanted = config(method, dataset.name, protocol)
+    wanted = experiment_of(config(method, dataset.name, protocol), dataset.name)
+    episodes = episodes_of(wanted.tasks)
+    assert episodes is not None
+    sources = episodes.of(dataset)
     there = (folder / "config.json").exists()
-    run = (
-        Run.open(folder) if there else Run.create(folder, dataset.name, wanted, command=command, digest=dataset.digest)
-    )
-    if run.config != wanted or run.record["data_digest"] != dataset.digest:
+    run = Run.open(folder) if there else Run.create(folder, wanted, sources, command=command)
+    if run.experiment != wanted or run.data["digest"] != dataset.digest:
         raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
     spent = [seconds_spent(folder)]
 
@@ -132,20 +135,19 @@ def run_method(
 
     with run:
         if spent[0] < 60 * protocol.minutes or not run.has("best"):
-            train(run, dataset, resume=there, report=watch, stop=over)
+            train_run(run, sources, resume=there, report=watch, stop=over)
         if stop():
             return None
         facts = run.load("last").facts
-        result = measure(run, dataset, tasks=protocol.test_tasks, seed=run.test_seed)
+        result = measure(run, sources, tasks=protocol.test_tasks, seed=run.test_seed)
         run.write_measured("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]}, result["weights"])
-        algorithm, model = build(wanted, dataset, torch.device(wanted.device), run.seeds)
-        drawn = samplers(wanted, dataset, torch.device(wanted.device))[0]
-        tasks = drawn(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
+        algorithm, model = build_for(run, sources)
+        tasks = sources.train(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
         row = HeadsRow(
             method,
             result["value"],
             result["ci95"],
-            result["val_accuracy"],
+            result["val_score"],
             facts["step"],
             facts["cpu_seconds"],
             peak(algorithm, model, tasks),

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from metagrad import tree
-from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.experiment.check import query_loss
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import build, samplers
+from metagrad.experiment.setup import build_for
+from metagrad.experiment.sources import Sources
 from metagrad.fewshot import IMAML, Tasks, admit
 from metagrad.implicit import (
     CG,
@@ -79,7 +79,7 @@ class NetworkRow:
 
 
 def measure(
-    run: Run, dataset: Dataset, protocol: NetworkProtocol, report: Callable[[float, float], None] | None = None
+    run: Run, sources: Sources, protocol: NetworkProtocol, report: Callable[[float, float], None] | None = None
 ) -> list[NetworkRow]:
     """Measure all curves at the run's best weights; ``report`` is called with the work done and in all.
 
@@ -88,15 +88,14 @@ def measure(
     MetagradError
         if the run's method is not iMAML, or it has no best weights yet.
     """
-    where = torch.device("cpu")
-    method, model = build(run.config, dataset, where, run.seeds)
+    method, model = build_for(run, sources)
     if not isinstance(method, IMAML):
-        raise MetagradError(f"{run.folder} is a run of {run.config.method}: this figure is of iMAML's")
+        raise MetagradError(f"{run.folder} is a run of {run.method_name}: this figure is of iMAML's")
     state = run.load("best")
     theta = {name: state.tensors[f"theta/{name}"].double() for name in method.init(model)}
     theta = {name: leaf for name, leaf in theta.items() if not name.startswith(".")}
     generator = torch.Generator().manual_seed(protocol.seed)
-    tasks = samplers(run.config, dataset, where)[0](protocol.tasks, generator=generator)
+    tasks = sources.train(protocol.tasks, generator=generator)
     panels = [(name, lam) for lam in protocol.lams for name in ACTIVATIONS]
     rows: list[NetworkRow] = []
     for number, (name, lam) in enumerate(panels):

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from metagrad.classifier.learner import Learner
 from metagrad.data import Dataset
-from metagrad.experiment.config import TrainConfig
-from metagrad.experiment.setup import episodes_of
 from metagrad.fewshot import EpisodeSampler
 
 TASKS = 60  # looked at for a page
@@ -56,8 +54,8 @@ def looked_at(
 
     Each image is judged by itself, as ``metagrad predict`` does.
     """
-    config: TrainConfig = learner.config
-    sampler = episodes_of(dataset.val, config, which="val")
+    episodes = learner.episodes
+    sampler = episodes.sampler(dataset, "val")
     drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
     names = _names(sampler, tasks, seed)
     temperature = learner.calibration.own.temperature if learner.calibration else 1.0
@@ -67,7 +65,7 @@ def looked_at(
     for first in range(0, tasks, 16):
         some = slice(first, min(tasks, first + 16))
         images = (drawn.support.x[some] * 255).round().to(torch.uint8)
-        networks = learner.solved(images, drawn.support.y[some], config.ways)
+        networks = learner.solved(images, drawn.support.y[some], episodes.ways)
         for task, (network, _) in enumerate(networks, start=first):
             with torch.inference_mode():
                 p = (network(drawn.query.x[task]) / temperature).softmax(-1)

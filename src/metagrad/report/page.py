@@ -65,6 +65,8 @@ class Shown:
     ----------
     label:
         what it is called here.
+    about:
+        what was asked, flat: option and value.
     record, lines, result, calibration:
         ``config.json``, ``metrics.jsonl``, ``result.json`` (may be empty), ``calibration.json`` if any.
     grids, hardest:
@@ -72,6 +74,7 @@ class Shown:
     """
 
     label: str
+    about: dict[str, Any]
     record: dict[str, Any]
     lines: list[dict[str, Any]]
     result: dict[str, Any]
@@ -117,13 +120,7 @@ def _results(runs: Sequence[Shown]) -> str:
         value = (
             f'<span class="number">{result["value"]:.1%}</span> ± {result["ci95"]:.1%}' if result else "not finished"
         )
-        asked = (
-            f"{protocol['dataset']} {protocol['split']}, {protocol['ways']}-way {protocol['shots']}-shot, "
-            f"{protocol['queries']} queries a class, {protocol['tasks']} tasks, "
-            f"{'' if protocol['transductive'] else 'not '}transductive"
-            if protocol
-            else run.record["dataset"]
-        )
+        asked = asked_of(protocol) if protocol else str(run.about.get("dataset", run.about["tasks"]))
         alone = f"{calibration.own.accuracy:.1%}" if calibration else "–"
         trust = f"{calibration.own.ece:.1%}" if calibration else "–"
         last: dict[str, Any] = next((line for line in reversed(run.lines) if "seconds" in line), {})
@@ -136,6 +133,17 @@ def _results(runs: Sequence[Shown]) -> str:
     return "<h2>What came of it</h2>" + _table(head, rows, "results")
 
 
+def asked_of(protocol: dict[str, Any]) -> str:
+    """Say how the tasks of a result were drawn."""
+    size = (
+        f"{protocol['ways']}-way {protocol['shots']}-shot, {protocol['queries']} queries a class, "
+        if "ways" in protocol
+        else ""
+    )
+    way = "transductive" if protocol["transductive"] else "not transductive"
+    return f"{protocol['dataset']} {protocol['split']}, {size}{protocol['tasks']} tasks, {way}"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -145,13 +153,13 @@ def _duration(seconds: float) -> str:
 def _published(runs: Sequence[Shown]) -> str:
     found = []
     for dataset, ways, shots in dict.fromkeys(
-        (run.record["dataset"], run.record["config"]["ways"], run.record["config"]["shots"]) for run in runs
+        tuple(run.about.get(name) for name in ("dataset", "ways", "shots")) for run in runs
     ):
-        numbers = _PUBLISHED.get(dataset, {}).get((ways, shots))
+        numbers = _PUBLISHED.get(str(dataset), {}).get((ways or 0, shots or 0))
         if numbers:
             rows = [[escape(name), f"{value} %"] for name, value in numbers.items()]
             found.append(
-                f"<h3>{escape(dataset)}, {ways}-way {shots}-shot</h3>"
+                f"<h3>{escape(str(dataset))}, {ways}-way {shots}-shot</h3>"
                 + _table(["method", "accuracy"], rows, f"published numbers on {dataset}")
             )
     note = '<p class="quiet">As the papers report them: 64 filters (mini-ImageNet 32), 20,000 and more meta-steps.</p>'
@@ -227,7 +235,7 @@ def _confusion(run: Shown, several: bool) -> str:
 
 
 def _options(runs: Sequence[Shown]) -> str:
-    facts = [{"dataset": run.record["dataset"], **run.record["config"], **run.record["versions"]} for run in runs]
+    facts = [{**run.about, **run.record["versions"]} for run in runs]
     rows = []
     for name in dict.fromkeys(key for fact in facts for key in fact):
         values = [fact.get(name) for fact in facts]
