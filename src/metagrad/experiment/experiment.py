@@ -116,13 +116,8 @@ class Budget:
     checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("meta_steps", 1),
-            ("tasks_per_step", 1),
-            ("val_every", 1),
-            ("val_tasks", 2),
-            ("test_tasks", 0),
-        ):
+        least = {"meta_steps": 1, "tasks_per_step": 1, "val_every": 1, "val_tasks": 2, "test_tasks": 0}
+        for name, number in least.items():
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name), number)
         if self.test_tasks == 1:
