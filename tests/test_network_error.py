@@ -4,10 +4,10 @@ import pytest
 from toyruns import new_run, toy
 
 from metagrad.errors import MetagradError
+from metagrad.experiment import loop
 from metagrad.recipes.figures import draw_network, save
 from metagrad.recipes.network_error import ACTIVATIONS, ADJOINTS, measure
 from metagrad.recipes.protocols import NetworkProtocol
-from metagrad.experiment import loop
 
 
 def test_rows_of_a_trained_network(tmp_path):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from toyruns import new_run, rewritten, tensors, toy
 
 from metagrad import MetagradError
-from metagrad.fewshot import EpisodeSampler
-from metagrad.seeds import Seeds
 from metagrad.experiment import loop, measure
 from metagrad.experiment.run import Run
+from metagrad.fewshot import EpisodeSampler
+from metagrad.seeds import Seeds
 
 STREAMS = ("weights", "tasks", "validation", "test", "task set", "moved")
 OLD = Path(__file__).parent / "runs" / "0.1"

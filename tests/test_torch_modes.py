@@ -25,6 +25,7 @@ from metagrad import (
     check_meta_gradient,
 )  # fmt: skip
 from metagrad.classifier.learner import Learner
+from metagrad.experiment.loop import train
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -46,7 +47,6 @@ from metagrad.fewshot import (
     meta_gradient,
 )  # fmt: skip
 from metagrad.implicit.linear.base import dot
-from metagrad.experiment.loop import train
 
 CPU = {"device": "cpu", "dtype": torch.float64}
 

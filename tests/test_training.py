@@ -16,6 +16,11 @@ import torch
 from toyruns import new_run, own, rewritten, tensors, toy
 
 from metagrad.errors import MetagradError, MetagradWarning
+from metagrad.experiment import loop
+from metagrad.experiment.config import Method, TrainConfig
+from metagrad.experiment.measure import measure
+from metagrad.experiment.run import Run
+from metagrad.experiment.setup import method_of
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -29,11 +34,6 @@ from metagrad.fewshot import (
     ProtoNet,
     Reptile,
 )
-from metagrad.experiment import loop
-from metagrad.experiment.config import Method, TrainConfig
-from metagrad.experiment.measure import measure
-from metagrad.experiment.run import Run
-from metagrad.experiment.setup import method_of
 
 
 @pytest.mark.parametrize("method", get_args(Method))

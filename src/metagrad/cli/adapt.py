@@ -6,11 +6,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 
@@ -24,13 +23,15 @@ _FAR = 4.0  # standard deviations of the training images
 class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    run: Path = arg(positional=True, metavar="RUN")
     """Directory of the run whose learning is used; glyphs: a model of drawn characters that comes with metagrad."""
-    support: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SUPPORT")]]
+    support: Path = arg(positional=True, metavar="SUPPORT")
     """Folder, or zip, with one folder a class and a few pictures in each, in folders of its own or not: any number of
     classes and pictures, any sizes, grey or colour."""
-    out: Annotated[Path, tyro.conf.arg(metavar="MODEL")]
+    out: Path = arg(metavar="MODEL")
     """File to write the classifier to, such as my.model; one that is there is replaced."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -48,7 +49,7 @@ class Adapt:
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)
         screen = console()
-        learner = Learner.of(self.run)
+        learner = Learner.of(self.run, code=self.code)
         with screen.status("reading pictures"):
             support = read_support(self.support, learner.reading, most=learner.most)
         said = list(support.notes)

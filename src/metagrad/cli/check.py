@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError
 
 
@@ -16,16 +15,18 @@ from metagrad.errors import MetagradError
 class Check:
     """Say how far a run's meta-gradient is from an accurate one, and where the error comes from."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    run: Path = arg(positional=True, metavar="RUN")
     """Directory of the run; its last checkpoint is looked at."""
     tasks: int = 4
     """Training tasks to average the gradient over; time and memory follow."""
     seed: int = 0
     """Seed of the tasks."""
-    device: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = None
+    device: str | None = None
     """Where to compute. Default: as in training."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -40,7 +41,7 @@ class Check:
         from metagrad.experiment.setup import open_sources
 
         screen = console()
-        run = Run.open(self.run)
+        run = Run.open(self.run, code=self.code)
         sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
         with screen.status("drawing tasks") as status:
 

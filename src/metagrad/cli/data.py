@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from metagrad.cli.arguments import arg
+from metagrad.cli.parts import table
 from metagrad.cli.text import printable
-from metagrad.data import DATASETS
 from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
@@ -18,32 +17,22 @@ if TYPE_CHECKING:
 
     from metagrad.data import Dataset
 
-_ABOUT = {
-    "glyphs": "801 letters of many scripts in the fonts that matplotlib ships, 28x28 grey; drawn here, no download",
-    "omniglot": "1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)",
-    "cifar-fs": "CIFAR-100's classes at random: 64 / 16 / 20, 600 photographs each, 32x32; 161 MB download",
-    "fc100": "CIFAR-100's classes by groups: 60 / 20 / 20, harder; the same download",
-    "mini-imagenet": "ImageNet's 64 / 16 / 20 classes of Ravi and Larochelle, 600 each; your own copy (--data-dir)",
-    "tiered-imagenet": "ImageNet's 351 / 97 / 160 classes by groups; your own copy (--data-dir)",
-    "folder": "your own pictures: a folder or zip with one folder a class (--data-dir)",
-}
-
 
 @dataclass(frozen=True)
 class Data:
     """Say which data sets there are, what is in one, or whether a folder can be used."""
 
-    what: tyro.conf.Positional[Literal["list", "info", "verify"]]
+    what: Literal["list", "info", "verify"] = arg(positional=True)
     """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every
     file of a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where
     it cannot be used)."""
-    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = None
+    name: str | None = arg(None, positional=True, metavar="NAME|DIR")
     """The data set (info, verify), or the folder or zip (verify)."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """info, verify NAME: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
     image_size: int = 84
     """info, verify: side that pictures without a size of their own are resized to, in pixels."""
-    split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    split: Path | None = arg(None, metavar="FILE")
     """verify: a JSON file that says which classes are for what, as for metagrad train folder. Default: as there."""
 
     def main(self, words: list[str]) -> int:
@@ -51,9 +40,10 @@ class Data:
         from metagrad.cli.progress import console
 
         screen = console()
+        known = table()["data"]
         if self.what == "list":
-            for name, about in _ABOUT.items():
-                screen.print(f"{name:16} {about}", highlight=False, soft_wrap=True)
+            for name, about in known.items():
+                screen.print(f"{name:16} {about['about']}", highlight=False, soft_wrap=True)
             return 0
         if self.name is None:
             raise MetagradError(f"metagrad data {self.what} needs a {'name' if self.what == 'info' else 'folder'}")
@@ -62,11 +52,11 @@ class Data:
         from metagrad import data
         from metagrad.cli.progress import data_progress
 
-        known = self.name in DATASETS and self.name != "folder"
-        if self.what == "verify" and not (known and not Path(self.name).exists()):
+        named = self.name in known and self.name != "folder"
+        if self.what == "verify" and not (named and not Path(self.name).exists()):
             dataset = self._verified(self.name, screen)
-        elif self.name not in DATASETS:
-            raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(DATASETS)}")
+        elif self.name not in known:
+            raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(known)}")
         elif self.name == "folder" and self.data_dir is None:
             raise MetagradError("name the folder or zip of pictures with --data-dir")
         else:

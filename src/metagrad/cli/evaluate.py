@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError
 
 
@@ -16,23 +15,25 @@ from metagrad.errors import MetagradError
 class Evaluate:
     """Measure a run's accuracy on new tasks, with a 95 % interval."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    run: Path = arg(positional=True, metavar="RUN")
     """Directory of the run."""
     split: Literal["test", "val"] = "test"
     """Classes to draw from: test (never seen while training or choosing) or val."""
     tasks: int = 600
     """Tasks; the interval narrows with their square root."""
-    queries: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    queries: int | None = None
     """Query images a class. Default: as in training."""
     inductive: bool = False
     """Classify every query image by itself, beside the support images only. Default: a task's queries together, as the
     papers do, which lets batch statistics see all of them (transductive)."""
     seed: int = 0
     """Seed of the tasks."""
-    device: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = None
+    device: str | None = None
     """Where to compute. Default: as in training."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -54,7 +55,7 @@ class Evaluate:
 
         with joined() as ranks:
             screen = console(quiet=not ranks.first)
-            run = Run.open(self.run)
+            run = Run.open(self.run, code=self.code)
             sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
             ranks.require_same({"data": sources.digest, "--tasks": self.tasks, "--seed": self.seed})
             with Progress(console=screen, disable=not screen.is_terminal or screen.quiet, transient=True) as bar:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
+from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError
 
 
@@ -15,13 +14,15 @@ from metagrad.errors import MetagradError
 class Export:
     """Write a classifier for programs without metagrad: images in, probabilities out."""
 
-    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
+    model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
     format: Literal["onnx", "pt2"] = "onnx"
     """onnx: for onnxruntime and others, in any language (needs the packages onnx and onnxscript). pt2: for PyTorch,
     torch.export.load."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    out: Path | None = arg(None, metavar="FILE")
     """File to write; one that is there is replaced. Default: MODEL with the format as its ending."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the classifier names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -35,7 +36,7 @@ class Export:
 
         require_apart(out, self.model)
         screen = console()
-        classifier = Classifier.load(self.model)
+        classifier = Classifier.load(self.model, code=self.code)
         with screen.status("exporting"):
             export(classifier, out, self.format)
         reading = classifier.reading

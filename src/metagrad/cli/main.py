@@ -7,19 +7,15 @@ import contextlib
 import io
 import json
 import os
-import re
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import docstring_parser
-import tyro
-
 import metagrad
 from metagrad.cli.adapt import Adapt
+from metagrad.cli.arguments import did_you_mean, parse, parser
 from metagrad.cli.check import Check
 from metagrad.cli.data import Data
 from metagrad.cli.evaluate import Evaluate
@@ -38,9 +34,6 @@ from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
-
-
-_LEAST_COLUMNS = 40
 
 
 @dataclass(frozen=True)
@@ -199,74 +192,22 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parse(words: list[str]) -> Any:
-    """Parse with tyro; its boxed complaint becomes one line."""
-    said = io.StringIO()
-    commands = _COMMANDS
-    prog, about, rest = "metagrad", DESCRIPTION, words
+    """Return the command that words give."""
+    commands, prog, about, rest = _COMMANDS, "metagrad", DESCRIPTION, words
     if words[0] == "reproduce":
         commands, prog, about, rest = _FIGURES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
-    if not rest[0].startswith("-") and rest[0] not in commands:
-        raise MetagradError(f"{prog} has no {rest[0]!r}: there are {', '.join(commands)}")
-    try:
-        with contextlib.redirect_stderr(said), _flowing_help(), _wide_enough():
-            return tyro.extras.subcommand_cli_from_dict(commands, args=rest, prog=prog, description=about)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise MetagradError(_one_line(said.getvalue(), words)) from None
-
-
-@contextlib.contextmanager
-def _flowing_help() -> Iterator[None]:
-    """Let --help break lines where its width ends; tyro begins anew where a field's docstring has an indented line."""
-    usual = docstring_parser.parse_from_object
-
-    def parse(*what: Any) -> Any:
-        found = usual(*what)
-        for param in found.params:
-            param.description = " ".join((param.description or "").split())
-        return found
-
-    docstring_parser.parse_from_object = parse  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        docstring_parser.parse_from_object = usual
-
-
-@contextlib.contextmanager
-def _wide_enough() -> Iterator[None]:
-    """Give --help some columns at least; on seven or fewer tyro's wrapping never ends."""
-    former = os.environ.get("COLUMNS")
-    if shutil.get_terminal_size().columns >= _LEAST_COLUMNS:
-        yield
-        return
-    os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = former
-
-
-def _one_line(box: str, words: list[str]) -> str:
-    """Keep the complaint of a boxed message and drop the box."""
-    kept: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
-        text = line.strip("│| ")
-        if kept and kept[0].startswith("Missing from ") and line.strip("│|").startswith(" " * 9):
-            continue  # what --help says of it
-        if text.strip("─╭╮╰╯-+ "):
-            kept.append(text)
-        elif kept:  # the rule below the complaint
-            break
-    named = [word for word, known in zip(words, (_COMMANDS, _FIGURES), strict=False) if word in known]
-    command = " ".join(["metagrad", *named])
-    if kept and kept[0].startswith("Missing from "):
-        return f"{kept[0].removeprefix('Missing from ').rstrip(':')} needs {', '.join(kept[1:])}; see {command} --help"
-    said = " ".join(kept).rstrip(".:")
-    for noise in ("'None', ", ", 'None'", ". Expected 1 values"):
-        said = said.replace(noise, "")
-    return f"{said}; see {command} --help"
+    if rest[0] in ("-h", "--help"):
+        made = parser(prog, about, [], usage="COMMAND ...")
+        group = made.add_argument_group("commands", f"{prog} COMMAND --help says what each takes")
+        for name, command in commands.items():
+            group.add_argument(name, help=str(command.__doc__).split("\n")[0], nargs="?")
+        print(made.format_help(), end="")
+        raise SystemExit(0)
+    if rest[0] not in commands:
+        raise MetagradError(
+            f"{prog} has no {rest[0]!r}{did_you_mean(rest[0], list(commands))}: there are {', '.join(commands)}"
+        )
+    command = commands[rest[0]]
+    if command is Train:
+        return Train.parsed(rest[1:])
+    return parse(command, rest[1:], f"{prog} {rest[0]}")

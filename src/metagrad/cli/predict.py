@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from rich.cells import cell_len, set_cell_size
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.cli.text import printable, say, shown
 from metagrad.errors import MetagradError
 
@@ -24,9 +24,9 @@ _UNKNOWN = "unknown"
 class Predict:
     """Label pictures with a classifier that metagrad adapt made; each picture by itself."""
 
-    model: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL")]]
+    model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
-    images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PICTURES", help_behavior_hint="")]]
+    images: tuple[str, ...] = arg(positional=True, metavar="PICTURES")
     """Picture files, folders of them, or - for a list of files on standard input, one a line."""
     format: Literal["table", "csv", "jsonl"] = "table"
     """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
@@ -34,6 +34,8 @@ class Predict:
     """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
     is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds. In jsonl its
     class is null."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the classifier names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -46,7 +48,7 @@ class Predict:
 
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
-        classifier = Classifier.load(self.model)
+        classifier = Classifier.load(self.model, code=self.code)
         if self.reject and classifier.strange is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":

@@ -6,10 +6,9 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.strict_json import is_number
 
@@ -26,13 +25,15 @@ if TYPE_CHECKING:
 class Report:
     """Make one page of runs: curves, tasks with what was said of them, mistakes, options, the command."""
 
-    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN", help_behavior_hint="")]]
+    runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
     """Directories of runs; several are shown beside each other."""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
+    out: Path = arg(Path("report.html"), metavar="FILE")
     """File to write; one that is there is replaced. It holds everything: no other file, no network."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files, for the pictures of tasks. Default: as in training; without the data
     the page has no pictures."""
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -65,7 +66,7 @@ class Report:
         from metagrad.experiment.run import Run
         from metagrad.experiment.setup import open_sources
 
-        run = Run.open(folder)
+        run = Run.open(folder, code=self.code)
         dataset = None
         if run.has("best"):
             try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
+from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, say, table, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import ErrorProtocol, NetworkProtocol, RateProtocol
@@ -32,7 +31,7 @@ class MetaGradientError:
     Over inner steps and CG steps; and how many gradient evaluations an accurate one takes, over the condition number.
     """
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("figures")
+    out: Path = arg(Path("figures"), metavar="DIR")
     """Folder for the files; of the same names, older ones are replaced."""
     seed: int = 0
     """Seed of the tasks."""
@@ -44,9 +43,9 @@ class MetaGradientError:
     """Most inner steps."""
     kappas: tuple[float, ...] = RateProtocol.kappas
     """Condition numbers at which gradient evaluations are counted, three or more."""
-    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    run: Path | None = arg(None, metavar="DIR")
     """Directory of an iMAML run: measure the error on its trained network in place of the two figures (minutes)."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """With --run: folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
 
     def main(self, words: list[str]) -> int:

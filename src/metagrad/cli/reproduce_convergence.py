@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, say, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import ConvergenceProtocol
@@ -20,7 +18,7 @@ class Convergence:
     With all tasks at every step and warm starts, exactly; with sampled tasks, as 1 / meta-steps and 1 / batch.
     """
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("figures")
+    out: Path = arg(Path("figures"), metavar="DIR")
     """Folder for the files; of the same names, older ones are replaced."""
     iterations: int = ConvergenceProtocol.iterations
     """Meta-steps, 100 or more."""

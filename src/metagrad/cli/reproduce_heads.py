@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
-
-import tyro
+from typing import TYPE_CHECKING, Literal, get_args
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, say, table, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
@@ -29,7 +28,7 @@ class MemoryReducedTable:
 
     dataset: Literal["cifar-fs", "fc100"] = "cifar-fs"
     """CIFAR-100's classes split at random, or by groups."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("memory-reduced")
+    out: Path = arg(Path("memory-reduced"), metavar="DIR")
     """Folder for the runs, the table and the figure."""
     minutes: float = _DEFAULT.minutes
     """Processor time of each method's training; raise it to go on (and to look at the test classes again)."""
@@ -52,7 +51,7 @@ class MemoryReducedTable:
     """Test tasks."""
     seed: int = _DEFAULT.seed
     """Seed of weights and tasks."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
 
     def main(self, words: list[str]) -> int:

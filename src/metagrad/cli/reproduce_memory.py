@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, say, table, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import MemoryProtocol
@@ -27,7 +26,7 @@ class MemoryCompute:
     On the networks of 20-way 5-shot Omniglot and of 5-way 5-shot photographs of 84x84 pixels.
     """
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("figures")
+    out: Path = arg(Path("figures"), metavar="DIR")
     """Folder for the files; of the same names, older ones are replaced."""
     steps: tuple[int, ...] = MemoryProtocol.steps
     """Inner steps to measure at, three numbers or more."""

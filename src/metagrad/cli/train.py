@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from metagrad.cli import allocator
+from metagrad.cli.arguments import Section, arg, did_you_mean, options_of, read
+from metagrad.cli.choices import Plan, modern
 from metagrad.cli.interrupt import Interrupt
+from metagrad.cli.parts import table
 from metagrad.cli.text import say
-from metagrad.errors import MetagradError
-from metagrad.experiment.config import DATASETS, TrainConfig
-
-# Where the default is None, the help text says what that means.
-_DATASET = tyro.conf.arg(metavar="DATASET", help_behavior_hint="")
-_RUN = tyro.conf.arg(metavar="DIR", help_behavior_hint="", aliases=("--run-dir",))
-_DIR = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+from metagrad.errors import MetagradError, in_short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,20 +33,28 @@ if TYPE_CHECKING:
 class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
-    dataset: Annotated[tyro.conf.Positional[Literal[DATASETS] | None], _DATASET] = None  # type: ignore[valid-type]
+    dataset: str | None = arg(None, positional=True, metavar="DATASET")
     """glyphs (letters of many scripts, nothing to download), omniglot (handwriting), cifar-fs and fc100 (small
-    photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), or folder: pictures of your own, with
-    --data-dir. More: metagrad data list."""
-    run: Annotated[Path | None, _RUN] = None
+    photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (pictures of your own, with
+    --data-dir), or package.module:name of your own task source. More: metagrad data list."""
+    tasks: str | None = arg(None, metavar="SOURCE")
+    """DATASET by name: --tasks package.module:name. A whole number is --tasks-per-step."""
+    task_set: int | None = None
+    """Draw so many tasks once, take all of them at every meta-step in place of new ones, and let each go on from where
+    it ended (the deterministic form), for methods that differentiate implicitly. Default: new tasks every meta-step."""
+    run: Path | None = arg(None, metavar="DIR", aliases=("--run-dir",))
     """New directory for the run. Default: a new one under runs/, named by data set, method and time.
     Under torchrun write --run-dir: torchrun takes --run for its own."""
-    resume: Annotated[Path | None, _DIR] = None
+    resume: Path | None = arg(None, metavar="DIR")
     """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it, and --device
     changed (then the tasks drawn from there on are others)."""
-    data_dir: Annotated[Path | None, _DIR] = None
+    code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
+    """With --resume: package.module:name of your own code that the run names, to say that it may be imported. Once for
+    each."""
+    data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files; for folder, the folder or zip of class folders itself. Default:
     METAGRAD_DATA, else they are downloaded."""
-    split: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    split: Path | None = arg(None, metavar="FILE")
     """folder: a JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
     test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, drawn once and for all.
     Folders in a class folder are part of the class, unless a split names them ("alphabet/character")."""
@@ -58,22 +62,35 @@ class Train:
     """mini-imagenet, tiered-imagenet, folder: refuse a picture that cannot be read, rather than skip it."""
     tensorboard: bool = False
     """Also write TensorBoard scalars into DIR/tensorboard (needs the package tensorboard)."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    seed: int = 0
+    """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
+    plan: Plan = arg(None, hidden=True)
+    given: Mapping[str, Any] = arg(None, hidden=True)
+
+    @classmethod
+    def parsed(cls, words: list[str]) -> Train:
+        """Return the command that words give: with the options of what is chosen and no other."""
+        words = modern(words)
+        plan = Plan.of(words)
+        mine = options_of(cls)
+        sections = [Section("options", mine), *plan.sections()]
+        given = read("metagrad train", " ".join(str(cls.__doc__).split()), sections, words, explain=plan.explain)
+        if given.get("tasks", "").lstrip("+-").isdecimal():
+            given["budget.tasks_per_step"] = int(given.pop("tasks"))
+        own = {option.name: given[option.name] for option in mine if option.name in given}
+        return cls(**own, plan=plan, given=given)
+
+    @property
+    def source(self) -> str | None:
+        """The data set, or the import path of tasks."""
+        return self.dataset or self.tasks
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         if self.resume is not None:
-            self._check_resume(words)
-        elif self.dataset is None:
-            raise MetagradError(f"name a data set: metagrad train {DATASETS[0]}, or one of {', '.join(DATASETS[1:])}")
-        elif self.dataset == "folder" and self.data_dir is None:
-            raise MetagradError("name the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
-        elif self.dataset != "folder" and self.split is not None:
-            raise MetagradError(f"--split is for folder, not {self.dataset}: leave it out")
-        elif self.dataset not in ("folder", "mini-imagenet", "tiered-imagenet") and self.strict:
-            raise MetagradError(f"--strict is for data sets of pictures, not {self.dataset}: leave it out")
-        else:  # impossible values are named before torch and the data are loaded
-            self.config.resolved(self.dataset)
+            self._check_resume()
+        else:
+            self._check_source()
         allocator.keep_memory()
         from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.experiment.loop import train_run
@@ -90,8 +107,8 @@ class Train:
                 if ranks.from_first(run.has("last")):
                     at = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
                     first = at.facts["step"]
-                if resume and self.config.meta_steps is not None:  # only now, that it is known to be able to go on
-                    run.raise_meta_steps(self.config.meta_steps)
+                if resume and "budget.meta_steps" in self.given:  # only now, that it is known to be able to go on
+                    run.raise_meta_steps(self.given["budget.meta_steps"])
                 screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
                 steps = run.experiment.meta_steps
                 with (
@@ -138,7 +155,7 @@ class Train:
             raise opened
         folder, resume = ranks.from_first((opened[0].folder, opened[2]) if isinstance(opened, tuple) else opened)
         if not isinstance(opened, tuple):
-            opened = self._follow(Run.open(folder), resume, words, progress)
+            opened = self._follow(Run.open(folder, code=self.code), resume, progress)
             opened[0].writes = False
         run, sources, _ = opened
         mine = run.experiment if resume else self._experiment()
@@ -147,10 +164,7 @@ class Train:
 
     def _experiment(self) -> Experiment:
         """Return what the options ask for."""
-        from metagrad.experiment.format1 import experiment_of
-
-        name = str(self.dataset)
-        return experiment_of(self.config.resolved(name), name)
+        return self.plan.experiment(self.given, task_set=self.task_set, seed=self.seed)
 
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
         from metagrad.experiment.api import opened_for
@@ -161,29 +175,51 @@ class Train:
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue
             resume = resume or Run.made_by(launch_id(), self.run or Path("runs"))
         if resume is not None:
-            return self._follow(Run.open(resume), True, words, progress)
+            return self._follow(Run.open(resume, code=self.code), True, progress)
         experiment = self._experiment()
         split = None if self.split is None else _read_split(self.split)
         sources = opened_for(experiment, data_dir=self.data_dir, split=split, strict=self.strict, progress=progress)
         for note in sources.notes:
             say(note)
-        folder = self.run or _default_folder(str(self.dataset), self.config)
+        folder = self.run or _default_folder(experiment)
         run = Run.create(folder, experiment, sources, command=["metagrad", *words], launch=launch_id())
         return run, sources, False
 
-    def _follow(self, run: Run, resume: bool, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+    def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
         """Open the tasks of a run that is there already."""
         from metagrad.experiment.setup import open_sources
 
-        if resume and "--device" in _options(words):
-            compute = dataclasses.replace(run.experiment.compute, device=self.config.device)
+        if resume and "compute.device" in self.given:
+            compute = dataclasses.replace(run.experiment.compute, device=self.given["compute.device"])
             run.experiment = dataclasses.replace(run.experiment, compute=compute)
         return run, open_sources(run, data_dir=self.data_dir, progress=progress), resume
 
-    def _check_resume(self, words: list[str]) -> None:
-        extra = [option for option in _options(words) if option not in _WITH_RESUME]
-        if self.dataset is not None or extra:
+    def _check_resume(self) -> None:
+        sections = [Section("", options_of(type(self))), *self.plan.sections()]
+        known = {option.name: option for section in sections for option in section.options}
+        extra = [known[name].flag for name in self.given if name not in _WITH_RESUME]
+        if extra:
             raise MetagradError(f"--resume takes everything from the run: leave out {self.dataset or extra[0]}")
+
+    def _check_source(self) -> None:
+        """Refuse what does not go with the source of tasks, before anything is loaded."""
+        data = table()["data"]
+        names = list(data)
+        if self.source is None:
+            raise MetagradError(f"name a data set: metagrad train {names[0]}, or one of {', '.join(names[1:])}")
+        if self.dataset is not None and self.tasks is not None:
+            raise MetagradError(f"both {self.dataset} and --tasks {self.tasks} name a source of tasks: leave one out")
+        if self.source not in data and ":" not in self.source:
+            raise MetagradError(
+                f"no data set is called {in_short(repr(self.source), 40)}{did_you_mean(self.source, names)}: there are "
+                f"{', '.join(names)}, or package.module:name of your own"
+            )
+        if self.source == "folder" and self.data_dir is None:
+            raise MetagradError("name the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
+        if self.source != "folder" and self.split is not None:
+            raise MetagradError(f"--split is for folder, not {self.source}: leave it out")
+        if self.strict and not data.get(self.source, {}).get("pictures"):
+            raise MetagradError(f"--strict is for data sets of pictures, not {self.source}: leave it out")
 
 
 def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
@@ -215,12 +251,7 @@ def _report(screen: Console, run: Run, dataset: Dataset | None) -> Path:
     return out
 
 
-_WITH_RESUME = ("--resume", "--meta-steps", "--device", "--data-dir", "--tensorboard", "--no-tensorboard")
-
-
-def _options(words: list[str]) -> list[str]:
-    """Return the names of the options that were given, even those with their default."""
-    return [word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+_WITH_RESUME = ("resume", "code", "budget.meta_steps", "compute.device", "data_dir", "tensorboard")
 
 
 def _read_split(path: Path) -> Any:
@@ -229,9 +260,20 @@ def _read_split(path: Path) -> Any:
     return read_json(path)
 
 
-def _default_folder(dataset: str, config: TrainConfig) -> Path:
+def _default_folder(experiment: Experiment) -> Path:
+    """Make a folder that nobody has, named by what is trained and when."""
+    from metagrad.experiment.sources import episodes_of
+
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{dataset}-{config.method}-{config.ways}way-{config.shots}shot-{now}"
+    method, episodes = (
+        getattr(experiment.method, "name", type(experiment.method).__name__),
+        episodes_of(experiment.tasks),
+    )
+    if episodes is not None:
+        name = f"{episodes.dataset}-{method}-{episodes.ways}way-{episodes.shots}shot-{now}"
+    else:
+        source = str(getattr(experiment.tasks, "tasks", experiment.tasks))
+        name = re.sub(r"[^\w.-]+", "-", f"{in_short(source.rpartition(':')[2], 40)}-{method}-{now}")
     extra = 1
     while True:  # making the folder is what claims the name
         folder = Path("runs") / (name if extra == 1 else f"{name}-{extra}")

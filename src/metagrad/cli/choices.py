@@ -1,0 +1,289 @@
+"""The options of ``metagrad train``: those of what is chosen and no other, and the experiment that they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from metagrad.cli.arguments import Option, Section, did_you_mean
+from metagrad.cli.parts import PRESETS, SHORT, Given, Part, fields_of, name_of, table
+from metagrad.errors import MetagradError, in_short
+
+if TYPE_CHECKING:
+    from metagrad.experiment.experiment import Experiment
+
+_FIELDS = {"loss": "loss", "inner-solver": "solver", "linear-solver": "adjoint"}  # of a method, by what is chosen
+_ALWAYS = {"outer": "Outer", "budget": "Budget", "compute": "Compute"}
+_OLD = {"--keep-every": "--checkpoint", "--learn-inner-lr": "--learn-lr"}  # of metagrad 0.1
+_WORDS = {
+    "method": "what adapts, and how the meta-gradient is taken",
+    "loss": "what a task's outputs cost",
+    "inner-solver": "how a task is solved",
+    "linear-solver": "how the linear system of the meta-gradient is solved; none: first order",
+    "network": "what is meta-learned",
+}
+# What suits few-shot tasks where a solver has no default of its own: of descent where it is not the method's own, ...
+_LR = {"gradient-descent": 0.1, "nesterov": 0.1, "adam": 0.01}
+_STEPS = 20  # ... in place of a method's few steps of Newton's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What words choose: the parts, by their roles; and what the help shows of the choices themselves."""
+
+    parts: dict[str, Part]
+    source: str | None
+    first_order: bool = False
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Plan:
+        """Return what words of ``metagrad train`` choose.
+
+        Raises
+        ------
+        MetagradError
+            for a choice that there is not.
+        """
+        source = _source(words)
+        own = source is not None and ":" in source
+        parts = {"tasks": Part.of("tasks", str(source), path=str(source) if own else "metagrad.experiment:Episodes")}
+        method = parts["method"] = Part.of("method", _chosen(words, "method") or "imaml")
+        linear = _chosen(words, "linear-solver", "none")
+        for role, name in _FIELDS.items():
+            if name in method.parts and not (role == "linear-solver" and linear == "none"):
+                parts[role] = _nested(role, _chosen(words, role), method)
+        if "linear-solver" in parts:
+            preset = {key: value for key, value in fields_of(method.parts["adjoint"]).items() if key == "curvature"}
+            parts["adjoint"] = Part.of("adjoint", "implicit", preset, path="metagrad:Implicit")
+        network = _chosen(words, "network", *PRESETS)
+        if network is not None:
+            parts["network"] = Part.of("network", network)
+        elif not own:
+            known = table()["data"].get(source) or table()["data"]["glyphs"]
+            parts["network"] = Part.of("network", name_of("network", known["network"]), fields_of(known["network"]))
+        for role, name in _ALWAYS.items():
+            parts[role] = Part.of(role, name.lower(), path=f"metagrad.experiment:{name}")
+        return cls(parts, source, first_order=linear == "none" and "adjoint" in method.parts)
+
+    def sections(self) -> list[Section]:
+        """Return the options, as the help shows them."""
+        taken: set[str] = set()
+        found = []
+        for role, part in self.parts.items():
+            options = [replace_flag(option, role, taken) for option in part.options]
+            if role in _WORDS:
+                options.insert(0, _choice(role, part.choice))
+            if role == "method":
+                options += [_METRIC] * ("metric" in part.parts)
+                options += [_choice("linear-solver", "none")] * self.first_order
+            title = f"{role.replace('-', ' ')} {part.choice}" if role in _WORDS else role
+            found.append(Section(title, options, part.about if role in _WORDS else None))
+        return [section for section in found if section.options]
+
+    def explain(self, flag: str) -> str | None:
+        """Say of an option that nothing chosen has who has it."""
+        for role in ("inner-solver", "linear-solver", "network", "loss"):
+            owners = [name for name in table()["choices"][role] if flag in _flags(role, name)]
+            if owners and (role in self.parts or (role == "linear-solver" and self.first_order)):
+                instead = self.parts[role].choice if role in self.parts else "none"
+                return f"{flag} is for --{role} {', '.join(owners)}, not {instead}: leave it out"
+        owners = [name for name in table()["choices"]["method"] if flag in _all_flags(name)]
+        if owners:
+            return f"{flag} is for {', '.join(owners)}, not {self.parts['method'].choice}: leave it out"
+        if any(flag == one["flag"] for one in table()["values"]["metagrad.experiment:Episodes"]["options"]):
+            return f"{flag} is for data sets, not {self.source}: leave it out"
+        return None
+
+    def experiment(self, given: Given, *, task_set: int | None, seed: int) -> Experiment:
+        """Return the experiment that options make.
+
+        Raises
+        ------
+        MetagradError
+            for a value outside its range, or two that do not go together.
+        """
+        from metagrad.experiment import Experiment, TaskSet
+
+        always = {role: self.parts[role].build(given) for role in _ALWAYS}
+        tasks = self._tasks(given)
+        if task_set is not None:
+            tasks = TaskSet(tasks=tasks, count=task_set)
+        network = None if "network" not in self.parts else _made(self.parts["network"], given, named=True)
+        if network is None and getattr(tasks, "network", None) is None:
+            raise MetagradError("say which network is to learn these tasks: --network mlp, or package.module:name")
+        method = self._method(given)
+        _require_together(method, tasks)
+        try:
+            return Experiment(tasks=tasks, network=network, method=method, seed=seed, **always)
+        except MetagradError as error:
+            raise MetagradError(re.sub(r"^seed\b", "--seed", str(error))) from error
+
+    def _tasks(self, given: Given) -> Any:
+        part = self.parts["tasks"]
+        return part.build(given, dataset=self.source) if ":" not in str(self.source) else _made(part, given, named=True)
+
+    def _method(self, given: Given) -> Any:
+        from metagrad.experiment.values import imported
+        from metagrad.implicit import FirstOrder
+
+        more: dict[str, Any] = {}
+        if "loss" in self.parts:
+            more["loss"] = _made(self.parts["loss"], given)
+        if "method.metric" in given:
+            more["metric"] = imported(given["method.metric"], code=(given["method.metric"],))
+        if "inner-solver" in self.parts:
+            more["solver"] = self.parts["inner-solver"].build(given)
+        if "linear-solver" in self.parts:
+            linear, lr = self.parts["linear-solver"], getattr(more.get("solver"), "lr", None) or 0.1
+            if any(one.name == "linear-solver.lr" for one in linear.options):
+                # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
+                given = {"linear-solver.lr": lr / 4, **given}
+            more["adjoint"] = self.parts["adjoint"].build(given, linear_solver=linear.build(given))
+        elif self.first_order:
+            more["adjoint"] = FirstOrder()
+        return self.parts["method"].build(given, **more)
+
+
+_METRIC = Option(
+    name="method.metric", flag="--metric", kind="str", metavar="CODE",
+    help="package.module:function of your own, (outputs, targets) of one task to a number that is shown beside the "
+    "loss. Default: the loss's own.",
+)  # fmt: skip
+
+
+def modern(words: Sequence[str]) -> list[str]:
+    """Return words with the options of metagrad 0.1 by their names of today."""
+    found = []
+    for word in words:
+        flag, sign, value = word.partition("=")
+        found.append(_OLD.get(flag.replace("_", "-"), flag) + sign + value if word.startswith("--") else word)
+    return found
+
+
+def replace_flag(option: Option, role: str, taken: set[str]) -> Option:
+    """Return an option whose flag nobody has: code of one's own may have a field that something else has too."""
+    if option.flag in taken:
+        option = dataclasses.replace(option, flag=f"--{role}-{option.flag.removeprefix('--')}")
+    taken.add(option.flag)
+    return option
+
+
+def _chosen(words: Sequence[str], role: str, *more: str) -> str | None:
+    """Return the last choice for a role, if there is one."""
+    found = _value(words, f"--{role}")
+    known = [*table()["choices"][role], *SHORT, *more]
+    if found is None or found in known or ":" in found:
+        return found
+    shown = ", ".join([*table()["choices"][role], *more])
+    raise MetagradError(
+        f"--{role} is one of {shown}, or package.module:name of your own, got {in_short(repr(found), 40)}"
+        f"{did_you_mean(found, known)}; see metagrad train --help"
+    )
+
+
+def _value(words: Sequence[str], flag: str) -> str | None:
+    found = None
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        if word == flag and after is not None and not after.startswith("-"):
+            found = after
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def _source(words: Sequence[str]) -> str | None:
+    """Return where tasks come from, as far as it can be told before options are known: the parser has the last word."""
+    named = _value(words, "--tasks")
+    if named is not None and not named.lstrip("+-").isdecimal():
+        return named
+    free = [word for before, word in zip(["", *words], words, strict=False) if not before.startswith("--")]
+    places = [word for word in free if not word.startswith("-") and (":" in word or word in table()["data"])]
+    known = [word for word in words if word in table()["data"]]  # after an option that takes nothing
+    return next(iter(places or known), None)
+
+
+def _nested(role: str, choice: str | None, method: Part) -> Part:
+    """Return a part of the method; its own, with its numbers, where none is chosen or the same."""
+    default = method.parts[_FIELDS[role]] or {}
+    if role == "linear-solver":
+        default = default.get("linear_solver", {"class": "metagrad:CG"})
+    own = name_of(role, default) if default else {"loss": "cross-entropy"}.get(role, "gradient-descent")
+    choice = SHORT.get(choice or own, choice or own)
+    if choice == own and default:
+        return Part.of(role, choice, fields_of(default))
+    part = Part.of(role, choice)
+    names = {one.name.split(".")[1] for one in part.options}
+    steps = default.get("max_steps", 5)
+    preset: dict[str, Any] = {name: steps for name in ("max_steps", "terms") if name in names}
+    if role == "inner-solver":
+        preset = {"max_steps": _STEPS if own == "hessian-free" else steps} if "max_steps" in names else {}
+        preset |= {"lr": _LR[choice]} if choice in _LR else {}
+    elif "lr" in names:
+        preset["lr"] = None  # known once the inner solver is
+    found = Part.of(role, choice, preset)
+    late = "Default: a quarter of the inner solver's."
+    options = tuple(
+        dataclasses.replace(one, help=f"{one.help} {late}") if preset.get(one.name.split(".")[1], 0) is None else one
+        for one in found.options
+    )
+    return dataclasses.replace(found, options=options, preset={k: v for k, v in preset.items() if v is not None})
+
+
+def _made(part: Part, given: Given, *, named: bool = False) -> Any:
+    """Return a part's value; code of one's own that is no class of values is it itself, by its path where ``named``."""
+    from metagrad.experiment.values import imported
+
+    found = imported(part.path, code=(part.path,))
+    if dataclasses.is_dataclass(found) and isinstance(found, type):
+        return part.build(given)
+    return part.path if named else found
+
+
+def _flags(role: str, choice: str) -> set[str]:
+    found = {option.flag for option in Part.of(role, choice).options}
+    if role == "linear-solver":
+        found |= {option.flag for option in Part.of("adjoint", "implicit", path="metagrad:Implicit").options}
+    return found
+
+
+def _all_flags(method: str) -> set[str]:
+    """Return every option that a method can have, whatever else is chosen."""
+    part = Part.of("method", method)
+    found = {option.flag for option in part.options}
+    for role in ("inner-solver", "linear-solver"):
+        if _FIELDS[role] in part.parts:
+            found |= {f"--{role}"}.union(*(_flags(role, choice) for choice in table()["choices"][role]))
+    return found
+
+
+def _choice(role: str, chosen: str) -> Option:
+    names = ", ".join([*table()["choices"][role], *(PRESETS if role == "network" else ())])
+    return Option(
+        name=f"choose.{role}", flag=f"--{role}", kind="str", default=chosen, metavar="NAME",
+        help=f"{_WORDS[role]}: {names}, or package.module:name of your own",
+    )  # fmt: skip
+
+
+def _require_together(method: Any, tasks: Any) -> None:
+    """Refuse options that have no effect, or no meaning, with each other."""
+    from metagrad.experiment.sources import TaskSet, episodes_of
+    from metagrad.implicit import FirstOrder, Implicit, Woodbury
+
+    adjoint, episodes = getattr(method, "adjoint", None), episodes_of(tasks)
+    if isinstance(adjoint, FirstOrder) and getattr(method, "learn_lam", "fixed") != "fixed":
+        raise MetagradError("--learn-lam has no effect with --linear-solver none: leave it out")
+    if isinstance(tasks, TaskSet) and not isinstance(adjoint, Implicit):
+        instead = "leave out --linear-solver none" if adjoint else "take --method memory-reduced"
+        raise MetagradError(f"--task-set needs a linear system to go on with: {instead}")
+    if not isinstance(adjoint, Implicit) or not isinstance(adjoint.linear_solver, Woodbury):
+        return
+    if adjoint.curvature != "gauss_newton":
+        raise MetagradError("--linear-solver woodbury needs --curvature gauss_newton")
+    scores, most = (episodes.ways**2 * episodes.shots if episodes else 0), adjoint.linear_solver.max_size
+    if scores > most:
+        raise MetagradError(
+            f"--linear-solver woodbury solves systems of ways × shots × ways = {scores} here, beyond {most}: use cg"
+        )

@@ -1,0 +1,115 @@
+"""Classes and functions of values as options: their fields, with the types, defaults and texts they have there."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from metagrad.cli.arguments import Option, option_of
+from metagrad.experiment.values import to_json
+
+Made = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """What is told of a class or function that makes a value.
+
+    Attributes
+    ----------
+    about:
+        the first sentence of its docstring.
+    options:
+        of the fields that can be written on a command line.
+    parts:
+        the other fields, by name: the JSON of their defaults, ``None`` where there is none.
+    """
+
+    about: str
+    options: list[Option]
+    parts: dict[str, Any]
+
+
+def described(made: Made, *, kin: tuple[Made, ...] = ()) -> Described:
+    """Describe a dataclass by its fields, a function by its parameters.
+
+    Parameters
+    ----------
+    kin:
+        whose docstrings explain a field that no docstring of its own does.
+    """
+    hints, fields = hints_of(made), defaults(made)
+    home = made.__mro__ if isinstance(made, type) else (made,)
+    texts: dict[str, str] = {}
+    doc = inspect.getdoc(made) or ""
+    for one in (*home, *sorted(kin, key=lambda one: f"`{one.__name__}`" not in doc)):  # "as in :class:`MAML`" first
+        texts = {**parameters(inspect.getdoc(one) or "" if "__doc__" in vars(one) else ""), **texts}
+    options, parts = [], {}
+    for name, default in fields.items():
+        required = default is dataclasses.MISSING
+        plain = None if required else default
+        about = {"default": _plain(plain), "help": texts.get(name, ""), "required": required}
+        option = option_of(name, hints.get(name, Any), **about)
+        if option is not None:
+            options.append(option)
+        else:
+            parts[name] = to_json(plain) if dataclasses.is_dataclass(plain) else None
+    return Described(about=summary(made), options=options, parts=parts)
+
+
+def defaults(made: Made) -> dict[str, Any]:
+    """Return what fields or parameters have as their default; ``MISSING`` where they have none."""
+    if dataclasses.is_dataclass(made):
+        return {
+            one.name: one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+            for one in dataclasses.fields(made)
+            if one.init
+        }
+    try:
+        known = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {
+        one.name: dataclasses.MISSING if one.default is one.empty else one.default
+        for one in known
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    }
+
+
+def hints_of(made: Made) -> dict[str, Any]:
+    """Return the types of fields or parameters, as far as they can be told."""
+    try:
+        return get_type_hints(made)
+    except (NameError, TypeError):  # a type that is only there while types are checked
+        return {}
+
+
+def summary(made: Any) -> str:
+    """Return the first line of a docstring, for people who read a terminal."""
+    return plain_text((inspect.getdoc(made) or "").split("\n\n")[0]).rstrip(".")
+
+
+def parameters(docstring: str) -> dict[str, str]:
+    """Return what the section Parameters of a docstring says of each; a text may be of several."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}$|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
+        names, _, text = entry.partition("\n")
+        said = plain_text(text)
+        if said and not said.startswith("see "):
+            found |= dict.fromkeys((name.strip() for name in names.split(":")[0].split(",")), said)
+    return found
+
+
+def plain_text(text: str) -> str:
+    """Return a docstring's text without its markup, as one line."""
+    text = re.sub(r"[;.]? ``None``(?=:)", ". Default", " ".join(text.split()))
+    text = re.sub(r":\w+:`[~!]?(?:[\w.]*\.)?(\w+)`", r"\1", text)
+    return re.sub(r"``\"?(.*?)\"?``", r"\1", text)
+
+
+def _plain(default: Any) -> Any:
+    return default if isinstance(default, bool | int | float | str | tuple) else None

@@ -1,0 +1,108 @@
+"""Write ``options.json``, the options of ``metagrad train``, from the values: ``python -m metagrad.cli.generate``.
+
+So that ``--help`` knows them without loading torch. What is new in :mod:`metagrad.fewshot`, :mod:`metagrad.implicit`,
+:mod:`metagrad.experiment` or :mod:`metagrad.data` becomes an option or a choice by being there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+from metagrad import data, experiment, fewshot, implicit
+from metagrad.cli.describe import Made, described, hints_of
+from metagrad.experiment.values import path_of, to_json
+from metagrad.fewshot.losses import ExampleLoss
+
+_LEFT_OUT = {("metagrad:CG", "history"), ("metagrad.experiment:Episodes", "dataset")}  # unused here; positional
+FILE = Path(__file__).with_name("options.json")
+
+
+def table() -> dict[str, Any]:
+    """Return the choices there are, what each is made by, and the options of that."""
+    choices: dict[str, dict[str, Made]] = {
+        "method": _methods(),
+        "loss": {_name(made): made for made in _classes(fewshot) if issubclass(made, ExampleLoss)},
+        "inner-solver": _of_package("metagrad.implicit.solvers."),
+        "linear-solver": _of_package("metagrad.implicit.linear."),
+        "network": {
+            made.__name__.removesuffix("Config").lower(): made
+            for made in _classes(experiment)
+            if callable(getattr(made, "build", None)) and not getattr(made, "_is_protocol", False)
+        },
+    }
+    parts = (experiment.Episodes, experiment.Outer, experiment.Budget, experiment.Compute, implicit.Implicit)
+    made = {path_of(part): _record(part, ()) for part in parts}
+    for known in choices.values():
+        kin = tuple(part for part in known.values() if isinstance(part, type))
+        made |= {path_of(part): _record(part, kin) for part in known.values()}
+    names = {role: {name: path_of(known[name]) for name in sorted(known)} for role, known in choices.items()}
+    return {"data": _data(), "choices": names, "values": made}
+
+
+def text() -> str:
+    """Return what is in the file."""
+    return json.dumps(table(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _record(made: Made, kin: tuple[Made, ...]) -> dict[str, Any]:
+    found = described(made, kin=kin)
+    options = []
+    for option in found.options:
+        if (path_of(made), option.name) in _LEFT_OUT:
+            continue
+        fields = {one.name: getattr(option, one.name) for one in dataclasses.fields(option)}
+        plain = {one.name: one.default for one in dataclasses.fields(option)}
+        options.append({key: value for key, value in fields.items() if value != plain[key]})
+    return {"about": found.about, "options": options, "parts": found.parts}
+
+
+def _methods() -> dict[str, Made]:
+    """Return methods, and functions that return one."""
+    found: dict[str, Made] = {getattr(made, "name", ""): made for made in _classes(fewshot)}
+    for made in _offered(fewshot):
+        if isinstance(made, types.FunctionType):
+            returned = hints_of(made).get("return")
+            if isinstance(returned, type) and isinstance(getattr(returned, "name", None), str):
+                found[_name(made)] = made
+    return {name: made for name, made in found.items() if isinstance(name, str) and name}
+
+
+def _of_package(package: str) -> dict[str, Made]:
+    """Return the solvers of a package that can be made from numbers and texts."""
+    found = {_name(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
+    return {name: made for name, made in found.items() if _is_solver(made)}
+
+
+def _is_solver(made: type) -> bool:
+    needed = {one.name for one in dataclasses.fields(made) if one.default is one.default_factory is dataclasses.MISSING}
+    typed = {option.name for option in described(made).options}
+    return "__call__" in vars(made) and needed <= typed
+
+
+def _data() -> dict[str, Any]:
+    return {
+        name: {"about": about.about, "pictures": about.pictures, "network": to_json(experiment.Episodes(name).network)}
+        for name, about in data.DATASETS.items()
+    }
+
+
+def _offered(package: Any) -> list[Any]:
+    return [getattr(package, name) for name in package.__all__]
+
+
+def _classes(package: Any) -> list[type]:
+    return [made for made in _offered(package) if isinstance(made, type) and dataclasses.is_dataclass(made)]
+
+
+def _name(made: Any) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", made.__name__).lower()
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")
+    print(f"wrote {FILE}")

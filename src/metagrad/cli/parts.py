@@ -1,0 +1,134 @@
+"""Values as parts of a command: the options of a class's fields, and the class's value from what is given.
+
+Flags are the fields' names with hyphens, but for these: a field of the inner solver begins with ``inner-``, one of the
+linear solver with the solver's name, ``max_steps`` of either is called steps, and the outer step size is ``outer-lr``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+from metagrad.cli.arguments import Option
+from metagrad.errors import MetagradError, in_short
+
+Given = Mapping[str, Any]
+SHORT = {"gd": "gradient-descent"}
+PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """Return what :mod:`metagrad.cli.generate` wrote."""
+    found: dict[str, Any] = json.loads(files("metagrad.cli").joinpath("options.json").read_text(encoding="utf-8"))
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """One value of the experiment: what makes it, the options of its fields, what they are where not given."""
+
+    role: str
+    choice: str
+    path: str
+    about: str
+    options: tuple[Option, ...]
+    parts: dict[str, Any]
+    preset: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, role: str, choice: str, preset: Mapping[str, Any] | None = None, *, path: str = "") -> Part:
+        """Return the part of a choice; code of one's own is imported to be asked.
+
+        Raises
+        ------
+        MetagradError
+            for a choice that there is not.
+        """
+        choice, more = PRESETS.get(choice, (SHORT.get(choice, choice), {}))
+        path = path or table()["choices"].get(role, {}).get(choice, choice)
+        preset = {**(preset or {}), **more}
+        record = table()["values"].get(path) or own(role, path)
+        flags = {one["name"]: flag_of(role, choice, one["name"]) for one in record["options"]}
+        options = []
+        for one in record["options"]:
+            name, fields = one["name"], {key: value for key, value in one.items() if key not in ("name", "flag")}
+            if name in preset:
+                fields |= {"default": preset[name], "required": False}
+            said = functools.reduce(lambda text, old: _renamed(text, old, flags[old]), flags, one.get("help", ""))
+            fields |= {"help": said, "choices": tuple(one.get("choices", ()))}
+            options.append(Option(name=f"{role}.{name}", flag=flags[name], **fields))
+        return cls(role, choice, path, record["about"], tuple(options), record["parts"], preset)
+
+    def build(self, given: Given, **more: Any) -> Any:
+        """Return the value.
+
+        Raises
+        ------
+        MetagradError
+            for a field outside its range; by the name of its option.
+        """
+        from metagrad.experiment.values import build, imported
+
+        made: Any = imported(self.path, code=(self.path,))
+        mine = {one.name.split(".")[1]: one for one in self.options}
+        asked = {name: given[option.name] for name, option in mine.items() if option.name in given}
+        fields = {key: as_tuple(value) for key, value in {**self.preset, **asked, **more}.items()}
+        try:
+            return build(made, fields) if dataclasses.is_dataclass(made) else made(**fields)
+        except (MetagradError, TypeError, ValueError) as error:
+            text = in_short(error, 400).removeprefix(f"{getattr(made, '__name__', '')}: ")
+            before = rf"(?<![\w'.-])(?:outer |{getattr(made, '__name__', '')}\.)?"
+            for name, option in mine.items():
+                text = re.sub(rf"{before}{name}(?![\w'-])", option.flag, text)
+            raise MetagradError(text) from error
+
+
+def own(role: str, path: str) -> dict[str, Any]:
+    """Return the record of code of one's own."""
+    from metagrad.cli.describe import described, summary
+    from metagrad.experiment.values import imported
+
+    found = imported(path, code=(path,))
+    if not callable(found):
+        kind = type(found).__name__
+        raise MetagradError(f"--{role} {path} is a {kind}, which cannot be called: name a class or function")
+    if not dataclasses.is_dataclass(found) and role != "method":  # it is the value itself, or makes it without options
+        return {"about": summary(found), "options": [], "parts": {}}
+    about = described(found)
+    return {"about": about.about, "options": [vars(option) for option in about.options], "parts": about.parts}
+
+
+def flag_of(role: str, choice: str, name: str) -> str:
+    """Return the flag of a field."""
+    flag = name.replace("_", "-")
+    if role in ("inner-solver", "linear-solver"):
+        prefix = "inner" if role == "inner-solver" else choice.rpartition(":")[2].lower()
+        return f"--{prefix}-{'steps' if name == 'max_steps' else flag}"
+    return "--outer-lr" if (role, name) == ("outer", "lr") else f"--{flag}"
+
+
+def name_of(role: str, value: Mapping[str, Any]) -> str:
+    """Return the choice whose class made a value."""
+    return next((name for name, path in table()["choices"][role].items() if path == value["class"]), value["class"])
+
+
+def fields_of(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields that the JSON of a value gives."""
+    return {key: as_tuple(part) for key, part in (value or {}).items() if key != "class"}
+
+
+def as_tuple(value: Any) -> Any:
+    """Return a list, as JSON and argparse make them, as the tuple that it stands for."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _renamed(text: str, name: str, flag: str) -> str:
+    """Return a text that calls a field by its option; of one word, a name may be a word of English."""
+    return re.sub(rf"(?<![\w-]){name}(?![\w-])", flag, text) if "_" in name else text
