@@ -63,7 +63,9 @@ class Option:
     @property
     def shown(self) -> str:
         """What stands for its value in the help."""
-        return self.metavar or (f"{{{','.join(self.choices)}}}" if self.choices else self.kind.upper())
+        if self.metavar is None and self.choices and self.many is None:
+            return f"{{{','.join(self.choices)}}}"
+        return self.metavar or ("NAME" if self.choices else self.kind.upper())
 
     def converted(self, text: str) -> Any:
         """Return the value of a word.
@@ -126,6 +128,7 @@ def parser(prog: str, about: str, sections: Sequence[Section], *, usage: str, po
         prog=prog, description=about, usage=f"{prog} {usage}".strip(), add_help=False, allow_abbrev=False,
         exit_on_error=False, formatter_class=formatter,
     )  # fmt: skip
+    group: Any = made
     for section in sections:
         group = made.add_argument_group(section.title, section.about)
         for option in section.options:
@@ -281,7 +284,7 @@ def _texts(command: Any) -> dict[str, str]:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return a suggestion for a word with a slip in it; nothing where none is near."""
     near = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _hyphens(word: str) -> str:

@@ -186,8 +186,8 @@ def _chosen(words: Sequence[str], role: str, *more: str) -> str | None:
 
 def _value(words: Sequence[str], flag: str) -> str | None:
     found = None
-    for word, after in zip(words, [*words[1:], None], strict=True):
-        if word == flag and after is not None and not after.startswith("-"):
+    for word, after in zip(words, [*words[1:], "-"], strict=False):
+        if word == flag and not after.startswith("-"):
             found = after
         elif word.startswith(f"{flag}="):
             found = word.partition("=")[2]

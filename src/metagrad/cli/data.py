@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Data:
     """Say which data sets there are, what is in one, or whether a folder can be used."""
 
-    what: Literal["list", "info", "verify"] = arg(positional=True)
+    what: Literal["list", "info", "verify"] = arg(positional=True, metavar="WHAT")
     """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every
     file of a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where
     it cannot be used)."""

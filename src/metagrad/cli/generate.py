@@ -10,16 +10,15 @@ import dataclasses
 import json
 import re
 import types
-from pathlib import Path
 from typing import Any
 
 from metagrad import data, experiment, fewshot, implicit
 from metagrad.cli.describe import Made, described, hints_of
+from metagrad.cli.parts import OPTIONS
 from metagrad.experiment.values import path_of, to_json
 from metagrad.fewshot.losses import ExampleLoss
 
 _LEFT_OUT = {("metagrad:CG", "history"), ("metagrad.experiment:Episodes", "dataset")}  # unused here; positional
-FILE = Path(__file__).with_name("options.json")
 
 
 def table() -> dict[str, Any]:
@@ -104,5 +103,5 @@ def _name(made: Any) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
-    print(f"wrote {FILE}")
+    OPTIONS.write_text(text(), encoding="utf-8")
+    print(f"wrote {OPTIONS}")

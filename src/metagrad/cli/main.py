@@ -4,59 +4,46 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import importlib
 import io
 import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import metagrad
-from metagrad.cli.adapt import Adapt
 from metagrad.cli.arguments import did_you_mean, parse, parser
-from metagrad.cli.check import Check
-from metagrad.cli.data import Data
-from metagrad.cli.evaluate import Evaluate
-from metagrad.cli.export import Export
-from metagrad.cli.predict import Predict
-from metagrad.cli.report import Report
-from metagrad.cli.reproduce import MetaGradientError
-from metagrad.cli.reproduce_convergence import Convergence
-from metagrad.cli.reproduce_heads import MemoryReducedTable
-from metagrad.cli.reproduce_memory import MemoryCompute
 from metagrad.cli.signals import interruptible
 from metagrad.cli.text import give_up, say
-from metagrad.cli.train import Train
-from metagrad.errors import MetagradError, MetagradWarning, is_out_of_memory
+from metagrad.errors import MetagradError, MetagradWarning, in_short, is_out_of_memory
 
 DESCRIPTION = f"""Meta-learning with implicit gradients (metagrad {metagrad.__version__}).
 
 Start with:  metagrad train glyphs"""
 
 
-@dataclass(frozen=True)
 class Reproduce:
     """Compute a published figure anew: the picture (PNG and SVG) and its numbers (CSV)."""
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "check": Check,
-    "adapt": Adapt,
-    "predict": Predict,
-    "export": Export,
-    "report": Report,
-    "data": Data,
-    "reproduce": Reproduce,
+_COMMANDS = {
+    "train": "train:Train",
+    "evaluate": "evaluate:Evaluate",
+    "check": "check:Check",
+    "adapt": "adapt:Adapt",
+    "predict": "predict:Predict",
+    "export": "export:Export",
+    "report": "report:Report",
+    "data": "data:Data",
+    "reproduce": "main:Reproduce",
 }
-_FIGURES: dict[str, Callable[..., Any]] = {
-    "meta-gradient-error": MetaGradientError,
-    "memory-compute": MemoryCompute,
-    "memory-reduced": MemoryReducedTable,
-    "convergence": Convergence,
+_FIGURES = {
+    "meta-gradient-error": "reproduce:MetaGradientError",
+    "memory-compute": "reproduce_memory:MemoryCompute",
+    "memory-reduced": "reproduce_heads:MemoryReducedTable",
+    "convergence": "reproduce_convergence:Convergence",
 }
 
 
@@ -193,21 +180,23 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
 
 def _parse(words: list[str]) -> Any:
     """Return the command that words give."""
-    commands, prog, about, rest = _COMMANDS, "metagrad", DESCRIPTION, words
+    known, prog, about, rest = _COMMANDS, "metagrad", DESCRIPTION, words
     if words[0] == "reproduce":
-        commands, prog, about, rest = _FIGURES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
+        known, prog, about, rest = _FIGURES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
     if rest[0] in ("-h", "--help"):
         made = parser(prog, about, [], usage="COMMAND ...")
         group = made.add_argument_group("commands", f"{prog} COMMAND --help says what each takes")
-        for name, command in commands.items():
-            group.add_argument(name, help=str(command.__doc__).split("\n")[0], nargs="?")
+        for name, home in known.items():
+            group.add_argument(name, help=str(_imported(home).__doc__).split("\n")[0].replace("%", "%%"))
         print(made.format_help(), end="")
         raise SystemExit(0)
-    if rest[0] not in commands:
-        raise MetagradError(
-            f"{prog} has no {rest[0]!r}{did_you_mean(rest[0], list(commands))}: there are {', '.join(commands)}"
-        )
-    command = commands[rest[0]]
-    if command is Train:
-        return Train.parsed(rest[1:])
-    return parse(command, rest[1:], f"{prog} {rest[0]}")
+    if rest[0] not in known:
+        near = did_you_mean(rest[0], list(known)) or f": there are {', '.join(known)}"
+        raise MetagradError(f"{prog} has no {in_short(repr(rest[0]), 60)}{near}")
+    command, prog = _imported(known[rest[0]]), f"{prog} {rest[0]}"
+    return command.parsed(rest[1:], prog) if hasattr(command, "parsed") else parse(command, rest[1:], prog)
+
+
+def _imported(home: str) -> Any:
+    module, name = home.split(":")
+    return getattr(importlib.import_module(f"metagrad.cli.{module}"), name)

@@ -12,13 +12,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from metagrad.cli.arguments import Option
 from metagrad.errors import MetagradError, in_short
 
 Given = Mapping[str, Any]
+OPTIONS = Path(__file__).with_name("options.json")
 SHORT = {"gd": "gradient-descent"}
 PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
 
@@ -26,7 +27,7 @@ PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
 @functools.cache
 def table() -> dict[str, Any]:
     """Return what :mod:`metagrad.cli.generate` wrote."""
-    found: dict[str, Any] = json.loads(files("metagrad.cli").joinpath("options.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(OPTIONS.read_text(encoding="utf-8"))
     return found
 
 
@@ -81,7 +82,7 @@ class Part:
         asked = {name: given[option.name] for name, option in mine.items() if option.name in given}
         fields = {key: as_tuple(value) for key, value in {**self.preset, **asked, **more}.items()}
         try:
-            return build(made, fields) if dataclasses.is_dataclass(made) else made(**fields)
+            return build(made, fields) if isinstance(made, type) and dataclasses.is_dataclass(made) else made(**fields)
         except (MetagradError, TypeError, ValueError) as error:
             text = in_short(error, 400).removeprefix(f"{getattr(made, '__name__', '')}: ")
             before = rf"(?<![\w'.-])(?:outer |{getattr(made, '__name__', '')}\.)?"

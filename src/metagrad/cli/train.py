@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +68,13 @@ class Train:
     given: Mapping[str, Any] = arg(None, hidden=True)
 
     @classmethod
-    def parsed(cls, words: list[str]) -> Train:
+    def parsed(cls, words: list[str], prog: str) -> Train:
         """Return the command that words give: with the options of what is chosen and no other."""
         words = modern(words)
         plan = Plan.of(words)
         mine = options_of(cls)
         sections = [Section("options", mine), *plan.sections()]
-        given = read("metagrad train", " ".join(str(cls.__doc__).split()), sections, words, explain=plan.explain)
+        given = read(prog, " ".join(str(cls.__doc__).split()), sections, words, explain=plan.explain)
         if given.get("tasks", "").lstrip("+-").isdecimal():
             given["budget.tasks_per_step"] = int(given.pop("tasks"))
         own = {option.name: given[option.name] for option in mine if option.name in given}
@@ -264,7 +264,7 @@ def _default_folder(experiment: Experiment) -> Path:
     """Make a folder that nobody has, named by what is trained and when."""
     from metagrad.experiment.sources import episodes_of
 
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    now = time.strftime("%Y%m%d-%H%M%S")
     method, episodes = (
         getattr(experiment.method, "name", type(experiment.method).__name__),
         episodes_of(experiment.tasks),
