@@ -18,7 +18,12 @@ from metagrad.cli.parts import OPTIONS
 from metagrad.experiment.values import path_of, to_json
 from metagrad.fewshot.losses import ExampleLoss
 
-_LEFT_OUT = {("metagrad:CG", "history"), ("metagrad.experiment:Episodes", "dataset")}  # unused here; positional
+# What training does not look at, what it decides itself, and the positional argument.
+_LEFT_OUT = {
+    ("metagrad:CG", "history"),
+    ("metagrad:Implicit", "measure"),
+    ("metagrad.experiment:Episodes", "dataset"),
+}
 
 
 def table() -> dict[str, Any]:

@@ -122,8 +122,9 @@ class TrainProgress:
         if "tested" in line:
             self.bar.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
             return
-        if "val_accuracy" in line:
-            self.validation = f"val {line['val_accuracy']:.1%} ±{line['val_ci95']:.1%}"
+        if "val_ci95" in line:
+            metric = next(name for name in line if name.startswith("val_")).removeprefix("val_")
+            self.validation = f"val {_number(metric, line[f'val_{metric}'])} ±{_number(metric, line['val_ci95'])}"
             self._say(event, f"step {event.step}: validation {self.validation.removeprefix('val ')}")
             return
         text = describe(line)
@@ -146,8 +147,11 @@ def _whole(width: int) -> Column:
 
 
 def describe(line: dict[str, Any]) -> str:
-    """Say in a few words what a metrics line says: accuracy, and how well both systems were solved."""
-    text = f"query acc {line['accuracy']:.1%}  inner grad {line['grad_norm']:.2g}"
+    """Say in a few words what a metrics line says: the metric, and how well both systems were solved."""
+    names = list(line)
+    metric = "accuracy" if "accuracy" in line else names[names.index("loss") + 1]
+    called = "acc" if metric == "accuracy" else metric.replace("_", " ")
+    text = f"query {called} {_number(metric, line[metric])}  inner grad {line['grad_norm']:.2g}"
     if "residual" in line:
         text += f"  residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
     if line.get("stopped"):
@@ -158,6 +162,10 @@ def describe(line: dict[str, Any]) -> str:
         if f"{name}_min" in line:
             text += f" ({line[f'{name}_min']:.2g} to {line[f'{name}_max']:.2g})"
     return text
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:.1%}" if metric.endswith("accuracy") else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:
