@@ -24,9 +24,9 @@ from torch import Tensor
 
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import for_ways
-from metagrad.fewshot import EpisodeSampler
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import load_data
+from metagrad.fewshot import EpisodeSampler
 
 
 def main() -> None:

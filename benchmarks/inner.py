@@ -14,11 +14,11 @@ from torch import nn
 
 from metagrad.data import Dataset, omniglot
 from metagrad.errors import MetagradError
+from metagrad.experiment.run import Run, versions
 from metagrad.fewshot import IMAML, Conv4, EpisodeSampler, Tasks
 from metagrad.fewshot.algorithms.base import Inner
 from metagrad.implicit import Problem
 from metagrad.recipes.network_error import ACTIVATIONS, with_activation
-from metagrad.experiment.run import Run, versions
 from metagrad.tree import Params
 
 

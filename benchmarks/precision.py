@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner import Scene, add_options, scene, write
-from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, MemoryReduced, meta_gradient
 from metagrad.experiment.arithmetic import arithmetic
+from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, MemoryReduced, meta_gradient
 from workload import gap, taken
 
 _ATEN = torch.ops.aten

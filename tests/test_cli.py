@@ -18,10 +18,10 @@ from metagrad import data
 from metagrad.cli.check import describe
 from metagrad.cli.main import main
 from metagrad.data import Dataset, ImageClasses
-from metagrad.fewshot import Batch, Conv4, Tasks
-from metagrad.recipes import heads, memory_compute
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.run import Run
+from metagrad.fewshot import Batch, Conv4, Tasks
+from metagrad.recipes import heads, memory_compute
 
 
 def complaint(capsys, *words):

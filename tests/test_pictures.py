@@ -22,9 +22,9 @@ from metagrad import MetagradError, MetagradWarning, data
 from metagrad.data import folder, pictures
 from metagrad.data.archive import fingerprint
 from metagrad.data.class_folders import candidates
-from metagrad.fewshot import EpisodeSampler
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.setup import episodes_of, too_few
+from metagrad.fewshot import EpisodeSampler
 
 SIZE = 16
 

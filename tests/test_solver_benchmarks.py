@@ -18,9 +18,9 @@ import solvers
 from inner import Scene
 from metagrad import CG, tree
 from metagrad.data import Dataset, ImageClasses
+from metagrad.experiment.check import query_loss
 from metagrad.fewshot import IMAML, EpisodeSampler, admit
 from metagrad.implicit import LBFGS, GradientDescent, HessianFree, check_meta_gradient
-from metagrad.experiment.check import query_loss
 from workload import gap
 
 

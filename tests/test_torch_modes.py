@@ -8,7 +8,7 @@ import pytest
 import strokes
 import torch
 from torch import nn
-from toyruns import new_run, tensors, toy
+from toyruns import new_run, tensors, toy, train
 
 from metagrad import (
     CG,
@@ -46,7 +46,6 @@ from metagrad.fewshot import (
     meta_gradient,
 )  # fmt: skip
 from metagrad.implicit.linear.base import dot
-from metagrad.experiment.loop import train
 
 CPU = {"device": "cpu", "dtype": torch.float64}
 

@@ -320,7 +320,7 @@ class Run:
     def _trained_as(self) -> dict[str, Any]:
         """Return what a checkpoint depends on; the number of meta-steps may be raised later."""
         if self.record["format"] == 1:
-            return {name: value for name, value in self.record["config"].items() if name not in format1.LOOSE}
+            return format1.trained_as(self.record)
         return trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:

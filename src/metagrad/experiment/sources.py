@@ -276,6 +276,11 @@ class TaskSet:
         if isinstance(self.count, bool) or not isinstance(self.count, int) or not 1 <= self.count <= 10**9:
             raise MetagradError(f"a task set has at least 1 task, got {self.count!r}")
 
+    def of(self, sources: Sources, seeds: Seeds) -> Sources:
+        """Return sources whose training tasks are the set, drawn from one of the streams."""
+        drawn = sources.train(self.count, generator=seeds.generator("task set", sources.draws_on))
+        return replace(sources, train=WarmTasks(Tasks.of(drawn)))
+
     @property
     def meta_steps(self) -> int:
         """What suits the tasks."""
@@ -325,8 +330,7 @@ def open_tasks(
             tasks.tasks, device=device, seeds=seeds, data_dir=data_dir, split=split, strict=strict,
             progress=progress,
         )  # fmt: skip
-        drawn = found.train(tasks.count, generator=seeds.generator("task set", found.draws_on))
-        return replace(found, train=WarmTasks(Tasks.of(drawn)))
+        return tasks.of(found, seeds)
     if isinstance(tasks, str):
         tasks = named_tasks(tasks)
     if hasattr(tasks, "open"):
