@@ -286,7 +286,7 @@ def part_of_gradient(
     for name, grad in zip(names, found, strict=True):
         if grad is None and name not in known:  # an own method may add to theta what it makes use of
             raise ValueError(
-                f"theta has {name!r}, which neither the network nor the method makes use of: begin with method.init(model)"
+                f"theta has {name!r}, which neither the network nor the method makes use of: begin with its init(model)"
             )
     with module_lock.LOCK:  # other threads may add to the same theta
         for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
