@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.episodes import Episodes
 from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
 from metagrad.experiment.networks import Conv4Config, MLPConfig, NetworkConfig, ResNet12Config
-from metagrad.experiment.sources import Episodes, TaskSet
+from metagrad.experiment.sources import TaskSet
 from metagrad.fewshot import (
     ANIL,
     BOIL,
