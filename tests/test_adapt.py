@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from strokes import dataset, drawings
-from toyruns import config
+from toyruns import config, train
 
 import metagrad
 from metagrad import MetagradError, strict_json, tensorfile
@@ -24,7 +24,6 @@ from metagrad.classifier.learner import Learner
 from metagrad.classifier.support import read_support
 from metagrad.cli.main import main
 from metagrad.data.reading import Reading
-from metagrad.experiment import loop
 from metagrad.experiment.run import Run
 
 
@@ -272,7 +271,7 @@ def test_every_method_adapts(tmp_path):
         made = config(method=method, meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
         folder = tmp_path / method
         with Run.create(folder, "omniglot", made, command=["test"], digest="digest0") as run:
-            loop.train(run, dataset())
+            train(run, dataset())
         classifier = Learner.of(folder).adapt(images, labels)
         classifier.save(folder / "m")
         again = Classifier.load(folder / "m")
@@ -308,7 +307,7 @@ def test_left_out_by_the_head_alone_is_left_out_by_the_whole(tmp_path, method, w
         options = {"inner_solver": "gd"}
     made = config(method=method, norm="group", meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
     with Run.create(tmp_path / "run", "omniglot", made, command=["test"], digest="digest0") as run:
-        loop.train(run, dataset())
+        train(run, dataset())
     learner = Learner.of(tmp_path / "run")
     images = 255 - torch.from_numpy(drawings(ways, 3, 3))[:, :, ::2, ::2].flatten(0, 1)[:, None]
     y = torch.arange(ways).repeat_interleave(3)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from toyruns import config, new_run, tensors, toy
+from toyruns import config, new_run, tensors, toy, train
 
 from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.experiment import health, loop
+from metagrad.experiment import health
 from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.config import TrainConfig
 
@@ -53,14 +53,14 @@ def test_bf16_rounds_float32_and_leaves_float64():
 @pytest.mark.parametrize("method", ["imaml", "memory-reduced"])
 def test_a_run_in_bf16_goes_on_as_it_was(tmp_path, method):
     with new_run(tmp_path / "whole", precision="bf16", method=method, meta_steps=8) as run:
-        result = loop.train(run, toy()).result
+        result = train(run, toy()).result
     assert result["precision"] == "bf16"
     asked = iter(range(1, 100))
     with new_run(tmp_path / "parts", precision="bf16", method=method, meta_steps=8) as run:
-        loop.train(run, toy(), stop=lambda: next(asked) == 3)
-        loop.train(run, toy(), resume=True)
+        train(run, toy(), stop=lambda: next(asked) == 3)
+        train(run, toy(), resume=True)
     with new_run(tmp_path / "exact", method=method, meta_steps=8) as run:
-        loop.train(run, toy())
+        train(run, toy())
     whole, parts, exact = (tensors(tmp_path / name) for name in ("whole", "parts", "exact"))
     assert all(leaf.dtype != torch.bfloat16 for leaf in whole.values())
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -69,7 +69,7 @@ def test_a_run_in_bf16_goes_on_as_it_was(tmp_path, method):
 
 def test_woodbury_takes_rounded_outputs(tmp_path):
     with new_run(tmp_path / "run", precision="bf16", linear_solver="woodbury", meta_steps=4) as run:
-        loop.train(run, toy())
+        train(run, toy())
 
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):
@@ -86,7 +86,7 @@ def test_check_says_what_rounding_does(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(data, "load", lambda *args, **options: toy())
     with new_run(tmp_path / "run", precision="bf16", meta_steps=2, method="memory-reduced") as run:
-        loop.train(run, toy())
+        train(run, toy())
     assert main(["check", str(tmp_path / "run"), "--tasks", "2"]) == 0
     assert "from computing in bf16" in capsys.readouterr().out
     line = json.loads((tmp_path / "run" / "checks.jsonl").read_text())
@@ -123,5 +123,5 @@ def test_digits_that_spoil_the_first_gradient_are_said_before_the_run(tmp_path, 
         with warnings.catch_warnings(record=True) as found, new_run(tmp_path / f"{most}{digits}",
                                                                     precision=digits) as run:  # fmt: skip
             warnings.simplefilter("always")
-            loop.train(run, toy(), stop=lambda: True)
+            train(run, toy(), stop=lambda: True)
         assert sum("the first meta-gradient is" in str(one.message) for one in found) == said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -13,15 +14,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toyruns import config, new_run, rewritten, tensors, toy
+from toyruns import measured, new_run, rewritten, tensors, toy, train
 
 from metagrad import tensorfile
 from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.experiment import loop
 from metagrad.experiment.checkpoint import State
-from metagrad.experiment.measure import measure
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import learned
+from metagrad.fewshot import IMAML
 
 OLD = Path(__file__).parent / "runs" / "0.1"  # stopped at meta-step 26, by the version of that number
 
@@ -30,7 +31,7 @@ OLD = Path(__file__).parent / "runs" / "0.1"  # stopped at meta-step 26, by the 
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     with new_run(folder, meta_steps=20) as run:
-        loop.train(run, toy())
+        train(run, toy())
     return folder
 
 
@@ -46,8 +47,8 @@ def contents(folder):
 def go_on(folder):
     """Resume with more meta-steps, as the command does."""
     with Run.open(folder) as run:
-        learned(run, "last", channels=1, size=8)
-        return loop.train(run, toy(), resume=True)
+        learned(run, "last", inputs=(1, 8, 8))
+        return train(run, toy(), resume=True)
 
 
 def changed(path, change, *, digest=True):
@@ -101,8 +102,8 @@ def say(**facts):
         (lambda leaves, facts: leaves.pop("theta/head.weight"), "head.weight is missing"),
         (lambda leaves, facts: leaves.update({"theta/more": torch.zeros(1)}), "more is one too many"),
         (say(best_step="x"), "best_step cannot be so"),
-        (say(best_accuracy=float("nan")), "best_accuracy cannot be so"),
-        (say(best_accuracy=True), "best_accuracy cannot be so"),
+        (say(best_score=float("nan"), best_accuracy=float("nan")), "best_score cannot be so"),
+        (say(best_score=True, best_accuracy=True), "best_score cannot be so"),
         (say(trained_as=1), "trained_as cannot be so"),
         (say(step=-1), "step cannot be so"),
         (say(step=4.0), "step cannot be so"),
@@ -119,7 +120,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run, tmp_path, change, says, 
     for name in ("best", "last"):
         changed(run / f"{name}.safetensors", change, digest=not old)
     before = contents(run)
-    for use in (lambda: measure(Run.open(run), toy(), tasks=2), lambda: go_on(run)):
+    for use in (lambda: measured(Run.open(run), toy(), tasks=2), lambda: go_on(run)):
         with pytest.raises(MetagradError, match=says):
             use()
     assert contents(run) == before
@@ -149,7 +150,7 @@ def test_a_state_that_cannot_be_gone_on_from_is_refused_before_anything_changes(
 
 def test_files_of_another_run_of_the_same_options_are_refused(run, tmp_path):
     with new_run(tmp_path / "other", meta_steps=20) as other:
-        loop.train(other, toy())
+        train(other, toy())
     for name in ("best.safetensors", "last.safetensors"):
         shutil.copy(tmp_path / "other" / name, run / name)
         with pytest.raises(MetagradError, match=f"{name} is a checkpoint of another run"):
@@ -215,7 +216,7 @@ def test_metrics_that_lost_their_end_are_said_and_cut_to_whole_lines(run):
     path = run / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:150])
-    rewritten(run / "config.json", lambda record: record["config"].update(meta_steps=24, val_every=4))
+    rewritten(run / "config.json", lambda record: record["experiment"]["budget"].update(meta_steps=24, val_every=4))
     with pytest.warns(MetagradWarning, match=rf"has lost its end: 150 of {len(whole)} bytes"):
         assert go_on(run).result is not None
     for line in path.read_text().splitlines():
@@ -265,19 +266,19 @@ def test_a_hard_linked_copy_of_a_run_stays_as_it_was(run, tmp_path):
 def test_divergence_keeps_the_last_state_that_gave_a_finite_gradient(tmp_path, monkeypatch, method):
     """The first steps are good; then the outer step is beyond all measure, long before a checkpoint is due."""
     options = {"inner_steps": None} if method == "r2d2" else {}
-    real = loop._outer_lr
-    monkeypatch.setattr(loop, "_outer_lr", lambda config, step: 1e25 if step >= 4 else real(config, step))
+    real = loop.lr_at
+    monkeypatch.setattr(loop, "lr_at", lambda asked, step, seconds: 1e25 if step >= 4 else real(asked, step, seconds))
     with new_run(tmp_path / "run", method=method, checkpoint_seconds=1e9, val_every=40, **options) as run:
         with pytest.raises(MetagradError, match=r"meta-step \d+: .*keeps its last good checkpoint") as caught:
-            loop.train(run, toy())
+            train(run, toy())
         assert "\n" not in str(caught.value)
-        state = learned(run, "last", channels=1, size=8)
+        state = learned(run, "last")
     assert state.facts["step"] == 3
     assert run.metrics_fault(state) is None
     assert all(float(leaf.abs().max()) < 1e6 for leaf in state.theta.values())
     with new_run(tmp_path / "like", method=method, checkpoint_seconds=1e9, val_every=40, **options) as run:
         asked = iter(range(100))
-        loop.train(run, toy(), stop=lambda: next(asked) == 3)
+        train(run, toy(), stop=lambda: next(asked) == 3)
     like = tensors(tmp_path / "like")
     assert all(torch.equal(leaf, like[name]) for name, leaf in state.tensors.items())
 
@@ -285,7 +286,7 @@ def test_divergence_keeps_the_last_state_that_gave_a_finite_gradient(tmp_path, m
 def test_a_loss_beyond_all_measure_is_a_divergence(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_numbers", lambda metrics: {"loss": 1e10, "grad_norm": 1.0})
     with new_run(tmp_path / "run") as run, pytest.raises(MetagradError, match=r"the loss is 1e\+10; likely .*lower"):
-        loop.train(run, toy())
+        train(run, toy())
 
 
 def test_a_run_of_version_0_1_resumes_and_says_once_that_it_has_no_checksum(tmp_path):
@@ -302,37 +303,84 @@ def test_a_run_of_version_0_1_resumes_and_says_once_that_it_has_no_checksum(tmp_
 
 @pytest.mark.parametrize("filters", [10**5, 10**9])
 def test_a_network_larger_than_memory_is_refused_before_it_is_built(run, filters):
-    rewritten(run / "config.json", lambda record: record["config"].update(filters=filters))
+    rewritten(run / "config.json", lambda record: record["experiment"]["network"].update(filters=filters))
     for name in ("best", "last"):
-        changed(run / f"{name}.safetensors", lambda leaves, facts: facts["trained_as"].update(filters=filters))
+        changed(
+            run / f"{name}.safetensors", lambda leaves, facts: facts["trained_as"]["network"].update(filters=filters)
+        )
     with pytest.raises(MetagradError, match="does not fit what"):
         go_on(run)
     with pytest.raises(MetagradError, match="does not fit what"):
-        measure(Run.open(run), toy(), tasks=2)
+        measured(Run.open(run), toy(), tasks=2)
 
 
 @pytest.mark.parametrize(
     "change",
     [{"device": []}, {"filters": "2"}, {"filters": True}, {"lam": "x"}, {"method": 3}, {"method": "x"}, {"seed": 1.5}],
 )
-def test_options_of_another_type_are_named(tmp_path, change):
-    new_run(tmp_path / "run")
-    rewritten(tmp_path / "run" / "config.json", lambda record: record["config"].update(change))
+def test_options_of_format_1_of_another_type_are_named(tmp_path, change):
+    folder = shutil.copytree(OLD, tmp_path / "old")
+    rewritten(folder / "config.json", lambda record: record["config"].update(change))
     with pytest.raises(MetagradError, match=f"config.json is damaged .*--{next(iter(change))}"):
+        Run.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("compute", "device"), 3, "Compute.device must be a text, got 3"),
+        (("network", "filters"), "2", "Conv4Config.filters must be a whole number, got '2'"),
+        (("network", "filters"), True, "Conv4Config.filters must be a whole number, got True"),
+        (("method", "lam"), "x", "IMAML.lam must be a number, got 'x'"),
+        (("method", "lam"), -1.0, "lam must be"),
+        (("method", "unheard"), 1, "IMAML has no field 'unheard': it has"),
+        (("method", "class"), "metagrad.fewshot:Nothing", "metagrad.fewshot has no Nothing"),
+        (("method", "class"), "metagrad.files:os.system", "is no function or class of metagrad"),
+        (("method", "class"), "metagrad.experiment.run:Run", "is no class of values"),
+        (("method", "class"), 3, "3 is no import path: write package.module:name"),
+        (("method", "solver", "class"), "metagrad.tree:dot", "is no class of values"),
+        (("method", "solver"), 3, "must be"),
+        (("tasks", "ways"), 1, "ways must be at least 2"),
+        (("tasks", "dataset"), "omniglott", "no data set is called 'omniglott'"),
+        (("outer", "optimizer"), "Adamm", "torch.optim has no 'Adamm'"),
+        (("seed",), 1.5, "Experiment.seed must be a whole number"),
+        (("budget",), [], "budget"),
+    ],
+)
+def test_fields_that_are_unknown_or_of_another_type_are_named(tmp_path, place, value, says):
+    new_run(tmp_path / "run")
+
+    def change(record):
+        part = record["experiment"]
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+
+    rewritten(tmp_path / "run" / "config.json", change)
+    with pytest.raises(MetagradError, match=rf"config\.json is damaged .*{re.escape(says)}"):
         Run.open(tmp_path / "run")
-    assert config().typed() == config()
+
+
+def test_fields_that_are_missing_have_their_defaults_or_are_named(tmp_path):
+    new_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    rewritten(path, lambda record: record["experiment"]["method"].pop("lam"))
+    assert Run.open(tmp_path / "run").experiment.method.lam == IMAML().lam
+    rewritten(path, lambda record: record["experiment"]["tasks"].pop("dataset"))
+    with pytest.raises(MetagradError, match=r"Episodes\.dataset is missing"):
+        Run.open(tmp_path / "run")
 
 
 def test_a_run_that_diverged_after_a_line_was_logged_does_not_log_it_twice(tmp_path, monkeypatch):
     """The state that is kept is older than the line."""
-    real = loop._outer_lr
-    monkeypatch.setattr(loop, "_outer_lr", lambda config, step: 1e25 if step == 10 else real(config, step))
+    real = loop.lr_at
+    monkeypatch.setattr(loop, "lr_at", lambda asked, step, seconds: 1e25 if step == 10 else real(asked, step, seconds))
     with new_run(tmp_path / "run", method="fomaml", checkpoint_seconds=1e9, val_every=40) as run:
         with pytest.raises(MetagradError, match="meta-step 11"):
-            loop.train(run, toy())
+            train(run, toy())
         assert [line["step"] for line in run.metrics()] == [10]
-        monkeypatch.setattr(loop, "_outer_lr", real)
-        assert loop.train(run, toy(), resume=True).result is not None
+        monkeypatch.setattr(loop, "lr_at", real)
+        assert train(run, toy(), resume=True).result is not None
         assert [line["step"] for line in run.metrics() if "loss" in line] == [10, 20, 30, 40]
 
 
@@ -344,7 +392,7 @@ def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(run):
 
 def go_on_without(folder):
     with Run.open(folder) as opened:
-        return loop.train(opened, toy(), resume=True)
+        return train(opened, toy(), resume=True)
 
 
 def test_lines_that_were_repeated_are_seen_and_those_of_later_steps_are_not_taken_for_them(run):

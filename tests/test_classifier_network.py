@@ -8,7 +8,7 @@ from toyruns import own
 from metagrad.classifier.network import for_ways, judged, ordinary, quick
 from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
-from metagrad.experiment.setup import method_of
+from metagrad.experiment.format1 import method_of
 from metagrad.fewshot import MLP, Batch, Conv4, ResNet12
 
 METHODS = ("imaml", "maml", "meta-sgd", "fomaml", "reptile", "anil", "boil", "itd-bio", "memory-reduced", "protonet",

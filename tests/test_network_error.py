@@ -1,10 +1,9 @@
 """The diagnostic on a trained network: its rows are what they say, and the accurate gradient is where steps lead."""
 
 import pytest
-from toyruns import new_run, toy
+from toyruns import new_run, toy, train
 
 from metagrad.errors import MetagradError
-from metagrad.experiment import loop
 from metagrad.recipes.figures import draw_network, save
 from metagrad.recipes.network_error import ACTIVATIONS, ADJOINTS, measure
 from metagrad.recipes.protocols import NetworkProtocol
@@ -12,7 +11,7 @@ from metagrad.recipes.protocols import NetworkProtocol
 
 def test_rows_of_a_trained_network(tmp_path):
     with new_run(tmp_path / "run", meta_steps=20) as run:
-        loop.train(run, toy())
+        train(run, toy())
     done = []
     protocol = NetworkProtocol(tasks=2, lams=(2.0,), steps=(1, 300))
     rows = measure(run, toy(), protocol, lambda now, total: done.append((now, total)))
@@ -35,6 +34,6 @@ def test_rows_of_a_trained_network(tmp_path):
 
 def test_a_run_of_another_method_is_refused(tmp_path):
     with new_run(tmp_path / "run", meta_steps=10, method="maml") as run:
-        loop.train(run, toy())
+        train(run, toy())
         with pytest.raises(MetagradError, match="a run of maml"):
             measure(run, toy(), NetworkProtocol())

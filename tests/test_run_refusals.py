@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from toyruns import config, new_run, rewritten, toy
+from toyruns import config, experiment, new_run, rewritten, toy, train
 
 from metagrad import data
 from metagrad.errors import MetagradError
-from metagrad.experiment import loop
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import load_data
+from metagrad.experiment.setup import open_sources
 
 
 def test_one_process_a_run(tmp_path):
@@ -45,7 +44,7 @@ def test_directories_that_are_not_what_they_should_be(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy(), stop=lambda: True)
+        train(run, toy(), stop=lambda: True)
     path = tmp_path / "run" / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(MetagradError, match=r"last\.safetensors is damaged"):
@@ -72,41 +71,18 @@ def test_impossible_values_are_refused(options, says):
         config(**options)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"ways": "five"},
-        {"method": "foo"},
-        {"inner_lr": None},
-        {"val_every": 0},
-        {"unheard_of": 1},
-        {"inner_solver": "foo"},
-        {"linear_solver": "foo"},
-        {"curvature": "foo"},
-        {"network": "foo"},
-        {"outer_lr": "x"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_damaged_configuration_is_named(tmp_path, change):
-    new_run(tmp_path / "run")
-    rewritten(tmp_path / "run" / "config.json", lambda record: record["config"].update(change))
-    with pytest.raises(MetagradError, match=r"config\.json is damaged"):
-        Run.open(tmp_path / "run")
-
-
 def test_a_changed_configuration_does_not_continue_another_run(tmp_path):
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy(), stop=lambda: run.metrics_path.exists())
+        train(run, toy(), stop=lambda: run.metrics_path.exists())
     path = tmp_path / "run" / "config.json"
     whole = path.read_text()
     path.write_text(whole.replace('"filters": 2', '"filters": 3'))
     with pytest.raises(MetagradError, match="altered since it was written"):
         Run.open(tmp_path / "run")
     path.write_text(whole)
-    rewritten(path, lambda record: record["config"].update(filters=3))
+    rewritten(path, lambda record: record["experiment"]["network"].update(filters=3))
     with Run.open(tmp_path / "run") as run, pytest.raises(MetagradError, match="was changed since"):
-        loop.train(run, toy(), resume=True)
+        train(run, toy(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +117,12 @@ def test_data_are_looked_for_where_they_lay(tmp_path, monkeypatch):
     monkeypatch.delenv("METAGRAD_DATA", raising=False)
     there = tmp_path / "data"
     there.mkdir()
-    where = {"data_dir": str(there)}
-    run = Run.create(tmp_path / "run", "omniglot", config(), command=[], digest=toy().digest, data=where)
-    load_data(run, data_dir=None, progress=None)
-    load_data(run, data_dir=tmp_path, progress=None)
+    run = Run.create(tmp_path / "run", experiment(), experiment().tasks.of(toy(), data_dir=there))
+    open_sources(run)
+    open_sources(run, data_dir=tmp_path)
     monkeypatch.setenv("METAGRAD_DATA", "elsewhere")
-    load_data(run, data_dir=None, progress=None)
+    open_sources(run)
     monkeypatch.delenv("METAGRAD_DATA")
     there.rmdir()
-    load_data(run, data_dir=None, progress=None)
+    open_sources(run)
     assert asked == [there, tmp_path, None, None]

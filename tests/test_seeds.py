@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toyruns import new_run, rewritten, tensors, toy
+from toyruns import measured, new_run, rewritten, tensors, toy, train
 
 from metagrad import MetagradError
-from metagrad.experiment import loop, measure
 from metagrad.experiment.run import Run
 from metagrad.fewshot import EpisodeSampler
 from metagrad.seeds import Seeds
@@ -56,7 +55,7 @@ def seeds_used(monkeypatch, folder, resume):
 
     monkeypatch.setattr(EpisodeSampler, "__call__", watched)
     with Run.open(folder) as run:
-        loop.train(run, toy(), resume=resume)
+        train(run, toy(), resume=resume)
     return set(used)
 
 
@@ -77,7 +76,7 @@ def test_a_new_run_draws_from_streams_of_its_own_and_says_so(tmp_path, monkeypat
     }
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["protocol"]["task_seed"] == 3
-    again = measure.measure(Run.open(tmp_path / "run"), toy(), tasks=result["protocol"]["tasks"], seed=3)
+    again = measured(Run.open(tmp_path / "run"), toy(), tasks=result["protocol"]["tasks"], seed=3)
     assert again["value"] == result["value"]
 
 
@@ -90,7 +89,7 @@ def test_the_rule_decides_the_weights_and_another_one_is_refused(tmp_path):
             lambda record, rule=rule: record.update(streams=rule) if rule else record.pop("streams"),
         )
         with Run.open(tmp_path / name) as run:
-            loop.train(run, toy())
+            train(run, toy())
     new, old = (tensors(tmp_path / name, "best") for name in ("new", "old"))
     assert all(not torch.equal(new[name], old[name]) for name in new if new[name].dim() > 1)
     for rule in (0, 3, "2", True):

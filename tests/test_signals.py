@@ -13,12 +13,11 @@ import warnings
 
 import docstring_parser
 import pytest
-from toyruns import new_run, toy
+from toyruns import new_run, toy, train
 
 from metagrad.cli.interrupt import Interrupt
 from metagrad.cli.main import main
 from metagrad.cli.signals import NUMBERS, Signals, interruptible
-from metagrad.experiment.loop import train
 
 KILLS_ITSELF = """
 import os, signal

@@ -8,7 +8,7 @@ import pytest
 import strokes
 import torch
 from torch import nn
-from toyruns import new_run, tensors, toy
+from toyruns import new_run, tensors, toy, train
 
 from metagrad import (
     CG,
@@ -25,7 +25,6 @@ from metagrad import (
     check_meta_gradient,
 )  # fmt: skip
 from metagrad.classifier.learner import Learner
-from metagrad.experiment.loop import train
 from metagrad.fewshot import (
     ANIL,
     BOIL,

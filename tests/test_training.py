@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from typing import get_args
 
 import pytest
 import torch
-from toyruns import new_run, own, rewritten, tensors, toy
+from test_checkpoint import OLD
+from toyruns import measured, new_run, own, rewritten, tensors, toy, train
 
+from metagrad import GradientDescent
 from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.experiment import loop
 from metagrad.experiment.config import Method, TrainConfig
-from metagrad.experiment.measure import measure
+from metagrad.experiment.format1 import method_of
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import method_of
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -39,7 +41,7 @@ from metagrad.fewshot import (
 @pytest.mark.parametrize("method", get_args(Method))
 def test_a_run_leaves_everything_it_should(tmp_path, method):
     with new_run(tmp_path / "run", method=method, **own(method)) as run:
-        outcome = loop.train(run, toy())
+        outcome = train(run, toy())
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {name: value for name, value in result.items() if name not in ("run", "digest")} == outcome.result
     assert result["metric"] == "test_accuracy"
@@ -67,13 +69,13 @@ def test_the_library_has_the_command_s_defaults():
 @pytest.mark.parametrize("options", [{}, {"method": "memory-reduced", "task_set": 5, "chunk": 2}])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path, options):
     with new_run(tmp_path / "whole", **options) as run:
-        loop.train(run, toy())
+        train(run, toy())
     asked = iter(range(1, 100))
     with new_run(tmp_path / "parts", **options) as run:
-        assert loop.train(run, toy(), stop=lambda: next(asked) == 17).result is None
+        assert train(run, toy(), stop=lambda: next(asked) == 17).result is None
         run.append("metrics.jsonl", {"step": 20, "loss": 0.0})  # as if killed after logging, before saving
     with Run.open(tmp_path / "parts") as run:
-        loop.train(run, toy(), resume=True)
+        train(run, toy(), resume=True)
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -94,10 +96,9 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from metagrad.experiment import loop
-from toyruns import new_run, toy
+from toyruns import new_run, toy, train
 with new_run(Path({folder!r}), meta_steps=100000, val_every=50) as run:
-    loop.train(run, toy())
+    train(run, toy())
 """
 
 
@@ -119,7 +120,7 @@ def test_kill_9_loses_nothing_but_the_last_seconds(tmp_path):
         asked = iter(range(10**9))
         with run:
             start = reached if resume else 0
-            loop.train(run, toy(), resume=resume, stop=lambda: start + next(asked) >= goal)
+            train(run, toy(), resume=resume, stop=lambda: start + next(asked) >= goal)
         return run.load("last")
 
     torch.set_num_threads(1)
@@ -136,19 +137,19 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_checkpoint
         new_run(tmp_path / "run", inner_lr=1e30, method="fomaml") as run,
         pytest.raises(MetagradError, match=r"meta-step 1: .*diverged.*below 0\.\d+.*--inner-lr"),
     ):
-        loop.train(run, toy())
+        train(run, toy())
     with new_run(tmp_path / "later", method="fomaml") as run:
-        loop.train(run, toy(), stop=lambda: True)
+        train(run, toy(), stop=lambda: True)
         before = tensors(run.folder)
-        monkeypatch.setattr(loop, "_outer_lr", lambda *_: 1e30)
-        with pytest.raises(MetagradError, match=r"(diverged|not finite).*keeps its last good checkpoint"):
-            loop.train(run, toy(), resume=True)
+        monkeypatch.setattr(loop, "lr_at", lambda *_: 1e30)
+        with pytest.raises(MetagradError, match=r"(diverged|not finite|query loss).*keeps its last good"):
+            train(run, toy(), resume=True)
         assert all(torch.equal(leaf, tensors(run.folder)[name]) for name, leaf in before.items())
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy(), stop=lambda: True)
+        train(run, toy(), stop=lambda: True)
         before = (run.folder / "last.safetensors").read_bytes()
 
         def full(*_):
@@ -156,31 +157,31 @@ def test_a_full_disk_keeps_the_former_checkpoint(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", full)
         with pytest.raises(MetagradError, match=r"No space left.*free some space.*--resume"):
-            loop.train(run, toy(), resume=True)
+            train(run, toy(), resume=True)
         assert (run.folder / "last.safetensors").read_bytes() == before
         assert not [p for p in run.folder.iterdir() if p.name.startswith(".metagrad")], "no temporary file stays"
 
 
 def test_evaluation_both_ways(tmp_path):
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy())
-    together = measure(run, toy(), tasks=20)
-    apart = measure(run, toy(), tasks=20, transductive=False)
+        train(run, toy())
+    together = measured(run, toy(), tasks=20)
+    apart = measured(run, toy(), tasks=20, transductive=False)
     assert together["protocol"]["transductive"] is True
     assert apart["protocol"]["transductive"] is False
     assert together["value"] != apart["value"]
-    assert measure(run, toy(), tasks=20) == together, "the same seed, the same tasks"
+    assert measured(run, toy(), tasks=20) == together, "the same seed, the same tasks"
 
 
 def test_killed_before_the_first_checkpoint_begins_again(tmp_path):
     with new_run(tmp_path / "whole") as run:
-        loop.train(run, toy())
+        train(run, toy())
     with new_run(tmp_path / "dead") as run:
         run.append("metrics.jsonl", {"step": 10, "loss": 0.0})
     (tmp_path / "dead" / ".metagrad-0123456789abcdef.tmp").write_text("half")
     (tmp_path / "dead" / ".last-123.safetensors").write_text("somebody's")
     with Run.open(tmp_path / "dead") as run:
-        loop.train(run, toy(), resume=True)
+        train(run, toy(), resume=True)
     whole, again = tensors(tmp_path / "whole"), tensors(tmp_path / "dead")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert not list((tmp_path / "dead").glob(".metagrad-*"))
@@ -190,12 +191,12 @@ def test_killed_before_the_first_checkpoint_begins_again(tmp_path):
 def test_stopped_in_the_final_test_loses_no_training(tmp_path):
     with new_run(tmp_path / "run", test_tasks=100) as run:
         tested = []
-        outcome = loop.train(
+        outcome = train(
             run, toy(), report=lambda event: tested.append("tested" in event.line), stop=lambda: any(tested)
         )
         assert outcome.result is None
         assert run.load("last").facts["step"] == 40
-        assert loop.train(run, toy(), resume=True).result is not None
+        assert train(run, toy(), resume=True).result is not None
 
 
 def test_a_run_whose_gradient_is_noise_says_so_once(tmp_path, monkeypatch):
@@ -203,7 +204,7 @@ def test_a_run_whose_gradient_is_noise_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_numbers", lambda metrics: {**real(metrics), "residual": 3.0})
     with new_run(tmp_path / "run", meta_steps=30) as run, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loop.train(run, toy())
+        train(run, toy())
     said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
     assert len(said) == 1
     assert "mostly noise" in said[0]
@@ -212,7 +213,7 @@ def test_a_run_whose_gradient_is_noise_says_so_once(tmp_path, monkeypatch):
 def test_inner_steps_that_are_too_long_are_named_once(tmp_path):
     with new_run(tmp_path / "run", meta_steps=30, inner_lr=50.0) as run, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loop.train(run, toy())
+        train(run, toy())
     said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
     assert sum("inner steps of 50 go back and forth" in one for one in said) == 1
     assert run.metrics()[0]["max_curvature"] > 2 / 50
@@ -221,12 +222,10 @@ def test_inner_steps_that_are_too_long_are_named_once(tmp_path):
 def test_a_run_whose_features_died_says_so_once(tmp_path, monkeypatch):
     found = iter([0.9, 1 / 3, 1 / 3])
     real = loop._validate
-    monkeypatch.setattr(
-        loop, "_validate", lambda *args: dataclasses.replace(real(*args), accuracy=next(found), ci95=0.01)
-    )
+    monkeypatch.setattr(loop, "_validate", lambda *args: dataclasses.replace(real(*args), score=next(found), ci95=0.01))
     with new_run(tmp_path / "run", meta_steps=30) as run, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loop.train(run, toy())
+        train(run, toy())
     said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
     assert len(said) == 1
     assert "validation is at chance, 33.3%" in said[0]
@@ -235,7 +234,7 @@ def test_a_run_whose_features_died_says_so_once(tmp_path, monkeypatch):
 
 def test_checkpoints_can_be_read_by_those_who_may_read_the_run(tmp_path):
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy(), stop=lambda: True)
+        train(run, toy(), stop=lambda: True)
     modes = [(tmp_path / "run" / name).stat().st_mode & 0o777 for name in ("last.safetensors", "config.json")]
     assert modes[0] == modes[1]
 
@@ -243,11 +242,11 @@ def test_checkpoints_can_be_read_by_those_who_may_read_the_run(tmp_path):
 def test_a_run_goes_on_where_random_numbers_are_others(tmp_path):
     """As when it began on a GPU, whose generator has another state."""
     with new_run(tmp_path / "run") as run:
-        loop.train(run, toy(), stop=lambda: True)
+        train(run, toy(), stop=lambda: True)
         state = run.load("last")
         state.tensors["generator"] = torch.zeros(16, dtype=torch.uint8)
         run.save("last", state)
-        assert loop.train(run, toy(), resume=True).result is not None
+        assert train(run, toy(), resume=True).result is not None
 
 
 @pytest.mark.parametrize(
@@ -276,9 +275,9 @@ def test_a_run_goes_on_where_random_numbers_are_others(tmp_path):
 def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, options):
     with new_run(tmp_path / "run", meta_steps=10, **options) as run:
         asked = iter([False] * 4 + [True])
-        assert loop.train(run, toy(), stop=lambda: next(asked)).result is None
+        assert train(run, toy(), stop=lambda: next(asked)).result is None
     with Run.open(tmp_path / "run") as run:  # as another process would
-        outcome = loop.train(run, toy(), resume=True)
+        outcome = train(run, toy(), resume=True)
     assert outcome.result is not None
     written = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
     (line,) = (entry for entry in written if "loss" in entry)
@@ -290,10 +289,12 @@ def test_every_way_to_solve_trains_resumes_and_logs_what_it_learned(tmp_path, op
 
 
 def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
-    with new_run(tmp_path / "run", meta_steps=4) as run:
-        loop.train(run, toy(), stop=lambda: True)
-    rewritten(tmp_path / "run" / "config.json", lambda record: [record["config"].pop(name) for name in
-                                                                ("inner_solver", "learn_lam")])  # fmt: skip
-    with Run.open(tmp_path / "run") as run:
-        assert (run.config.inner_solver, run.config.learn_lam) == ("gd", "fixed")
-        assert loop.train(run, toy(), resume=True).result is not None
+    folder = shutil.copytree(OLD, tmp_path / "old")
+    rewritten(folder / "config.json", lambda record: [record["config"].pop(name) for name in
+                                                      ("inner_solver", "learn_lam")])  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Run.open(folder) as run:
+            assert isinstance(run.experiment.method.solver, GradientDescent)
+            assert run.experiment.method.learn_lam == "fixed"
+            assert train(run, toy(), resume=True).result is not None

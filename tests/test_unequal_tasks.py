@@ -2,11 +2,12 @@
 
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from metagrad import NotFiniteError
+from metagrad import MetagradError, NotFiniteError
 from metagrad.fewshot import (
     ANIL,
     IMAML,
@@ -154,3 +155,53 @@ def test_reptile_takes_no_query_gradient():
     with torch.no_grad():
         loss = method.meta_loss(model, theta, tasks)
     assert loss.solution.value["head.weight"].grad_fn is None
+
+
+def test_a_theta_of_another_network_or_method_is_refused():
+    model, method = network(), IMAML()
+    tasks, theta = group_tasks([single(5, 1, 3, 0)]), method.init(model)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    wrong = [
+        (theta | {"more": torch.zeros(1).requires_grad_()}, "theta has 'more', which neither"),
+        (
+            theta | {"head.bias": torch.zeros(1).double()},
+            r"is \(1,\), in the network it is \(5,\)",
+        ),
+        ({name: leaf for name, leaf in theta.items() if name != "head.bias"}, "theta has no 'head.bias'"),
+        (IMAML(learn_lam="scalar").init(model), r"theta has '\.log_lam', which neither"),
+        ({name: leaf * scale for name, leaf in theta.items()}, "give leaf tensors"),
+    ]
+    for given, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            meta_gradient(method, model, given, tasks)
+    with pytest.raises(ValueError, match=r"theta has no '\.log_lam'"):
+        meta_gradient(IMAML(learn_lam="scalar"), model, theta, tasks)
+
+
+@pytest.mark.parametrize(
+    ("swap", "says"),
+    [
+        (lambda m, net, theta: (IMAML, net, theta), "the first argument is a method, such as IMAML"),
+        (lambda m, net, theta: (net, m, theta), "the first argument is a method"),
+        (lambda m, net, theta: (m, lambda x: x, theta), "the network must be an nn.Module, got function"),
+        (lambda m, net, theta: (m, net, [1]), "theta is a dictionary of tensors"),
+    ],
+)
+def test_arguments_in_another_order_are_refused(swap, says):
+    model, method = network(), IMAML()
+    with pytest.raises(TypeError, match=says):
+        meta_gradient(*swap(method, model, method.init(model)), group_tasks([single(5, 1, 3, 0)]))
+
+
+@pytest.mark.parametrize("chunk", [2.0, True, "all", 0])
+def test_a_chunk_is_a_whole_number(chunk):
+    model, method = network(), IMAML()
+    with pytest.raises(ValueError, match="chunk must be"):
+        meta_gradient(method, model, method.init(model), group_tasks([single(5, 1, 3, 0)]), chunk=chunk)
+
+
+def test_numbers_of_numpy_are_numbers_and_bools_and_next_to_nothing_are_none():
+    assert MAML(inner_steps=np.int64(3), inner_lr=np.float32(0.5)) == MAML(inner_steps=3, inner_lr=0.5)
+    for wrong in (True, 1e-50, float("nan")):
+        with pytest.raises(MetagradError, match="lam must be a number, positive and finite"):
+            IMAML(lam=wrong)

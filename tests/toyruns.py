@@ -6,8 +6,11 @@ import torch
 
 from metagrad import strict_json
 from metagrad.data import Dataset, ImageClasses
+from metagrad.experiment import Run, TaskSet
 from metagrad.experiment.config import TrainConfig
-from metagrad.experiment.run import Run
+from metagrad.experiment.format1 import experiment_of
+from metagrad.experiment.loop import train_run
+from metagrad.experiment.measure import measure
 
 
 def toy(seed=0, drawings=4):
@@ -34,8 +37,28 @@ def own(method):
     return {"inner_steps": None} if method in ("protonet", "r2d2") else {}
 
 
+def experiment(**options):
+    return experiment_of(config(**options), "omniglot")
+
+
+def sources(run, dataset):
+    """Return a run's tasks, drawn from a data set that is at hand."""
+    found = run.episodes.of(dataset)
+    return run.experiment.tasks.of(found, run.seeds) if isinstance(run.experiment.tasks, TaskSet) else found
+
+
 def new_run(folder, **options):
-    return Run.create(folder, "omniglot", config(**options), command=["test"], digest="digest0")
+    asked = experiment(**options)
+    tasks = asked.tasks.tasks if isinstance(asked.tasks, TaskSet) else asked.tasks
+    return Run.create(folder, asked, tasks.of(toy()), command=["test"])
+
+
+def train(run, dataset, **options):
+    return train_run(run, sources(run, dataset), **options)
+
+
+def measured(run, dataset, **options):
+    return measure(run, sources(run, dataset), **options)
 
 
 def rewritten(path, change):

@@ -19,7 +19,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
-from metagrad.experiment.sources import Episodes
+from metagrad.experiment.episodes import Episodes
 from metagrad.fewshot import EpisodeSampler
 from metagrad.torch_modes import default_modes
 

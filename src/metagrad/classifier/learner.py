@@ -18,11 +18,11 @@ from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
 from metagrad.data.names import short
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
+from metagrad.experiment.episodes import Episodes, episodes_of
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.record import versions
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, learned
-from metagrad.experiment.sources import Episodes, episodes_of
 from metagrad.fewshot import R2D2, Batch, ProtoNet, WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.split import last_layer

@@ -43,7 +43,7 @@ class Adapt:
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import WorkProgress, console
         from metagrad.data.class_folders import ENDINGS
-        from metagrad.experiment.run import FILES
+        from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
 
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))

@@ -42,7 +42,7 @@ class Report:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         from metagrad.cli.progress import console
-        from metagrad.experiment.run import FILES
+        from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
 
         require_apart(self.out, *self.runs, ours=FILES.__contains__)

@@ -94,8 +94,8 @@ class Train:
         allocator.keep_memory()
         from metagrad.cli.progress import TrainProgress, console, data_progress
         from metagrad.experiment.loop import train_run
-        from metagrad.experiment.run import require_own
         from metagrad.experiment.setup import learned
+        from metagrad.experiment.storage import require_own
         from metagrad.ranks import joined
 
         writer = _tensorboard() if self.tensorboard else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.record import versions
-from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
@@ -30,6 +29,9 @@ from metagrad.implicit import (
 )
 from metagrad.implicit.linear import largest_curvature
 from metagrad.tree import Params
+
+if TYPE_CHECKING:
+    from metagrad.experiment.run import Run
 
 
 def check_run(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.episodes import Episodes
 from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
 from metagrad.experiment.networks import Conv4Config, MLPConfig, NetworkConfig, ResNet12Config
-from metagrad.experiment.sources import Episodes, TaskSet
+from metagrad.experiment.sources import TaskSet
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -176,5 +178,10 @@ def _data(record: dict[str, Any]) -> dict[str, Any]:
     return {"digest": record["data_digest"], "outputs": record["config"]["ways"], **found}
 
 
-# Options of format 1 that a checkpoint does not depend on.
-LOOSE = ("meta_steps", "val_every", "val_tasks", "test_tasks", "checkpoint_seconds", "chunk", "device")
+def trained_as(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the flat options that a checkpoint of format 1 depends on."""
+    config = TrainConfig(**record["config"]).resolved(record["dataset"])
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _LOOSE}
+
+
+_LOOSE = ("meta_steps", "val_every", "val_tasks", "test_tasks", "checkpoint_seconds", "chunk", "device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,11 +12,13 @@ from torch import nn
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
 from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.run import Run
 from metagrad.fewshot import Algorithm, Evaluation, Tasks, meta_gradient
 from metagrad.implicit import GradientDescent, Nesterov, Neumann
 from metagrad.ranks import Ranks
 from metagrad.tree import Params
+
+if TYPE_CHECKING:
+    from metagrad.experiment.run import Run
 
 
 def warn_digits(

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ from metagrad.experiment.health import failed, require_finite, warn_dead, warn_d
 from metagrad.experiment.measure import measure
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
-from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import AdaptsWeights, Algorithm, Evaluation, evaluate, meta_gradient
@@ -30,6 +29,9 @@ from metagrad.implicit import Implicit
 from metagrad.ranks import ALONE, Ranks
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
+
+if TYPE_CHECKING:
+    from metagrad.experiment.run import Run
 
 LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
 

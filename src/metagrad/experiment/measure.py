@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metagrad.errors import MetagradError
 from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.record import versions
-from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.values import to_json
 from metagrad.fewshot import evaluate
 from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import Seeds
+
+if TYPE_CHECKING:
+    from metagrad.experiment.run import Run
 
 
 def measure(

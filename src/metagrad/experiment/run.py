@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import secrets
@@ -24,16 +23,22 @@ from typing import Any
 import filelock
 
 from metagrad import strict_json, tensorfile
+from metagrad.data import Progress
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment import format1, metrics_file
+from metagrad.experiment.adapt import Adapted, adapt
+from metagrad.experiment.check import check_run
 from metagrad.experiment.checkpoint import State, require_facts
+from metagrad.experiment.episodes import Episodes, episodes_of
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.measure import measure
 from metagrad.experiment.record import FORMAT, Record, read_record, trained_as, versions
-from metagrad.experiment.sources import Episodes, Sources, episodes_of
+from metagrad.experiment.setup import open_sources
+from metagrad.experiment.sources import Sources
+from metagrad.experiment.storage import APPENDED, require_own, require_unused, storage_error
 from metagrad.files import (
     append_line,
-    is_leftover,
     remove_leftovers,
     require_readable,
     require_text,
@@ -43,11 +48,6 @@ from metagrad.files import (
 )
 from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import RULE, Seeds
-
-FILES = (
-    "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
-    "evaluations.jsonl", "checks.jsonl", ".lock",
-)  # fmt: skip
 
 
 class Run:
@@ -105,13 +105,13 @@ class Run:
             if folder.exists() and not folder.is_dir():
                 raise MetagradError(f"{folder} is a file: choose another --run")
             folder.mkdir(parents=True, exist_ok=True)
-            _require_unused(folder)  # before it is locked: a folder that is refused stays as it was
+            require_unused(folder)  # before it is locked: a folder that is refused stays as it was
             with run:  # two processes may have chosen the same folder: the second must find it taken
-                _require_unused(folder)
+                require_unused(folder)
                 run.write_json("config.json", record)
             sync_folder(folder.parent)
         except OSError as error:
-            raise _storage_error(folder, error) from error
+            raise storage_error(folder, error) from error
         return run
 
     @classmethod
@@ -188,10 +188,70 @@ class Run:
                 continue
         return None
 
+    def open_tasks(
+        self, *, data_dir: str | Path | None = None, device: str | None = None, progress: Progress | None = None
+    ) -> Sources:
+        """Open the tasks that the run was made with.
+
+        Raises
+        ------
+        MetagradError
+            if its data are not there, or are others.
+        """
+        where = None if data_dir is None else Path(data_dir)
+        return open_sources(self, data_dir=where, device=device, progress=progress)
+
+    def evaluate(
+        self,
+        *,
+        split: str = "test",
+        tasks: int = 600,
+        queries: int | None = None,
+        seed: int = 0,
+        transductive: bool = True,
+        data_dir: str | Path | None = None,
+        device: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the score of the best weights on new tasks, with its interval and protocol.
+
+        Parameters and errors as of :func:`metagrad.experiment.measure.measure`.
+        """
+        sources = self.open_tasks(data_dir=data_dir, device=device)
+        return measure(self, sources, split=split, tasks=tasks, queries=queries, seed=seed, transductive=transductive)
+
+    def check(
+        self, *, tasks: int = 4, seed: int = 0, data_dir: str | Path | None = None, device: str | None = None
+    ) -> dict[str, Any]:
+        """Compare the meta-gradient of a few tasks with an accurate one, at the weights that were reached last.
+
+        Parameters and errors as of :func:`metagrad.experiment.check.check_run`.
+        """
+        return check_run(self, self.open_tasks(data_dir=data_dir, device=device), tasks=tasks, seed=seed)
+
+    def adapt(self, support: Any) -> Adapted:
+        """Adapt the best weights to tasks of your own.
+
+        Parameters
+        ----------
+        support:
+            :class:`~metagrad.fewshot.Batch`, or ``(x, y)``, with a task axis: ``x`` is ``(T, N, ...)``.
+
+        Returns
+        -------
+        Adapted
+            whose ``predict`` takes inputs ``(T, M, ...)``.
+
+        Raises
+        ------
+        MetagradError
+            if the run has no best weights yet.
+        """
+        return adapt(self, support)
+
     def __enter__(self) -> Run:
         if not self.writes:
             return self
-        for name in _APPENDED:
+        for name in APPENDED:
             require_own(self.folder / name)
         try:
             self._lock.acquire(timeout=0)
@@ -199,7 +259,7 @@ class Run:
         except filelock.Timeout as error:
             raise MetagradError(f"another process is working in {self.folder}: wait for it or stop it") from error
         except OSError as error:
-            raise _storage_error(self.folder / ".lock", error) from error
+            raise storage_error(self.folder / ".lock", error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -230,7 +290,7 @@ class Run:
         try:
             append_line(path, strict_json.dump(finite))
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged lines; see :func:`metagrad.experiment.metrics_file.lines_of`."""
@@ -251,14 +311,14 @@ class Run:
         try:
             lines = metrics_file.facts_of(self.metrics_path, logged)
         except OSError as error:
-            raise _storage_error(self.metrics_path, error) from error
+            raise storage_error(self.metrics_path, error) from error
         facts = {**state.facts, **lines, "trained_as": self._trained_as(), "run": self.record.get("run")}
         tensorfile.write(
             path,
             state.tensors,
             facts,
             key="facts",
-            refused=lambda error: _storage_error(path, error),
+            refused=lambda error: storage_error(path, error),
             first=lambda: sync_file(self.metrics_path),  # a power cut must not leave the checkpoint without its lines
         )
 
@@ -320,7 +380,7 @@ class Run:
     def _trained_as(self) -> dict[str, Any]:
         """Return what a checkpoint depends on; the number of meta-steps may be raised later."""
         if self.record["format"] == 1:
-            return {name: value for name, value in self.record["config"].items() if name not in format1.LOOSE}
+            return format1.trained_as(self.record)
         return trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:
@@ -363,7 +423,7 @@ class Run:
         try:
             metrics_file.rewind(self.metrics_path, 0 if state is None else state.facts["metrics_bytes"])
         except OSError as error:
-            raise _storage_error(self.metrics_path, error) from error
+            raise storage_error(self.metrics_path, error) from error
         if said is not None:
             warnings.warn(said, MetagradWarning, stacklevel=2)
 
@@ -385,7 +445,7 @@ class Run:
                 f"{path} would hold a number that is not finite: the weights are no use, begin anew with a smaller "
                 "--outer-lr or --inner-lr"
             ) from error
-        write_text(path, text, refused=lambda error: _storage_error(path, error))
+        write_text(path, text, refused=lambda error: storage_error(path, error))
 
     def write_measured(self, name: str, value: dict[str, Any], weights: str | None) -> None:
         """Write what was measured on the weights of this digest, with the name of the run."""
@@ -431,33 +491,3 @@ class Run:
 
 
 _SAID: set[Path] = set()  # runs of which it was said, once in a process, that they have no checksums
-# What grows line by line; a link in place of one would be written through.
-_APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
-
-
-def require_own(path: Path) -> None:
-    """Refuse a link in place of a file that a run reads and writes: it would be written through, or lead nowhere.
-
-    Raises
-    ------
-    MetagradError
-        naming it.
-    """
-    if path.is_symlink():
-        raise MetagradError(f"{path} is a link, and a run writes to files of its own alone: remove it")
-
-
-def _require_unused(folder: Path) -> None:
-    """Refuse a folder in which there is anything but what a run that was killed at its very beginning leaves."""
-    if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
-        # What is there may be another run's, or anybody's: it is not for us to say that it can go.
-        advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
-        raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
-
-
-def _storage_error(path: Path, error: OSError) -> MetagradError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
-    advice = "free some space there, then continue with metagrad train --resume"
-    if not full:
-        advice = "use a folder that exists on this disk and that you may write"
-    return MetagradError(f"cannot write {path} ({error.strerror or error}): {advice}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from metagrad.experiment.checkpoint import State, require_theta
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.networks import build_network
 from metagrad.experiment.outer import require_state
-from metagrad.experiment.run import Run
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import Algorithm
 from metagrad.fewshot.algorithms.heads import FromFixedHead
@@ -24,6 +23,9 @@ from metagrad.ranks import ALONE, Ranks, local_device
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import in_float32
 from metagrad.tree import Params
+
+if TYPE_CHECKING:
+    from metagrad.experiment.run import Run
 
 
 @in_float32()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -38,8 +39,11 @@ class Chunks:
     query: int
 
     def __post_init__(self) -> None:
-        if self.tasks < 1 or self.query < 1:
-            raise ValueError(f"chunk must be at least 1, got {min(self.tasks, self.query)}")
+        for size in (self.tasks, self.query):
+            if isinstance(size, bool) or not isinstance(size, int | np.integer):
+                raise ValueError(f'chunk must be a whole number, Chunks or "auto", got {size!r}')
+            if size < 1:
+                raise ValueError(f"chunk must be at least 1, got {size}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def meta_gradient(
     MetagradError
         if not even one task fits into memory.
     """
+    _require_arguments(algorithm, model, theta)
     if theta and not any(leaf.requires_grad for leaf in theta.values()):  # read from a file: it is what is learned
         asking = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
         for name, leaf in asking.items():
@@ -124,6 +129,10 @@ def meta_gradient(
         for name, leaf in asking.items():
             theta[name].grad = leaf.grad
         return found
+    if any(leaf.grad_fn is not None for leaf in theta.values()):
+        raise ValueError(
+            "theta was computed from other tensors, whose gradients this would not reach: give leaf tensors"
+        )
     theta = ordinary(theta)
     groups = [Tasks(*ordinary((one.support, one.query, one.classes))) for one in groups_of(tasks)]
     for group in groups:
@@ -167,6 +176,30 @@ def _group_gradient(
         too_many = too_many or len(part)
         sizes = _halved(sizes, len(part))
     return joined(parts, sizes)
+
+
+def _require_arguments(algorithm: Algorithm, model: nn.Module, theta: Params) -> None:
+    """Refuse what is no method, no network, or a theta of another network.
+
+    Raises
+    ------
+    TypeError, ValueError
+        saying what was given.
+    """
+    if isinstance(algorithm, type) or not hasattr(algorithm, "meta_loss"):
+        got = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
+        raise TypeError(f"the first argument is a method, such as IMAML(), got {got}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the network must be an nn.Module, got {type(model).__name__}")
+    if not isinstance(theta, Mapping):
+        raise TypeError(f"theta is a dictionary of tensors, as method.init(model) makes, got {type(theta).__name__}")
+    known = module_lock.weights(model)
+    for name, leaf in theta.items():
+        if name in known and leaf.shape != known[name].shape:
+            raise ValueError(
+                f"theta[{name!r}] is {tuple(leaf.shape)}, in the network it is {tuple(known[name].shape)}: begin with "
+                "method.init(model)"
+            )
 
 
 def _finite(theta: Params, loss: Tensor) -> bool:
@@ -237,11 +270,24 @@ def part_of_gradient(
     algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, total: int, query: int
 ) -> Metrics:
     """Add one chunk's share of the gradient of the mean over ``total`` tasks."""
-    meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
+    try:
+        meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
+    except KeyError as error:
+        if error.args and error.args[0] not in theta:
+            raise ValueError(
+                f"theta has no {error.args[0]!r}: begin with the init(model) of this very method"
+            ) from error
+        raise
     weight = len(part) / total
-    asked = [leaf for leaf in theta.values() if leaf.requires_grad]
+    names, known = [name for name, leaf in theta.items() if leaf.requires_grad], module_lock.weights(model)
+    asked = [theta[name] for name in names]
     # A frozen body may leave nothing to meta-learn.
     found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True) if asked else ()
+    for name, grad in zip(names, found, strict=True):
+        if grad is None and name not in known:  # an own method may add to theta what it makes use of
+            raise ValueError(
+                f"theta has {name!r}, which neither the network nor the method makes use of: begin with its init(model)"
+            )
     with module_lock.LOCK:  # other threads may add to the same theta
         for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
             if grad is not None:

@@ -12,12 +12,12 @@ import torch
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
+from metagrad.experiment.episodes import episodes_of
 from metagrad.experiment.format1 import experiment_of
 from metagrad.experiment.loop import Event, train_run
 from metagrad.experiment.measure import measure
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for
-from metagrad.experiment.sources import episodes_of
 from metagrad.recipes.memory_compute import peak
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 

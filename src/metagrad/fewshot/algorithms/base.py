@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -293,6 +294,9 @@ def prepared(model: nn.Module, support: AnyBatch) -> AnyBatch:
     return support._replace(x=many.prepare(model, support.x))
 
 
+_LEAST = 1e-37  # below it float32 has no digits, and then no number: 1e-50 is zero to it
+
+
 def require_positive(algorithm: Any, *names: str) -> None:
     """Refuse hyper-parameters that are not positive and finite, counts that are not whole.
 
@@ -303,7 +307,10 @@ def require_positive(algorithm: Any, *names: str) -> None:
     """
     for name in names:
         value = getattr(algorithm, name)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, np.number):  # numpy's numbers are numbers
+            value = value.item()
+            object.__setattr__(algorithm, name, value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _LEAST < value < math.inf:
             raise MetagradError(f"{name} must be a number, positive and finite, got {value!r}")
         if name.endswith("_steps") and not isinstance(value, int):
             raise MetagradError(f"{name} must be a whole number, got {value!r}")

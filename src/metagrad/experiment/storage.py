@@ -1,0 +1,46 @@
+"""What a run directory may hold, and what is said where it cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from metagrad.errors import MetagradError
+from metagrad.files import is_leftover
+
+FILES = (
+    "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
+    "evaluations.jsonl", "checks.jsonl", ".lock",
+)  # fmt: skip
+# What grows line by line; a link in place of one would be written through.
+APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
+
+
+def require_own(path: Path) -> None:
+    """Refuse a link in place of a file that a run reads and writes: it would be written through, or lead nowhere.
+
+    Raises
+    ------
+    MetagradError
+        naming it.
+    """
+    if path.is_symlink():
+        raise MetagradError(f"{path} is a link, and a run writes to files of its own alone: remove it")
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a folder in which there is anything but what a run that was killed at its very beginning leaves."""
+    if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
+        # What is there may be another run's, or anybody's: it is not for us to say that it can go.
+        advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
+        raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
+
+
+def storage_error(path: Path, error: OSError) -> MetagradError:
+    """Return what to say where a file cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+    advice = "free some space there, then continue with metagrad train --resume"
+    if not full:
+        advice = "use a folder that exists on this disk and that you may write"
+    return MetagradError(f"cannot write {path} ({error.strerror or error}): {advice}")
