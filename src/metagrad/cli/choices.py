@@ -269,7 +269,8 @@ def _choice(role: str, chosen: str) -> Option:
 
 def _require_together(method: Any, tasks: Any) -> None:
     """Refuse options that have no effect, or no meaning, with each other."""
-    from metagrad.experiment.sources import TaskSet, episodes_of
+    from metagrad.experiment import TaskSet
+    from metagrad.experiment.episodes import episodes_of
     from metagrad.implicit import FirstOrder, Implicit, Woodbury
 
     adjoint, episodes = getattr(method, "adjoint", None), episodes_of(tasks)

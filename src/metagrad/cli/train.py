@@ -262,7 +262,7 @@ def _read_split(path: Path) -> Any:
 
 def _default_folder(experiment: Experiment) -> Path:
     """Make a folder that nobody has, named by what is trained and when."""
-    from metagrad.experiment.sources import episodes_of
+    from metagrad.experiment.episodes import episodes_of
 
     now = time.strftime("%Y%m%d-%H%M%S")
     method, episodes = (
