@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import tyro
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from metagrad import CG, GradientDescent, Implicit, Solution, argmin
+from metagrad.cli.describe import call
 from metagrad.tree import Params
 
 TRAIN, CLEAN = 1000, 200  # of 1797 images; the others are for testing
@@ -116,4 +116,4 @@ def main(*, systematic: bool = True, steps: int = 20, inner_steps: int = 20, see
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    call(main)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import tyro
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 from metagrad import CG, GradientDescent, Implicit, argmin
+from metagrad.cli.describe import call
 from metagrad.tree import Params, detach
 
 TEST, FOLDS = 112, 5  # of 442 patients in a random order, 112 to test on, then five folds of 66
@@ -138,4 +138,4 @@ def report(result: Result, random: int) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    call(main)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from metagrad import HessianFree
+from metagrad.cli.describe import call
 from metagrad.fewshot import Batch, MemoryReduced, Tasks, admit, meta_gradient
 
 LETTERS, LENGTH, WAYS = 12, 15, 5
@@ -107,12 +107,18 @@ def by_likelihood(tasks: Tasks) -> float:
 def main(meta_steps: int = 120, tasks: int = 8, shots: int = 3, features: int = 24, seed: int = 0) -> Result:
     """Meta-train, then test on sources never seen.
 
-    Args:
-        meta_steps: meta-steps; more is more accurate.
-        tasks: tasks a meta-step.
-        shots: texts of each source to learn from.
-        features: width of the embedding; the convolutions have twice as many channels.
-        seed: of everything.
+    Parameters
+    ----------
+    meta_steps:
+        more is more accurate.
+    tasks:
+        tasks a meta-step.
+    shots:
+        texts of each source to learn from.
+    features:
+        width of the embedding; the convolutions have twice as many channels.
+    seed:
+        of everything.
     """
     generator = torch.Generator().manual_seed(seed)
     model = network(features, generator)
@@ -142,4 +148,4 @@ def main(meta_steps: int = 120, tasks: int = 8, shots: int = 3, features: int = 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    call(main)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import matplotlib
 import torch
-import tyro
 from matplotlib import pyplot as plt
 from torch import Tensor
 from torch.nn import functional as F
 
 from metagrad import CG, Composed, GradientDescent, Implicit, Proximal, Solution, argmin
+from metagrad.cli.describe import call
 from metagrad.fewshot import Batch, Sinusoids, Tasks
 from metagrad.tree import Params, expand
 
@@ -136,4 +136,4 @@ def draw(out: Path, tasks: Tasks, before: Tensor, after: Tensor, panels: int = 3
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    call(main)

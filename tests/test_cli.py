@@ -12,13 +12,12 @@ import sys
 import pytest
 import torch
 from test_pictures import fill
-from toyruns import rewritten, toy
+from toyruns import experiment, rewritten, toy
 
 from metagrad import data
 from metagrad.cli.check import describe
 from metagrad.cli.main import main
 from metagrad.data import Dataset, ImageClasses
-from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.run import Run
 from metagrad.fewshot import Batch, Conv4, Tasks
 from metagrad.recipes import heads, memory_compute
@@ -35,11 +34,11 @@ def complaint(capsys, *words):
     ("words", "says"),
     [
         ("train", "name a data set"),
-        ("train omniglo", "invalid choice 'omniglo'"),
+        ("train omniglo", "no data set is called 'omniglo' (did you mean omniglot?)"),
         ("train glyphs --waays 3", "--waays"),
-        ("train glyphs --ways five", "invalid literal for int"),
-        ("train glyphs --lam -1", "--lam must be positive"),
-        ("train glyphs --inner-steps 0", "--inner-steps must be at least 1"),
+        ("train glyphs --ways five", "--ways must be a whole number, got 'five'"),
+        ("train glyphs --lam -1", "--lam must be a number, positive and finite"),
+        ("train glyphs --inner-steps 0", "--inner-steps must be a whole number of at least 1"),
         ("train glyphs --method maml --lam 1", "--lam is for imaml"),
         ("train --resume nowhere", "nowhere is not a metagrad run"),
         ("train glyphs --resume nowhere", "leave out glyphs"),
@@ -58,14 +57,18 @@ def complaint(capsys, *words):
         ("train glyphs --device warp", "no device 'warp'"),
         ("evaluate nowhere", "nowhere is not a metagrad run"),
         ("evaluate nowhere --tasks 1", "--tasks must be at least 2"),
-        ("train glyphs --seed 99999999999999999999999", "--seed must be below"),
+        ("train glyphs --seed 99999999999999999999999", "--seed must be at most"),
         ("train glyphs --device meta", "cpu and cuda"),
-        ("train glyphs --tasks 10000000000000000000000", "--tasks must be at most 1,000,000,000"),
+        ("train glyphs --tasks 10000000000000000000000", "--tasks-per-step must be at most 1,000,000,000"),
         ("train glyphs --adapts zzz", "zzz"),
         ("train glyphs --outer-lr 1e300", "--outer-lr must be positive and finite"),
         ("evaluate", "metagrad evaluate needs RUN; see metagrad evaluate --help"),
         ("adapt", "metagrad adapt needs RUN, SUPPORT, --out MODEL; see metagrad adapt --help"),
-        ("learn", "learn"),
+        ("learn", "metagrad has no 'learn': there are train, evaluate"),
+        ("evaluat r", "metagrad has no 'evaluat' (did you mean evaluate?)"),
+        ("evaluate r --split tset", "--split is one of test, val, got 'tset' (did you mean test?)"),
+        ("evaluate r --task 3", "there is no option --task (did you mean --tasks?)"),
+        ("evaluate r s", "there is no place for 's'; see metagrad evaluate --help"),
     ],
 )
 def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):
@@ -91,9 +94,9 @@ def test_help_explains_every_option(capsys, words):
     text = capsys.readouterr().out
     assert "(default: None)" not in text
     for line, after in itertools.pairwise(text.splitlines()):
-        word = re.match(r"│ {11,}(\S+)", after)
-        if word and re.match(r"│ {11,}\S", line):
-            assert len(line.rstrip("│ ")) + 1 + len(word[1]) > 78, f"there was room for another word:\n{line}\n{after}"
+        word = re.match(r" {11,}([^\s-]+)", after)  # up to a hyphen, where a line may end
+        if word and re.match(r" {11,}\S", line):
+            assert len(line) + 1 + len(word[1]) > 78, f"there was room for another word:\n{line}\n{after}"
 
 
 def test_version(capsys):
@@ -226,7 +229,7 @@ def test_own_pictures_from_start_to_end(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "(zoo test" in said.out, "called by its own name"
     assert "skipped 1 file" in said.err
-    split = json.loads((tmp_path / "r" / "config.json").read_text())["split"]
+    split = json.loads((tmp_path / "r" / "config.json").read_text())["data"]["split"]
     assert [len(split[which]) for which in ("train", "val", "test")] == [6, 2, 2]
     assert main(["evaluate", "r", "--tasks", "4"]) == 0, "where the pictures are is remembered"
     assert main(["check", "r", "--tasks", "2"]) == 0
@@ -253,7 +256,7 @@ def test_check_of_other_methods(small, capsys, method):
 
 def test_a_run_is_resumed_on_another_device_if_asked(small, capsys):
     assert main(["train", "omniglot", *SMALL, "--run", "r"]) == 0
-    rewritten(small / "r" / "config.json", lambda record: record["config"].update(device="cuda:7"))
+    rewritten(small / "r" / "config.json", lambda record: record["experiment"]["compute"].update(device="cuda:7"))
     assert main(["train", "--resume", "r", "--meta-steps", "40"]) == 2
     assert main(["train", "--resume", "r", "--meta-steps", "40", "--device", "cpu"]) == 0
 
@@ -346,7 +349,8 @@ def test_a_closed_pipe_does_not_end_the_training(small):
 def test_two_runs_started_at_once_get_two_folders(small, monkeypatch):
     from metagrad.cli import train
 
-    folders = {train._default_folder("omniglot", TrainConfig()) for _ in range(5)}
+    asked = experiment()
+    folders = {train._default_folder(asked) for _ in range(5)}
     assert len(folders) == 5
 
 

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -13,9 +12,11 @@ import ridge_strengths
 import sequences
 import sinusoid
 
+from metagrad.cli.describe import call
+
 
 def run(main, *args):
-    return tyro.cli(main, args=args)
+    return call(main, args)
 
 
 def test_learned_ridge_strengths_beat_the_grid(capsys):

@@ -132,7 +132,7 @@ def test_the_core_knows_nothing_of_few_shot_learning():
 import sys, metagrad.implicit
 assert not [m for m in sys.modules if m.startswith(("metagrad.fewshot", "metagrad.data", "metagrad.experiment"))]
 import metagrad.fewshot
-heavy = {"matplotlib", "pooch", "rich", "tyro", "safetensors", "tensorboard", "platformdirs", "metagrad.experiment"}
+heavy = {"matplotlib", "pooch", "rich", "safetensors", "tensorboard", "platformdirs", "metagrad.experiment"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 
-import docstring_parser
 import pytest
 from toyruns import new_run, toy, train
 
@@ -108,7 +107,6 @@ def state():
         warnings.showwarning,
         list(warnings.filters),
         [stream.errors for stream in (sys.stdin, sys.stdout, sys.stderr)],
-        docstring_parser.parse_from_object,
         sys.unraisablehook,
         os.environ.get("COLUMNS"),
     )

@@ -62,8 +62,10 @@ class Learner:
     calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, run: Path, *, calibrated: bool = True, code: Collection[str] = ()) -> Learner:
+    def of(cls, run: Path | Run, *, calibrated: bool = True, code: Collection[str] = ()) -> Learner:
         """Return what a run learned; ``glyphs``, where there is no such folder, is the model that comes with metagrad.
+
+        A run that is open already has its code: nothing has to be named.
 
         ``calibrated=False`` leaves aside what was found about its probabilities, if anything was.
 
@@ -72,12 +74,12 @@ class Learner:
         MetagradError
             if it is not a run, or has no validated weights yet.
         """
-        if str(run) == "glyphs" and not run.exists():
+        if not isinstance(run, Run) and str(run) == "glyphs" and not run.exists():
             run = Path(str(resources.files("metagrad.classifier") / "models" / "glyphs"))
-        opened = Run.open(run, code=code)
+        opened = run if isinstance(run, Run) else Run.open(run, code=code)
         state = learned(opened, "best")
         facts = {
-            "run": run.name,
+            "run": opened.folder.name,
             "dataset": opened.dataset,
             "digest": state.digest,
             "step": state.facts["best_step"],

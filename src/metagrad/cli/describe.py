@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from metagrad.cli.arguments import Option, option_of
+from metagrad.cli.arguments import Option, Section, option_of, read
+from metagrad.errors import MetagradError
 from metagrad.experiment.values import to_json
 
 Made = Callable[..., Any]
@@ -46,7 +49,8 @@ def described(made: Made, *, kin: tuple[Made, ...] = ()) -> Described:
     texts: dict[str, str] = {}
     doc = inspect.getdoc(made) or ""
     for one in (*home, *sorted(kin, key=lambda one: f"`{one.__name__}`" not in doc)):  # "as in :class:`MAML`" first
-        texts = {**parameters(inspect.getdoc(one) or "" if "__doc__" in vars(one) else ""), **texts}
+        inherits = isinstance(one, type) and "__doc__" not in vars(one)
+        texts = {**parameters("" if inherits else inspect.getdoc(one) or ""), **texts}
     options, parts = [], {}
     for name, default in fields.items():
         required = default is dataclasses.MISSING
@@ -58,6 +62,23 @@ def described(made: Made, *, kin: tuple[Made, ...] = ()) -> Described:
         else:
             parts[name] = to_json(plain) if dataclasses.is_dataclass(plain) else None
     return Described(about=summary(made), options=options, parts=parts)
+
+
+def call(made: Made, words: Sequence[str] | None = None) -> Any:
+    """Call a function with what a command line gives for its parameters: a program of one function.
+
+    Parameters
+    ----------
+    words:
+        ``None``: those of this process.
+    """
+    prog = Path(sys.argv[0]).name if words is None else getattr(made, "__name__", "call")
+    try:
+        sections = [Section("options", described(made).options)]
+        given = read(prog, summary(made), sections, sys.argv[1:] if words is None else words)
+    except MetagradError as error:
+        raise SystemExit(f"{prog}: {error}") from None
+    return made(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def defaults(made: Made) -> dict[str, Any]:
@@ -112,4 +133,6 @@ def plain_text(text: str) -> str:
 
 
 def _plain(default: Any) -> Any:
+    if isinstance(default, Path):
+        return str(default)
     return default if isinstance(default, bool | int | float | str | tuple) else None

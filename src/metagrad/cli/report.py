@@ -92,7 +92,7 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     hardest: list[Confusion] = []
     if dataset is not None and run.has("best"):
         with screen.status("looking at tasks"):
-            grids, hardest = looked_at(Learner.of(run.folder), dataset)
+            grids, hardest = looked_at(Learner.of(run), dataset)
     calibration = Calibration.of_run(run, best)
     return Shown(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
 

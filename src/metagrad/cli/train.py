@@ -130,7 +130,8 @@ class Train:
             return 130
         show_result(screen, outcome.result)
         if ranks.first:
-            if sources.dataset is not None:
+            # A classifier of any number of classes needs a network that is built for so many.
+            if sources.dataset is not None and hasattr(run.experiment.network, "build"):
                 with run:
                     _calibrate(screen, run, sources.dataset)
             page = _report(screen, run, sources.dataset)
@@ -158,11 +159,11 @@ class Train:
             opened = self._follow(Run.open(folder, code=self.code), resume, progress)
             opened[0].writes = False
         run, sources, _ = opened
-        mine = run.experiment if resume else self._experiment()
+        mine = run.experiment if resume else self.experiment()
         ranks.require_same({**described(mine), "data": sources.digest, "torch": versions()["torch"]})
         return opened
 
-    def _experiment(self) -> Experiment:
+    def experiment(self) -> Experiment:
         """Return what the options ask for."""
         return self.plan.experiment(self.given, task_set=self.task_set, seed=self.seed)
 
@@ -176,7 +177,7 @@ class Train:
             resume = resume or Run.made_by(launch_id(), self.run or Path("runs"))
         if resume is not None:
             return self._follow(Run.open(resume, code=self.code), True, progress)
-        experiment = self._experiment()
+        experiment = self.experiment()
         split = None if self.split is None else _read_split(self.split)
         sources = opened_for(experiment, data_dir=self.data_dir, split=split, strict=self.strict, progress=progress)
         for note in sources.notes:
@@ -230,7 +231,7 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
     from metagrad.cli.progress import WorkProgress
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
-        learner = Learner.of(run.folder, calibrated=False)
+        learner = Learner.of(run, calibrated=False)
         found = calibrate(learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress)
     run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     own = found.own
