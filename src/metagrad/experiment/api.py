@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from metagrad.data import Progress
 from metagrad.errors import MetagradWarning
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.init import Weights, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
@@ -24,6 +25,7 @@ def train(
     run: str | Path,
     *,
     resume: bool = False,
+    init: str | Path | None = None,
     data_dir: str | Path | None = None,
     report: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
@@ -39,6 +41,9 @@ def train(
     resume:
         go on from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
         such directory yet, begin. The experiment may ask for more meta-steps than before.
+    init:
+        weights to begin at: a run directory (its best), also of another method or other ways; a model file; or a
+        ``state_dict`` in safetensors. What is taken, begun anew and left out is the first :class:`Event`.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
@@ -72,20 +77,34 @@ def train(
     >>> train(experiment, tempfile.mkdtemp()).result["metric"]
     'test_squared_error'
     """
+    begin: Weights | None = None
     folder, where = Path(run), None if data_dir is None else Path(data_dir)
     if resume and (folder / "config.json").exists():
         opened = Run.open(folder, experiment=experiment)
         sources = open_sources(opened, data_dir=where, device=experiment.compute.device, progress=progress)
     else:
         resume = False
+        begin = None if init is None else read_weights(init)
         sources = opened_for(experiment, data_dir=where, progress=progress)
         for note in sources.notes:
             warnings.warn(note, MetagradWarning, stacklevel=2)
-        opened = Run.create(folder, experiment, sources)
+        opened = Run.create(folder, experiment, sources, init=None if begin is None else begin.where)
     with opened:
         if resume:
             opened.raise_meta_steps(experiment.meta_steps)
-        return train_run(opened, sources, resume=resume, report=report, stop=stop, ranks=ranks)
+        return train_run(opened, sources, resume=resume, init=begin, report=report, stop=stop, ranks=ranks)
+
+
+def read_weights(where: str | Path, *, code: Collection[str] = ()) -> Weights:
+    """Return the weights in a run directory (the best), a model file, or any safetensors file.
+
+    Raises
+    ------
+    MetagradError
+        if there are none.
+    """
+    path = Path(where)
+    return Weights(Run.open(path, code=code).load("best").theta if path.is_dir() else read_file(path), str(where))
 
 
 def opened_for(

@@ -74,6 +74,12 @@ class OuterState:
             "step": 0, "best_score": None, "best_step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "window": [],
         }  # fmt: skip
 
+    def begin_average(self) -> None:
+        """Let the moving average begin at theta as it is now."""
+        if self.average is not None:
+            for name, leaf in self.theta.items():
+                self.average[name].copy_(leaf.detach())
+
     @property
     def step(self) -> int:
         """Meta-steps done."""
