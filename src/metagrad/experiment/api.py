@@ -9,7 +9,7 @@ from pathlib import Path
 from metagrad.data import Progress
 from metagrad.errors import MetagradWarning
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.init import Weights, read_file
+from metagrad.experiment.init import Weights, begin_at, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
@@ -20,6 +20,7 @@ from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
 
 
+@default_modes()
 def train(
     experiment: Experiment,
     run: str | Path,
@@ -85,7 +86,7 @@ def train(
     else:
         resume = False
         begin = None if init is None else read_weights(init)
-        sources = opened_for(experiment, data_dir=where, progress=progress)
+        sources = opened_for(experiment, data_dir=where, init=begin, progress=progress)
         for note in sources.notes:
             warnings.warn(note, MetagradWarning, stacklevel=2)
         opened = Run.create(folder, experiment, sources, init=None if begin is None else begin.where)
@@ -107,12 +108,14 @@ def read_weights(where: str | Path, *, code: Collection[str] = ()) -> Weights:
     return Weights(Run.open(path, code=code).load("best").theta if path.is_dir() else read_file(path), str(where))
 
 
+@default_modes()
 def opened_for(
     experiment: Experiment,
     *,
     data_dir: Path | None = None,
     split: object = None,
     strict: bool = False,
+    init: Weights | None = None,
     progress: Progress | None = None,
 ) -> Sources:
     """Open an experiment's tasks, and refuse a network or a method that they do not fit.
@@ -132,13 +135,12 @@ def opened_for(
         strict=strict,
         progress=progress,
     )
-    require_fit(experiment, sources)
+    require_fit(experiment, sources, init)
     return sources
 
 
-@default_modes()
-def require_fit(experiment: Experiment, sources: Sources) -> None:
-    """Try the network and the method on one task.
+def require_fit(experiment: Experiment, sources: Sources, init: Weights | None = None) -> None:
+    """Try the network and the method on one task, and weights to begin at.
 
     Raises
     ------
@@ -148,5 +150,7 @@ def require_fit(experiment: Experiment, sources: Sources) -> None:
     method, model = build(experiment, sources.inputs, sources.outputs)
     model = model.to(sources.device)
     theta = method.init(model)
+    if init is not None:
+        begin_at(theta, init.weights, init.where)
     generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
     evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
