@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from metagrad.data import Progress
-from metagrad.errors import MetagradWarning
+from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.init import Weights, begin_at, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
@@ -153,4 +153,9 @@ def require_fit(experiment: Experiment, sources: Sources, init: Weights | None =
     if init is not None:
         begin_at(theta, init.weights, init.where)
     generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
-    evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
+    try:
+        evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
+    except MetagradError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise MetagradError(f"the network, the tasks and the loss do not fit together: {in_short(error)}") from error

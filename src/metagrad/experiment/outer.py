@@ -190,11 +190,10 @@ def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params,
     given = {name: leaf for name, leaf in tensors.items() if name.startswith(f"{prefix}/")}
     if step == 0 and not given:  # stopped before the first update
         return
-    shapes = {name: torch.empty_like(leaf, device="meta").requires_grad_() for name, leaf in theta.items()}
-    for leaf in shapes.values():
-        leaf.grad = torch.empty_like(leaf)
-    optimizer = make_optimizer(outer, shapes)
-    optimizer.step()
+    try:
+        shapes, optimizer = _stepped(outer, theta, "meta")
+    except RuntimeError:  # one that looks at numbers
+        shapes, optimizer = _stepped(outer, theta, "cpu")
     wanted = {
         f"{prefix}/{name}/{key}": value
         for name, leaf in shapes.items()
@@ -210,6 +209,16 @@ def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params,
         require_like(name, given[name], torch.empty((), dtype=given[name].dtype) if counts else torch.as_tensor(like))
         if name.endswith("/exp_avg_sq") and bool((given[name] < 0).any()):
             raise ValueError(f"{name} is a mean of squares and negative")
+
+
+def _stepped(outer: Outer, theta: Params, device: str) -> tuple[Params, torch.optim.Optimizer]:
+    """Return an optimiser after one step on weights of these shapes."""
+    shapes = {name: torch.zeros_like(leaf, device=device).requires_grad_() for name, leaf in theta.items()}
+    for leaf in shapes.values():
+        leaf.grad = torch.zeros_like(leaf)
+    optimizer = make_optimizer(outer, shapes)
+    optimizer.step()
+    return shapes, optimizer
 
 
 def _require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
