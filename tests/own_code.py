@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metagrad.fewshot import MAML, Sinusoids, Tasks
+from metagrad import GradientDescent
+from metagrad.fewshot import MAML, Bilevel, Sinusoids, Tasks
 
 
 class Rhythm(nn.Module):
@@ -55,6 +56,38 @@ class Curves:
     train = Sinusoids(shots=4, queries=4)
     val = Sinusoids(shots=4, queries=6)
     test = Sinusoids(shots=4, queries=8)
+
+
+def columns(num_tasks, *, generator):
+    """Draw regressions in which two of four columns say nothing."""
+    x = torch.randn(num_tasks, 24, 4, generator=generator)
+    noise = torch.randn(num_tasks, 24, generator=generator)
+    y = x[..., 0] - x[..., 1] + 2 * noise
+    return Tasks((x[:, :8], y[:, :8]), (x[:, 8:], y[:, 8:]))
+
+
+def misfit(phi, theta, batch):
+    """Mean squared error."""
+    return (batch.x @ phi["w"] - batch.y).square().mean()
+
+
+def ridge(phi, theta, batch):
+    """With a strength for each column."""
+    return misfit(phi, theta, batch) + (theta["log_lam"].exp() * phi["w"].square()).sum()
+
+
+def zero_strengths():
+    return {"log_lam": torch.zeros(4)}
+
+
+def zero_weights(theta):
+    return {"w": torch.zeros(4)}
+
+
+STRENGTHS = Bilevel(
+    theta=zero_strengths, phi=zero_weights, inner_objective=ridge, outer_objective=misfit,
+    solver=GradientDescent(lr=0.05, max_steps=300),
+)  # fmt: skip
 
 
 def nothing():

@@ -44,7 +44,11 @@ from metagrad.fewshot import (
 SHORT = Budget(meta_steps=12, tasks_per_step=2, val_every=4, val_tasks=4, test_tasks=6)
 CURVES = Sinusoids(shots=4, queries=4)
 STEPS = MAML(inner_lr=0.02, loss=SquaredError())
-OWN = ("own_code:Rhythm", "own_code:rhythms", "own_code:smooth", "own_code:margin", "own_code:Slow", "own_code:Curves")
+OWN = tuple(
+    f"own_code:{name}"
+    for name in ("Rhythm", "rhythms", "smooth", "margin", "Slow", "Curves", "columns", "misfit", "ridge",
+                 "zero_strengths", "zero_weights")
+)  # fmt: skip
 # A new value joins by a line.
 VALUES = [
     IMAML(lam=0.3, learn_lam="tensor", solver=Nesterov(lr=0.1, max_steps=3), adapts="head.*"),
@@ -52,8 +56,9 @@ VALUES = [
     IMAML(adjoint=FirstOrder(), loss=CrossEntropy(class_weight=(1, 2), label_smoothing=0.1)),
     IMAML(adjoint=Implicit(linear_solver=Woodbury(), curvature="gauss_newton"), metric=own_code.margin),
     MAML(truncate=2, inner_steps=3), MAML(checkpoint=2, inner_steps=4, loss=own_code.smooth), MetaSGD(), FOMAML(),
-    Reptile(loss=SquaredError()), ANIL(features="recomputed"), BOIL(), ITDBiO(l2=0.5), ProtoNet(head="fc.*"), R2D2(l2=1),
+    Reptile(loss=SquaredError()), ANIL(features="recomputed"), BOIL(), ITDBiO(l2=0.5), ProtoNet(head="f.*"), R2D2(l2=1),
     MemoryReduced(solver=HessianFree(max_steps=2), adjoint=Implicit(linear_solver=CG(max_steps=3))),
+    own_code.STRENGTHS,
     MemoryReduced(adjoint=Unroll(), loss=BinaryCrossEntropy(positive_weight=2.0)), own_code.Slow(patience=3),
     Conv4Config(filters=8, norm="group"), ResNet12Config(), MLPConfig(hidden=(3, 4)),
     Episodes("omniglot", ways=20), Episodes("folder"), TaskSet(tasks=Episodes("glyphs"), count=7), CURVES,
@@ -156,6 +161,10 @@ EXPERIMENTS = {
     ),
     "an optimiser of whole matrices": Experiment(
         tasks=CURVES, network=MLPConfig(hidden=(8,)), method=STEPS, budget=SHORT, outer=Outer(optimizer="Adafactor")
+    ),
+    "a bilevel problem": Experiment(tasks=own_code.columns, method=own_code.STRENGTHS, budget=SHORT),
+    "a bilevel problem of a finite set": Experiment(
+        tasks=TaskSet(tasks=own_code.columns, count=3), method=own_code.STRENGTHS, budget=SHORT
     ),
     "a finite set": Experiment(
         tasks=TaskSet(tasks=own_code.rhythms, count=5), network=own_code.Rhythm, method=MemoryReduced(), budget=SHORT
@@ -285,3 +294,19 @@ def test_minutes_end_a_training(tmp_path):
     assert outcome.result["meta_steps"] == outcome.step < 10**5
     lines = Run.open(tmp_path / "run").metrics()
     assert "val_squared_error" in lines[-1]
+
+
+def test_a_bilevel_problem_is_trained_and_checked(tmp_path):
+    """A ridge strength for each column: the columns that say nothing get the larger ones."""
+    budget = Budget(meta_steps=60, tasks_per_step=4, val_tasks=20, test_tasks=20)
+    experiment = Experiment(tasks=own_code.columns, method=own_code.STRENGTHS, budget=budget, outer=Outer(lr=0.1))
+    outcome = train(experiment, tmp_path / "run")
+    run = Run.open(tmp_path / "run", experiment=experiment)
+    assert outcome.result["metric"] == "test_loss"
+    first, *_, last = [line["val_loss"] for line in run.metrics() if "val_loss" in line]
+    assert last < first
+    told, silent = run.load("last").theta["log_lam"].split(2)
+    assert silent.min() > told.max() + 1
+    assert run.check(tasks=3)["error"] < 1e-3
+    with pytest.raises(MetagradError, match="makes no predictions"):
+        run.adapt(own_code.columns(1, generator=torch.Generator()).support).predict(torch.zeros(1, 1, 4))

@@ -22,7 +22,7 @@ from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
-from metagrad.fewshot import AdaptsWeights, Algorithm, Evaluation, evaluate, meta_gradient
+from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.algorithms import summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.fewshot.task_set import Warm
@@ -127,7 +127,6 @@ def train_run(
         try:
             with arithmetic(experiment.compute.precision, sources.device):
                 if fixed is not None:
-                    assert isinstance(method, AdaptsWeights)
                     metrics, ends = fixed.gradient(method, model, theta, chunk=experiment.compute.chunk)
                     share = 1.0
                 else:
