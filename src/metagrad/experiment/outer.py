@@ -222,12 +222,15 @@ def _stepped(outer: Outer, theta: Params, device: str) -> tuple[Params, torch.op
 
 
 def _require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
-    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none)."""
-    for name, leaf in tensors.items():
-        if not name.startswith("warm/"):
-            continue
-        part, _, key = name.removeprefix("warm/").partition("/")
-        if tasks is None or part not in ("phi", "u") or key not in parameters:
-            raise ValueError(f"{name} is one too many")
-        like = parameters[key]
-        require_like(name, leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))
+    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
+
+    Where phi is weights of the network, their shapes are known; of a bilevel problem's own phi, that ``u`` has the same.
+    """
+    ends = {name.removeprefix("warm/"): leaf for name, leaf in tensors.items() if name.startswith("warm/")}
+    for name, leaf in ends.items():
+        part, _, key = name.partition("/")
+        other = ends.get(f"{'u' if part == 'phi' else 'phi'}/{key}")
+        if tasks is None or part not in ("phi", "u") or other is None:
+            raise ValueError(f"warm/{name} is one too many")
+        like = parameters.get(key, other[0] if other.dim() and len(other) else other)
+        require_like(f"warm/{name}", leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))
