@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from strokes import dataset, drawings
-from toyruns import config, train
+from toyruns import experiment, train
 
 import metagrad
 from metagrad import MetagradError, strict_json, tensorfile
@@ -268,9 +268,9 @@ def test_every_method_adapts(tmp_path):
     labels = [f"k{i // 4}" for i in range(16)]
     for method in ("reptile", "boil", "memory-reduced", "r2d2", "protonet"):
         options = {"inner_steps": None} if method in ("r2d2", "protonet") else {}
-        made = config(method=method, meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
+        made = experiment(method=method, meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
         folder = tmp_path / method
-        with Run.create(folder, "omniglot", made, command=["test"], digest="digest0") as run:
+        with Run.create(folder, made, made.tasks.of(dataset())) as run:
             train(run, dataset())
         classifier = Learner.of(folder).adapt(images, labels)
         classifier.save(folder / "m")
@@ -305,8 +305,8 @@ def test_left_out_by_the_head_alone_is_left_out_by_the_whole(tmp_path, method, w
     options = {"inner_steps": None} if method in ("r2d2", "protonet") else {}
     if method == "memory-reduced":  # five CG steps a Newton step magnify what rounding differs in
         options = {"inner_solver": "gd"}
-    made = config(method=method, norm="group", meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
-    with Run.create(tmp_path / "run", "omniglot", made, command=["test"], digest="digest0") as run:
+    made = experiment(method=method, norm="group", meta_steps=4, val_every=2, filters=8, test_tasks=4, **options)
+    with Run.create(tmp_path / "run", made, made.tasks.of(dataset())) as run:
         train(run, dataset())
     learner = Learner.of(tmp_path / "run")
     images = 255 - torch.from_numpy(drawings(ways, 3, 3))[:, :, ::2, ::2].flatten(0, 1)[:, None]

@@ -10,6 +10,7 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.format1 import method_of
 from metagrad.fewshot import MLP, Batch, Conv4, ResNet12
+from metagrad.fewshot.split import with_last_layer
 
 METHODS = ("imaml", "maml", "meta-sgd", "fomaml", "reptile", "anil", "boil", "itd-bio", "memory-reduced", "protonet",
            "r2d2")  # fmt: skip
@@ -23,8 +24,7 @@ def task(ways, shots, channels=1, size=16, seed=0):
 
 def adapted(name, model, support):
     """Return the adapted network, the method's own outputs for other images, and those images."""
-    head = f"{list(model.named_parameters())[-1][0].rpartition('.')[0]}.*"
-    method = method_of(TrainConfig(method=name, **own(name)).resolved("glyphs"), head)
+    method = with_last_layer(method_of(TrainConfig(method=name, **own(name)).resolved("glyphs")), model)
     theta = method.init(model)
     with torch.no_grad():
         solution = method.adapt(model, theta, support)

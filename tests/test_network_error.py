@@ -1,7 +1,7 @@
 """The diagnostic on a trained network: its rows are what they say, and the accurate gradient is where steps lead."""
 
 import pytest
-from toyruns import new_run, toy, train
+from toyruns import new_run, sources, toy, train
 
 from metagrad.errors import MetagradError
 from metagrad.recipes.figures import draw_network, save
@@ -14,7 +14,7 @@ def test_rows_of_a_trained_network(tmp_path):
         train(run, toy())
     done = []
     protocol = NetworkProtocol(tasks=2, lams=(2.0,), steps=(1, 300))
-    rows = measure(run, toy(), protocol, lambda now, total: done.append((now, total)))
+    rows = measure(run, sources(run, toy()), protocol, lambda now, total: done.append((now, total)))
     assert done == [(0, 2), (1, 2), (2, 2)]
     assert len(rows) == len(ACTIVATIONS) * len(ADJOINTS) * 2
     smooth = {(row.method, row.inner_steps): row for row in rows if row.activation == "softplus"}
@@ -36,4 +36,4 @@ def test_a_run_of_another_method_is_refused(tmp_path):
     with new_run(tmp_path / "run", meta_steps=10, method="maml") as run:
         train(run, toy())
         with pytest.raises(MetagradError, match="a run of maml"):
-            measure(run, toy(), NetworkProtocol())
+            measure(run, sources(run, toy()), NetworkProtocol())

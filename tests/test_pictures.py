@@ -22,8 +22,7 @@ from metagrad import MetagradError, MetagradWarning, data
 from metagrad.data import folder, pictures
 from metagrad.data.archive import fingerprint
 from metagrad.data.class_folders import candidates
-from metagrad.experiment.config import TrainConfig
-from metagrad.experiment.setup import episodes_of, too_few
+from metagrad.experiment import Episodes
 from metagrad.fewshot import EpisodeSampler
 
 SIZE = 16
@@ -328,14 +327,13 @@ def test_classes_of_too_few_images_are_left_out_of_training(tmp_path):
         (root / "class 0" / f"{which}.png").unlink()
     dataset = data.load("folder", data_dir=str(root), image_size=SIZE)
     held = next(which for which in ("train", "val", "test") if "class 0" in getattr(dataset, which).names)
-    wanted = TrainConfig(ways=2, shots=2, queries=2).resolved("folder")
-    assert "1 class with fewer than 2 + 2 images (class 0)" in too_few(wanted, dataset)
-    assert too_few(TrainConfig(ways=2, shots=1, queries=2).resolved("folder"), dataset) is None
-    classes = getattr(dataset, held)
-    assert "class 0" not in episodes_of(classes, wanted, which=held).classes.names
-    many = TrainConfig(ways=14, shots=2, queries=2).resolved("folder")
+    wanted = Episodes("folder", ways=2, shots=2, queries=2)
+    assert "1 class with fewer than 2 + 2 images (class 0)" in wanted.of(dataset).notes[-1]
+    assert not Episodes("folder", ways=2, shots=1, queries=2).of(dataset).notes
+    assert "class 0" not in wanted.sampler(dataset, held).classes.names
+    many = Episodes("folder", ways=14, shots=2, queries=2)
     with pytest.raises(MetagradError, match=r"14 ways is more than the \d+ classes for .*fewer than 2 \+ 2"):
-        episodes_of(classes, many, which=held)
+        many.sampler(dataset, held)
 
 
 def test_archives_that_hide_their_pictures_are_called_so(tmp_path):

@@ -76,7 +76,7 @@ def test_one_page_of_one_run(runs, tmp_path, capsys):
 def test_runs_beside_each_other(runs, tmp_path):
     one, odd = runs
     folder = tmp_path / odd
-    rewritten(folder / "config.json", lambda record: record["config"].update(outer_lr=0.5))
+    rewritten(folder / "config.json", lambda record: record["experiment"]["outer"].update(lr=0.5))
     for name in ("best", "last"):  # the weights know the options they came of
         (folder / f"{name}.safetensors").unlink()
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])

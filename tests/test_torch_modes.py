@@ -248,7 +248,7 @@ def test_runs_and_classifiers_have_settings_of_their_own(tmp_path):
     def all_of_it(name):
         known = learner()
         classifier = known.adapt(DRAWINGS, LABELS)
-        with new_run(tmp_path / name, meta_steps=4, val_every=2) as run:
+        with new_run(tmp_path / name, dataset=data, meta_steps=4, val_every=2) as run:
             train(run, data)
         left = torch.tensor(known.leave_one_out(DRAWINGS, LABELS)["accuracy"], **CPU)
         return *classifier.judge(DRAWINGS), left, tensors(tmp_path / name)["theta/head.weight"]

@@ -47,10 +47,10 @@ def sources(run, dataset):
     return run.experiment.tasks.of(found, run.seeds) if isinstance(run.experiment.tasks, TaskSet) else found
 
 
-def new_run(folder, **options):
+def new_run(folder, *, dataset=None, **options):
     asked = experiment(**options)
     tasks = asked.tasks.tasks if isinstance(asked.tasks, TaskSet) else asked.tasks
-    return Run.create(folder, asked, tasks.of(toy()), command=["test"])
+    return Run.create(folder, asked, tasks.of(dataset or toy()), command=["test"])
 
 
 def train(run, dataset, **options):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from metagrad.data.classes import Dataset, ImageClasses
-from metagrad.data.sources import data_directory
 from metagrad.torch_modes import default_modes
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["DATASETS", "About", "Dataset", "ImageClasses", "data_directory", "load"]
+__all__ = ["DATASETS", "About", "Dataset", "ImageClasses", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from metagrad.data import Progress
-from metagrad.errors import MetagradWarning
+from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.init import Weights, begin_at, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
@@ -19,11 +20,13 @@ from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
 
 
+@default_modes()
 def train(
     experiment: Experiment,
     run: str | Path,
     *,
     resume: bool = False,
+    init: str | Path | None = None,
     data_dir: str | Path | None = None,
     report: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
@@ -39,6 +42,9 @@ def train(
     resume:
         go on from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
         such directory yet, begin. The experiment may ask for more meta-steps than before.
+    init:
+        weights to begin at: a run directory (its best), also of another method or other ways; a model file; or a
+        ``state_dict`` in safetensors. What is taken, begun anew and left out is the first :class:`Event`.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
@@ -72,28 +78,44 @@ def train(
     >>> train(experiment, tempfile.mkdtemp()).result["metric"]
     'test_squared_error'
     """
+    begin: Weights | None = None
     folder, where = Path(run), None if data_dir is None else Path(data_dir)
     if resume and (folder / "config.json").exists():
         opened = Run.open(folder, experiment=experiment)
         sources = open_sources(opened, data_dir=where, device=experiment.compute.device, progress=progress)
     else:
         resume = False
-        sources = opened_for(experiment, data_dir=where, progress=progress)
+        begin = None if init is None else read_weights(init)
+        sources = opened_for(experiment, data_dir=where, init=begin, progress=progress)
         for note in sources.notes:
             warnings.warn(note, MetagradWarning, stacklevel=2)
-        opened = Run.create(folder, experiment, sources)
+        opened = Run.create(folder, experiment, sources, init=None if begin is None else begin.where)
     with opened:
         if resume:
             opened.raise_meta_steps(experiment.meta_steps)
-        return train_run(opened, sources, resume=resume, report=report, stop=stop, ranks=ranks)
+        return train_run(opened, sources, resume=resume, init=begin, report=report, stop=stop, ranks=ranks)
 
 
+def read_weights(where: str | Path, *, code: Collection[str] = ()) -> Weights:
+    """Return the weights in a run directory (the best), a model file, or any safetensors file.
+
+    Raises
+    ------
+    MetagradError
+        if there are none.
+    """
+    path = Path(where)
+    return Weights(Run.open(path, code=code).load("best").theta if path.is_dir() else read_file(path), str(where))
+
+
+@default_modes()
 def opened_for(
     experiment: Experiment,
     *,
     data_dir: Path | None = None,
     split: object = None,
     strict: bool = False,
+    init: Weights | None = None,
     progress: Progress | None = None,
 ) -> Sources:
     """Open an experiment's tasks, and refuse a network or a method that they do not fit.
@@ -113,13 +135,12 @@ def opened_for(
         strict=strict,
         progress=progress,
     )
-    require_fit(experiment, sources)
+    require_fit(experiment, sources, init)
     return sources
 
 
-@default_modes()
-def require_fit(experiment: Experiment, sources: Sources) -> None:
-    """Try the network and the method on one task.
+def require_fit(experiment: Experiment, sources: Sources, init: Weights | None = None) -> None:
+    """Try the network and the method on one task, and weights to begin at.
 
     Raises
     ------
@@ -129,5 +150,12 @@ def require_fit(experiment: Experiment, sources: Sources) -> None:
     method, model = build(experiment, sources.inputs, sources.outputs)
     model = model.to(sources.device)
     theta = method.init(model)
+    if init is not None:
+        begin_at(theta, init.weights, init.where)
     generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
-    evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
+    try:
+        evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
+    except MetagradError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise MetagradError(f"the network, the tasks and the loss do not fit together: {in_short(error)}") from error

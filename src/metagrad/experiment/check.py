@@ -16,7 +16,7 @@ from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
-from metagrad.fewshot.algorithms.base import AdaptsWeights, judged
+from metagrad.fewshot.algorithms.base import HasInner, judged
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.implicit import (
     GradientDescent,
@@ -55,13 +55,14 @@ def check_run(
     """
     where = sources.device
     state = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs)
+    method: Any
     method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
     drawn = Tasks.of(sources.train(tasks, generator=torch.Generator(sources.draws_on).manual_seed(seed)))
     facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.method_name}
     if isinstance(method, AdaptsHead):  # the same gradient; so that features follow theta wherever it goes
         method = replace(method, features="recomputed")
-    if not isinstance(method, AdaptsWeights) or isinstance(method, Reptile):
+    if not hasattr(method, "inner") or isinstance(method, Reptile):
         raise MetagradError(
             f"{run.method_name} has no inner problem whose solution is differentiated: nothing to check"
         )
@@ -88,7 +89,7 @@ def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[P
 
 
 def _implicit(
-    method: AdaptsWeights, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
+    method: HasInner, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
 ) -> dict[str, Any]:
     inner = method.inner(model, theta, tasks.support)
     found = check_meta_gradient(
@@ -130,7 +131,7 @@ def _implicit(
 
 
 def _unrolled(
-    method: AdaptsWeights, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
+    method: HasInner, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
 ) -> dict[str, Any]:
     outer = query_loss(method, model, tasks)
     gradients = []

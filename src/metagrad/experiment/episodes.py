@@ -10,6 +10,7 @@ import torch
 
 from metagrad import data
 from metagrad.data import Dataset, ImageClasses, Progress
+from metagrad.data.sources import data_directory
 from metagrad.errors import MetagradError
 from metagrad.experiment.networks import Conv4Config
 from metagrad.experiment.sources import Sources, TaskSet
@@ -123,7 +124,7 @@ class Episodes:
                 "data_dir": str(data_dir.absolute()) if data_dir else None,
                 "split": {which: list(getattr(dataset, which).names) for which in ("train", "val", "test")},
             }
-        elif self.dataset != "glyphs" and (where := data.data_directory(data_dir)) is not None:
+        elif self.dataset != "glyphs" and (where := data_directory(data_dir)) is not None:
             record["data_dir"] = str(where.absolute())
         return Sources(
             train=self.sampler(dataset, "train", device=device, rotations=dataset.rotations),

@@ -212,7 +212,8 @@ class Experiment:
         every = self.budget.val_every or max(1, steps // 10)
         object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
         if self.network is None:
-            if (found := getattr(self.tasks, "network", None)) is None:
+            found = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
+            if found is None:
                 raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
             object.__setattr__(self, "network", found)
 

@@ -16,12 +16,13 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.checkpoint import State
 from metagrad.experiment.health import failed, require_finite, warn_dead, warn_digits, warn_noise
+from metagrad.experiment.init import Weights, begin_at
 from metagrad.experiment.measure import measure
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
-from metagrad.fewshot import AdaptsWeights, Algorithm, Evaluation, evaluate, meta_gradient
+from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.algorithms import summary
 from metagrad.fewshot.meta import Chunks, Metrics
 from metagrad.fewshot.task_set import Warm
@@ -64,6 +65,7 @@ def train_run(
     sources: Sources,
     *,
     resume: bool = False,
+    init: Weights | None = None,
     report: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
@@ -76,6 +78,8 @@ def train_run(
         the experiment's tasks, opened.
     resume:
         continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done.
+    init:
+        weights to begin at; a checkpoint goes before them.
     report:
         called with every logged line.
     stop:
@@ -103,6 +107,11 @@ def train_run(
         run.rewind(saved_state)
     theta, generator, progress = state.theta, state.generator, state.progress
     window: list[dict[str, float]] = progress["window"]
+    if init is not None and saved_state is None:
+        taken = begin_at(state.theta, init.weights, init.where)
+        state.begin_average()
+        report(Event(0, experiment.meta_steps, {"init": taken.told()}))
+        run.save("last", state.now(generator.get_state()))  # whoever resumes need not have those weights
     if saved_state is None:
         some = sources.train(min(2, count), generator=run.seeds.generator("tasks", sources.draws_on))
         warn_digits(experiment, method, model, theta, some, ranks)
@@ -118,7 +127,6 @@ def train_run(
         try:
             with arithmetic(experiment.compute.precision, sources.device):
                 if fixed is not None:
-                    assert isinstance(method, AdaptsWeights)
                     metrics, ends = fixed.gradient(method, model, theta, chunk=experiment.compute.chunk)
                     share = 1.0
                 else:

@@ -74,6 +74,12 @@ class OuterState:
             "step": 0, "best_score": None, "best_step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "window": [],
         }  # fmt: skip
 
+    def begin_average(self) -> None:
+        """Let the moving average begin at theta as it is now."""
+        if self.average is not None:
+            for name, leaf in self.theta.items():
+                self.average[name].copy_(leaf.detach())
+
     @property
     def step(self) -> int:
         """Meta-steps done."""
@@ -184,11 +190,10 @@ def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params,
     given = {name: leaf for name, leaf in tensors.items() if name.startswith(f"{prefix}/")}
     if step == 0 and not given:  # stopped before the first update
         return
-    shapes = {name: torch.empty_like(leaf, device="meta").requires_grad_() for name, leaf in theta.items()}
-    for leaf in shapes.values():
-        leaf.grad = torch.empty_like(leaf)
-    optimizer = make_optimizer(outer, shapes)
-    optimizer.step()
+    try:
+        shapes, optimizer = _stepped(outer, theta, "meta")
+    except RuntimeError:  # one that looks at numbers
+        shapes, optimizer = _stepped(outer, theta, "cpu")
     wanted = {
         f"{prefix}/{name}/{key}": value
         for name, leaf in shapes.items()
@@ -206,13 +211,26 @@ def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params,
             raise ValueError(f"{name} is a mean of squares and negative")
 
 
+def _stepped(outer: Outer, theta: Params, device: str) -> tuple[Params, torch.optim.Optimizer]:
+    """Return an optimiser after one step on weights of these shapes."""
+    shapes = {name: torch.zeros_like(leaf, device=device).requires_grad_() for name, leaf in theta.items()}
+    for leaf in shapes.values():
+        leaf.grad = torch.zeros_like(leaf)
+    optimizer = make_optimizer(outer, shapes)
+    optimizer.step()
+    return shapes, optimizer
+
+
 def _require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
-    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none)."""
-    for name, leaf in tensors.items():
-        if not name.startswith("warm/"):
-            continue
-        part, _, key = name.removeprefix("warm/").partition("/")
-        if tasks is None or part not in ("phi", "u") or key not in parameters:
-            raise ValueError(f"{name} is one too many")
-        like = parameters[key]
-        require_like(name, leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))
+    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
+
+    Where phi is weights of the network, their shapes are known; of a bilevel problem's own phi, that ``u`` has the same.
+    """
+    ends = {name.removeprefix("warm/"): leaf for name, leaf in tensors.items() if name.startswith("warm/")}
+    for name, leaf in ends.items():
+        part, _, key = name.partition("/")
+        other = ends.get(f"{'u' if part == 'phi' else 'phi'}/{key}")
+        if tasks is None or part not in ("phi", "u") or other is None:
+            raise ValueError(f"warm/{name} is one too many")
+        like = parameters.get(key, other[0] if other.dim() and len(other) else other)
+        require_like(f"warm/{name}", leaf, torch.empty(tasks, *like.shape, dtype=like.dtype, device="meta"))

@@ -68,6 +68,7 @@ class Run:
         *,
         command: Sequence[str] = (),
         launch: str | None = None,
+        init: str | None = None,
     ) -> Run:
         """Make a new run directory.
 
@@ -79,6 +80,8 @@ class Run:
             the words that were typed.
         launch:
             names the ``torchrun`` launch that makes it (:meth:`made_by`).
+        init:
+            where the weights that it begins at come from.
 
         Raises
         ------
@@ -98,8 +101,7 @@ class Run:
             "command": list(command),
             "versions": versions(),
         }  # fmt: skip
-        if launch is not None:
-            record["launch"] = launch
+        record |= {key: value for key, value in (("launch", launch), ("init", init)) if value is not None}
         run = cls(folder, Record(record, experiment, data))
         try:
             if folder.exists() and not folder.is_dir():

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from metagrad import tree
 from metagrad.fewshot import losses
-from metagrad.fewshot.algorithms.base import Algorithm, loss_of
+from metagrad.fewshot.algorithms.base import Algorithm, judge_outputs, judged, loss_of
 from metagrad.fewshot.meta import auto_chunks, require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
@@ -132,6 +132,7 @@ class _Judge:
         self.loss = loss_of(algorithm) if loss is None else loss
         self.metric = metric or (getattr(algorithm, "metric", None) if loss is None else None)
         self.alone = is_transductive(model) and not transductive
+        self.own = loss is None and metric is None and not self.alone  # the method judges itself
 
     def __call__(self, given: Tasks, ranks: Ranks) -> Tensor:
         """Return metric and loss of tasks of one shape, float64 ``(2, T)``."""
@@ -144,12 +145,12 @@ class _Judge:
         for start in range(begin, end, size):
             part = tasks.part(start, min(start + size, end))
             solution = self.algorithm.adapt(self.model, self.theta, part.support)
-            outputs = (self._one_by_one if self.alone else self._together)(solution, part)
-            lost = losses.loss_of_tasks(self.loss, outputs, part.query)
-            rows[0, start : start + len(part)] = losses.score_of_tasks(
-                self.loss, self.metric, outputs, part.query.y, lost
-            )
-            rows[1, start : start + len(part)] = lost
+            if self.own:
+                lost, score = judged(self.algorithm, self.model, self.theta, solution, part.query)
+            else:
+                outputs = (self._one_by_one if self.alone else self._together)(solution, part)
+                lost, score = judge_outputs(self.loss, self.metric, outputs, part.query)
+            rows[:, start : start + len(part)] = torch.stack([score.double(), lost.double()])
         return rows
 
     def _together(self, solution: Solution, part: Tasks) -> Tensor:

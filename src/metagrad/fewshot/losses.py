@@ -311,6 +311,17 @@ def score_of_tasks(loss: Loss, metric: Metric | None, outputs: Tensor, targets: 
     return loss.score(outputs, targets) if isinstance(loss, ExampleLoss) else losses.detach()
 
 
+def of_each_task(metric: Callable[..., Any], phi: Any, theta: Any, batch: Any) -> Tensor:
+    """Return an own function of one task's phi, of theta and its batch, for each task: ``(T,)``."""
+    tasks = tree.num_tasks(phi)
+    return torch.stack(
+        [
+            torch.as_tensor(metric(one, theta, part)).float().mean()
+            for one, part in zip(_tasks_of(phi, tasks), _tasks_of(batch, tasks), strict=True)
+        ]
+    )
+
+
 def metric_name(loss: Loss, metric: Metric | None) -> str:
     """Return what the metric is called."""
     if metric is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Warm:
 
 
 def warm_meta_gradient(
-    algorithm: base.AdaptsWeights,
+    algorithm: base.HasInner,
     model: nn.Module,
     theta: Params,
     tasks: Tasks,
@@ -93,10 +94,10 @@ class WarmTasks:
         return self.tasks.part(0, min(num_tasks, len(self.tasks)))
 
     def gradient(
-        self, method: base.AdaptsWeights, model: nn.Module, theta: Params, *, chunk: int | None = None
+        self, method: base.Algorithm, model: nn.Module, theta: Params, *, chunk: int | None = None
     ) -> tuple[Metrics, Warm]:
         """Add the meta-gradient of all; return where they end, which :attr:`warm` is to become with the step."""
-        return warm_meta_gradient(method, model, theta, self.tasks, self.warm, chunk=chunk)
+        return warm_meta_gradient(cast(base.HasInner, method), model, theta, self.tasks, self.warm, chunk=chunk)
 
     def state(self) -> dict[str, Tensor]:
         """Return where the tasks ended, as named tensors."""
@@ -117,17 +118,17 @@ class WarmTasks:
 class _Begun:
     """A method whose tasks begin where they ended."""
 
-    def __init__(self, algorithm: base.AdaptsWeights, warm: Warm | None) -> None:
+    def __init__(self, algorithm: base.HasInner, warm: Warm | None) -> None:
         self.algorithm, self.warm = algorithm, warm
-        self.loss, self.metric = algorithm.loss, algorithm.metric
+        self.loss, self.metric = base.loss_of(algorithm), getattr(algorithm, "metric", None)
         self.solutions: list[Solution] = []
 
     def init(self, model: nn.Module) -> Params:
         return self.algorithm.init(model)
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
-        inner = self.algorithm.inner(model, theta, support)
-        if not isinstance(inner.adjoint, Implicit):
+        inner = self.algorithm.inner(model, theta, support) if hasattr(self.algorithm, "inner") else None
+        if inner is None or not isinstance(inner.adjoint, Implicit):
             raise MetagradError("tasks can go on from where they ended only if the method differentiates implicitly")
         if self.warm is not None:
             # In the method's order, which decides the order of sums: a checkpoint may have another.
@@ -139,6 +140,9 @@ class _Begun:
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
         return self.algorithm.predict(model, theta, solution, x)
+
+    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> base.Judged:
+        return base.judged(self.algorithm, model, theta, solution, query)
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None

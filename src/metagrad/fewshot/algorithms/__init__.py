@@ -10,6 +10,7 @@ from metagrad.fewshot.algorithms.base import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.algorithms.bilevel import Bilevel
 from metagrad.fewshot.algorithms.heads import ANIL, BOIL, ITDBiO, MemoryReduced
 from metagrad.fewshot.algorithms.imaml import IMAML
 from metagrad.fewshot.algorithms.learned import summary
@@ -25,6 +26,7 @@ __all__ = [
     "R2D2",
     "AdaptsWeights",
     "Algorithm",
+    "Bilevel",
     "ITDBiO",
     "Inner",
     "MemoryReduced",

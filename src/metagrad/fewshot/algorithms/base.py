@@ -17,7 +17,7 @@ from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.fewshot import losses, many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
-from metagrad.implicit import Adjoint, Composed, InnerSolver, Proximal, Solution, argmin
+from metagrad.implicit import Adjoint, Composed, InnerSolver, Objective, Proximal, Solution, argmin
 from metagrad.tree import Hyper, Params
 
 
@@ -77,7 +77,7 @@ class GivesNetworks(Algorithm, Protocol):
 class Inner(NamedTuple):
     """What :func:`~metagrad.argmin` is asked: a method's inner problems, how they are solved and differentiated."""
 
-    objective: Composed
+    objective: Objective
     init: Params
     theta: Params
     data: Any
@@ -88,6 +88,21 @@ class Inner(NamedTuple):
         """Ask it."""
         objective, init, theta, data, solver, adjoint = self
         return argmin(objective, init, theta, data, solver=solver, adjoint=adjoint)
+
+
+class HasInner(Algorithm, Protocol):
+    """A method whose tasks have inner problems."""
+
+    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> Inner:
+        """Return them, and how they are solved and differentiated."""
+        ...
+
+
+class Judged(NamedTuple):
+    """Each task's query loss and metric, ``(T,)``; the metric is detached."""
+
+    losses: Tensor
+    score: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +134,10 @@ class Method(ABC):
     @abstractmethod
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return outputs ``(T, N, ...)`` for inputs ``(T, N, ...)``."""
+
+    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> Judged:
+        """Predict a query set and judge it, by the method's loss and metric."""
+        return judge_outputs(self.loss, self.metric, self.predict(model, theta, solution, query.x), query)
 
     def meta_loss(self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None) -> MetaLoss:
         """Query loss at the adapted weights; what its backward does is the method."""
@@ -209,17 +228,18 @@ def query_loss(
     return MetaLoss(loss, torch.cat([part.score for part in parts]), solution, metric_of(algorithm))
 
 
-class Judged(NamedTuple):
-    """Each task's query loss and metric, ``(T,)``; the metric is detached."""
-
-    losses: Tensor
-    score: Tensor
-
-
 def judged(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> Judged:
-    """Predict a query set and judge it, by the method's loss and metric."""
+    """Judge a query set as the method does; an own one that does not say how, by its loss and metric, if any."""
+    judge = getattr(algorithm, "judge", None)
+    if judge is not None:
+        found: Judged = judge(model, theta, solution, query)
+        return found
     outputs = algorithm.predict(model, theta, solution, query.x)
-    loss, metric = loss_of(algorithm), getattr(algorithm, "metric", None)
+    return judge_outputs(loss_of(algorithm), getattr(algorithm, "metric", None), outputs, query)
+
+
+def judge_outputs(loss: losses.Loss, metric: losses.Metric | None, outputs: Tensor, query: AnyBatch) -> Judged:
+    """Return each task's loss and metric of the outputs for its query set."""
     found = losses.loss_of_tasks(loss, outputs, query)
     with torch.no_grad():
         return Judged(found, losses.score_of_tasks(loss, metric, outputs.detach(), query.y, found))
