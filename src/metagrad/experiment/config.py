@@ -126,5 +126,6 @@ class TrainConfig:
         for name, hint in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
             if not is_of(value, hint):
-                raise MetagradError(f"{name} must be {told(hint)}, got {in_short(repr(value), 40)}")
+                option = f"--{name.replace('_', '-')}"
+                raise MetagradError(f"{option} must be {told(hint)}, got {in_short(repr(value), 40)}")
         return self
