@@ -24,7 +24,7 @@ METHOD_OF = {name: getattr(fewshot, path.split(":")[1])() for name, path in tabl
 ALWAYS = {
     "--tasks", "--task-set", "--run", "--run-dir", "--resume", "--code", "--data-dir", "--split", "--strict",
     "--no-strict", "--tensorboard", "--no-tensorboard", "--seed", "--method", "--metric", "--loss", "--network",
-    "--help",
+    "--init", "--help",
 }  # fmt: skip
 
 
@@ -386,6 +386,17 @@ def test_dataclasses_of_ones_own_have_options(own, capsys):
 def test_code_that_is_not_what_it_should_be(own, capsys, words, says):
     assert says in complaint(capsys, f"train {words}")
     assert not (own / "runs").exists()
+
+
+def test_a_training_begins_at_the_weights_of_another(own, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda name, **_: toy())
+    words = "train omniglot --ways 3 --queries 2 --filters 2 --meta-steps 4 --tasks 2 --val-tasks 4 --test-tasks 4"
+    assert main([*words.split(), "--run", "a"]) == 0
+    assert main([*words.split(), "--run", "b", "--init", "a", "--method", "protonet", "--ways", "2"]) == 0
+    assert "begins at a: " in capsys.readouterr().out
+    assert "leave out --init" in complaint(capsys, "train --resume b --init a")
+    assert "nowhere" in complaint(capsys, f"{words} --init nowhere --run c")
+    assert not (own / "c").exists()
 
 
 COMMANDS = ["--help", "train --help", "train --method maml --help", "train glyphs --network mlp --help", "data list",

@@ -13,7 +13,7 @@ import types
 from typing import Any
 
 from metagrad import data, experiment, fewshot, implicit
-from metagrad.cli.describe import Made, described, hints_of
+from metagrad.cli.describe import Made, defaults, described, hints_of
 from metagrad.cli.parts import OPTIONS
 from metagrad.experiment.values import path_of, to_json
 from metagrad.fewshot.losses import ExampleLoss
@@ -73,19 +73,19 @@ def _methods() -> dict[str, Made]:
             returned = hints_of(made).get("return")
             if isinstance(returned, type) and isinstance(getattr(returned, "name", None), str):
                 found[_name(made)] = made
-    return {name: made for name, made in found.items() if isinstance(name, str) and name}
+    return {name: made for name, made in found.items() if isinstance(name, str) and name and _is_made_of_words(made)}
 
 
 def _of_package(package: str) -> dict[str, Made]:
     """Return the solvers of a package that can be made from numbers and texts."""
     found = {_name(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
-    return {name: made for name, made in found.items() if _is_solver(made)}
+    return {name: made for name, made in found.items() if "__call__" in vars(made) and _is_made_of_words(made)}
 
 
-def _is_solver(made: type) -> bool:
-    needed = {one.name for one in dataclasses.fields(made) if one.default is one.default_factory is dataclasses.MISSING}
+def _is_made_of_words(made: Made) -> bool:
+    """Whether what has no default can be written on a command line."""
     typed = {option.name for option in described(made).options}
-    return "__call__" in vars(made) and needed <= typed
+    return typed >= {name for name, default in defaults(made).items() if default is dataclasses.MISSING}
 
 
 def _data() -> dict[str, Any]:

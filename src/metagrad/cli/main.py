@@ -126,7 +126,7 @@ def _about(error: Exception) -> str | None:
     if isinstance(error, MetagradError):
         return str(error)
     if is_out_of_memory(error):
-        return "not enough memory: lower --chunk, --tasks, --queries or --filters"
+        return "not enough memory: lower --chunk, --tasks-per-step, --queries or --filters"
     if isinstance(error, RecursionError):
         return "something that was read is nested too deeply: check the files and folders that are named"
     if isinstance(error, UnicodeError):

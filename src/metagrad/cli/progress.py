@@ -122,6 +122,9 @@ class TrainProgress:
         if "tested" in line:
             self.bar.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
             return
+        if "init" in line:
+            self.console.print("\n".join(line["init"]), highlight=False, markup=False, soft_wrap=True)
+            return
         if "val_ci95" in line:
             metric = next(name for name in line if name.startswith("val_")).removeprefix("val_")
             self.validation = f"val {_number(metric, line[f'val_{metric}'])} ±{_number(metric, line['val_ci95'])}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from metagrad.data import Dataset
     from metagrad.experiment.experiment import Experiment
+    from metagrad.experiment.init import Weights
     from metagrad.experiment.loop import Event
     from metagrad.experiment.run import Run
     from metagrad.experiment.sources import Sources
@@ -48,8 +49,11 @@ class Train:
     resume: Path | None = arg(None, metavar="DIR")
     """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it, and --device
     changed (then the tasks drawn from there on are others)."""
+    init: Path | None = arg(None, metavar="RUN|FILE")
+    """Begin at the weights of another run (its best), of a model file, or of any safetensors file, where names and
+    shapes are those of the network; what is taken and what is not is printed."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """With --resume: package.module:name of your own code that the run names, to say that it may be imported. Once for
+    """With --resume or --init: package.module:name of your own code that the run names, to say that it may be imported. Once for
     each."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files; for folder, the folder or zip of class folders itself. Default:
@@ -119,7 +123,8 @@ class Train:
                     if writer and ranks.first:
                         require_own(run.folder / "tensorboard")
                         report = _also(progress, writer(str(run.folder / "tensorboard")), run, sources)
-                    outcome = train_run(run, sources, resume=resume, report=report, stop=stop, ranks=ranks)
+                    init = None if resume else self._weights()
+                    outcome = train_run(run, sources, resume=resume, init=init, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
             screen.print(
                 f"stopped and saved after meta-step {outcome.step}; continue with\n"
@@ -167,6 +172,12 @@ class Train:
         """Return what the options ask for."""
         return self.plan.experiment(self.given, task_set=self.task_set, seed=self.seed)
 
+    def _weights(self) -> Weights | None:
+        """Return the weights to begin at, where any are named."""
+        from metagrad.experiment.api import read_weights
+
+        return None if self.init is None else read_weights(self.init, code=self.code)
+
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
         from metagrad.experiment.api import opened_for
         from metagrad.experiment.run import Run
@@ -179,11 +190,16 @@ class Train:
             return self._follow(Run.open(resume, code=self.code), True, progress)
         experiment = self.experiment()
         split = None if self.split is None else _read_split(self.split)
-        sources = opened_for(experiment, data_dir=self.data_dir, split=split, strict=self.strict, progress=progress)
+        init = self._weights()
+        sources = opened_for(
+            experiment, data_dir=self.data_dir, split=split, strict=self.strict, init=init, progress=progress
+        )
         for note in sources.notes:
             say(note)
         folder = self.run or _default_folder(experiment)
-        run = Run.create(folder, experiment, sources, command=["metagrad", *words], launch=launch_id())
+        where = None if init is None else init.where
+        command = ["metagrad", *words]
+        run = Run.create(folder, experiment, sources, command=command, launch=launch_id(), init=where)
         return run, sources, False
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
@@ -303,7 +319,7 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
     def both(event: Event) -> None:
         report(event)
         for name, value in event.line.items():
-            if name not in ("step", "tested", "of"):
+            if name not in ("step", "tested", "of", "init"):
                 writer.add_scalar(name, value, event.step)
         if event.theta is not None and sources.dataset is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
