@@ -318,29 +318,29 @@ class Slow(FOMAML):
 
 number = 3
 """
-CODE = [word for name in ("waves", "network", "loss", "worst") for word in ("--code", f"own_code:{name}")]
+CODE = [word for name in ("waves", "network", "loss", "worst") for word in ("--code", f"my_code:{name}")]
 SHORT = "--inner-lr 0.01 --meta-steps 4 --tasks-per-step 2 --val-tasks 4 --test-tasks 4"
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    (tmp_path / "own_code.py").write_text(OWN)
+    (tmp_path / "my_code.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop("own_code", None)
+    sys.modules.pop("my_code", None)
 
 
 def test_code_of_ones_own_is_trained_and_named_again(own, capsys):
-    words = f"train own_code:waves --network own_code:network --loss own_code:loss --metric own_code:worst {SHORT}"
+    words = f"train my_code:waves --network my_code:network --loss my_code:loss --metric my_code:worst {SHORT}"
     assert main([*words.split(), "--run", "r"]) == 0
     assert "test worst" in capsys.readouterr().out
-    assert "own_code:" in complaint(capsys, "train --resume r --meta-steps 6")
+    assert "my_code:" in complaint(capsys, "train --resume r --meta-steps 6")
     assert main(["train", "--resume", "r", "--meta-steps", "6", *CODE]) == 0
     assert main(["evaluate", "r", "--tasks", "3", *CODE]) == 0
     assert main(["check", "r", "--tasks", "2", *CODE]) == 0
     assert main(["report", "r", "--out", "page.html", *CODE]) == 0
     for command in ("evaluate r", "check r", "report r"):
-        assert "--code own_code:" in complaint(capsys, command)
+        assert "--code my_code:" in complaint(capsys, command)
 
 
 def test_a_network_of_ones_own_on_a_data_set(own, monkeypatch, capsys):
@@ -357,12 +357,12 @@ def test_a_network_of_ones_own_on_a_data_set(own, monkeypatch, capsys):
 
 
 def test_dataclasses_of_ones_own_have_options(own, capsys):
-    text = help_of(capsys, "train own_code:Noisy --method own_code:Slow --network conv4")
+    text = help_of(capsys, "train my_code:Noisy --method my_code:Slow --network conv4")
     assert {"--strength", "--patience", "--filters", "--method-filters", "--network-filters"} <= flags_in(text)
     assert "10 %" in " ".join(text.split())
-    found = experiment("own_code:Noisy --strength 0.5 --method own_code:Slow --patience 9 --network mlp")
+    found = experiment("my_code:Noisy --strength 0.5 --method my_code:Slow --patience 9 --network mlp")
     assert (found.tasks.strength, found.method.patience, found.method.inner_steps) == (0.5, 9, 1)
-    assert "needs --strength FLOAT" in complaint(capsys, "train own_code:Noisy --network mlp")
+    assert "needs --strength FLOAT" in complaint(capsys, "train my_code:Noisy --network mlp")
     assert experiment("metagrad.fewshot:Sinusoids --shots 3 --queries 2 --network mlp").tasks.shots == 3
 
 
@@ -370,17 +370,17 @@ def test_dataclasses_of_ones_own_have_options(own, capsys):
     ("words", "says"),
     [
         ("glyphs --network nowhere.to_be:found", "there is no module nowhere"),
-        ("glyphs --network own_code:missing", "own_code has no missing"),
-        ("glyphs --network own_code:number", "--network own_code:number is a int, which cannot be called"),
-        ("glyphs --network own_code:no_network", "own_code:no_network returned int: it must return an nn.Module"),
-        ("glyphs --network own_code:", "is no import path"),
-        ("glyphs --loss own_code:number", "which cannot be called"),
-        ("glyphs --method own_code:loss", "outputs"),
-        ("glyphs --metric own_code:missing", "own_code has no missing"),
-        ("glyphs --method own_code:number", "which cannot be called"),
-        ("own_code:waves", "say which network is to learn these tasks: --network mlp, or package.module:name"),
-        ("own_code:waves --network mlp --ways 3", "--ways is for data sets, not own_code:waves"),
-        ("own_code:loss --network mlp", "own_code:loss"),
+        ("glyphs --network my_code:missing", "my_code has no missing"),
+        ("glyphs --network my_code:number", "--network my_code:number is a int, which cannot be called"),
+        ("glyphs --network my_code:no_network", "my_code:no_network returned int: it must return an nn.Module"),
+        ("glyphs --network my_code:", "is no import path"),
+        ("glyphs --loss my_code:number", "which cannot be called"),
+        ("glyphs --method my_code:loss", "outputs"),
+        ("glyphs --metric my_code:missing", "my_code has no missing"),
+        ("glyphs --method my_code:number", "which cannot be called"),
+        ("my_code:waves", "say which network is to learn these tasks: --network mlp, or package.module:name"),
+        ("my_code:waves --network mlp --ways 3", "--ways is for data sets, not my_code:waves"),
+        ("my_code:loss --network mlp", "my_code:loss"),
     ],
 )
 def test_code_that_is_not_what_it_should_be(own, capsys, words, says):

@@ -53,8 +53,8 @@ class Train:
     """Begin at the weights of another run (its best), of a model file, or of any safetensors file, where names and
     shapes are those of the network; what is taken and what is not is printed."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """With --resume or --init: package.module:name of your own code that the run names, to say that it may be imported. Once for
-    each."""
+    """With --resume or --init: package.module:name of your own code that the run names, to say that it may be imported.
+    Once for each."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files; for folder, the folder or zip of class folders itself. Default:
     METAGRAD_DATA, else they are downloaded."""
