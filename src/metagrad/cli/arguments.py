@@ -86,9 +86,7 @@ class Option:
 
     def add_to(self, group: Any) -> None:
         """Add the option to a parser, or a group of one; nothing is set where it is not given."""
-        told = (
-            "" if self.default in (None, ()) or self.kind == "bool" or self.required else f" (default: {_shown(self)})"
-        )
+        told = "" if self.default in (None, ()) or self.kind == "bool" else f" (default: {_shown(self.default)})"
         said: dict[str, Any] = {"help": (self.help + told).replace("%", "%%"), "default": argparse.SUPPRESS}
         if self.positional:
             group.add_argument(self.name, metavar=self.flag, **said)
@@ -179,7 +177,8 @@ def read(
             known = [name for option in options if not option.positional for name in (option.flag, *option.aliases)]
             said = explain(flag) or f"there is no option {in_short(flag, 60)}{did_you_mean(flag, known)}"
             made.error(said)
-    given = {**vars(found), **_placed(made, placed, [*rest, *words[cut + 1 :]])}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+    given |= _placed(made, placed, [*rest, *words[cut + 1 :]])
     missing = [_usage(option) for option in (*placed, *needed) if option.required and option.name not in given]
     if missing:
         raise MetagradError(f"{prog} needs {', '.join(dict.fromkeys(missing))}; see {prog} --help")
@@ -215,7 +214,7 @@ def parse(command: Callable[..., Command], words: Sequence[str], prog: str) -> C
     sections = [Section("arguments", placed)] if placed else []
     sections.append(Section("options", [option for option in options if not option.positional]))
     given = read(prog, " ".join((command.__doc__ or "").split()), sections, words)
-    return command(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return command(**given)
 
 
 def arg(
@@ -300,8 +299,7 @@ def _usage(option: Option) -> str:
     return f"{option.flag} {option.shown}"
 
 
-def _shown(option: Option) -> str:
-    default = option.default
+def _shown(default: Any) -> str:
     if isinstance(default, tuple | list):
         return " ".join(map(str, default))
     if isinstance(default, float) and math.isfinite(default):

@@ -25,6 +25,7 @@ _WORDS = {
     "linear-solver": "how the linear system of the meta-gradient is solved; none: first order",
     "network": "what is meta-learned",
 }
+_USUAL = {"loss": "cross-entropy", "inner-solver": "gradient-descent", "linear-solver": "cg"}
 # What suits few-shot tasks where a solver has no default of its own: of descent where it is not the method's own, ...
 _LR = {"gradient-descent": 0.1, "nesterov": 0.1, "adam": 0.01}
 _STEPS = 20  # ... in place of a method's few steps of Newton's
@@ -56,8 +57,8 @@ class Plan:
             if name in method.parts and not (role == "linear-solver" and linear == "none"):
                 parts[role] = _nested(role, _chosen(words, role), method)
         if "linear-solver" in parts:
-            preset = {key: value for key, value in fields_of(method.parts["adjoint"]).items() if key == "curvature"}
-            parts["adjoint"] = Part.of("adjoint", "implicit", preset, path="metagrad:Implicit")
+            adjoint = fields_of(method.parts["adjoint"])
+            parts["adjoint"] = Part.of("adjoint", "implicit", adjoint, path="metagrad:Implicit")
         network = _chosen(words, "network", *PRESETS)
         if network is not None:
             parts["network"] = Part.of("network", network)
@@ -135,13 +136,13 @@ class Plan:
         if "method.metric" in given:
             more["metric"] = imported(given["method.metric"], code=(given["method.metric"],))
         if "inner-solver" in self.parts:
-            more["solver"] = self.parts["inner-solver"].build(given)
+            more["solver"] = _made(self.parts["inner-solver"], given)
         if "linear-solver" in self.parts:
-            linear, lr = self.parts["linear-solver"], getattr(more.get("solver"), "lr", None) or 0.1
-            if any(one.name == "linear-solver.lr" for one in linear.options):
+            linear, lr = self.parts["linear-solver"], getattr(more.get("solver"), "lr", _LR["gradient-descent"])
+            if isinstance(linear.preset.get("lr"), str):
                 # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
                 given = {"linear-solver.lr": lr / 4, **given}
-            more["adjoint"] = self.parts["adjoint"].build(given, linear_solver=linear.build(given))
+            more["adjoint"] = self.parts["adjoint"].build(given, linear_solver=_made(linear, given))
         elif self.first_order:
             more["adjoint"] = FirstOrder()
         return self.parts["method"].build(given, **more)
@@ -209,27 +210,16 @@ def _nested(role: str, choice: str | None, method: Part) -> Part:
     """Return a part of the method; its own, with its numbers, where none is chosen or the same."""
     default = method.parts[_FIELDS[role]] or {}
     if role == "linear-solver":
-        default = default.get("linear_solver", {"class": "metagrad:CG"})
-    own = name_of(role, default) if default else {"loss": "cross-entropy"}.get(role, "gradient-descent")
+        default = default.get("linear_solver", {})
+    own = name_of(role, default) if default else _USUAL[role]
     choice = SHORT.get(choice or own, choice or own)
     if choice == own and default:
         return Part.of(role, choice, fields_of(default))
-    part = Part.of(role, choice)
-    names = {one.name.split(".")[1] for one in part.options}
     steps = default.get("max_steps", 5)
-    preset: dict[str, Any] = {name: steps for name in ("max_steps", "terms") if name in names}
     if role == "inner-solver":
-        preset = {"max_steps": _STEPS if own == "hessian-free" else steps} if "max_steps" in names else {}
-        preset |= {"lr": _LR[choice]} if choice in _LR else {}
-    elif "lr" in names:
-        preset["lr"] = None  # known once the inner solver is
-    found = Part.of(role, choice, preset)
-    late = "Default: a quarter of the inner solver's."
-    options = tuple(
-        dataclasses.replace(one, help=f"{one.help} {late}") if preset.get(one.name.split(".")[1], 0) is None else one
-        for one in found.options
-    )
-    return dataclasses.replace(found, options=options, preset={k: v for k, v in preset.items() if v is not None})
+        steps = _STEPS if own == "hessian-free" else steps
+        return Part.of(role, choice, {"max_steps": steps} | ({"lr": _LR[choice]} if choice in _LR else {}))
+    return Part.of(role, choice, {"max_steps": steps, "terms": steps, "lr": "a quarter of the inner solver's"})
 
 
 def _made(part: Part, given: Given, *, named: bool = False) -> Any:

@@ -15,53 +15,38 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.values import to_json
 
 Made = Callable[..., Any]
+_ORDINARY = {one.name: one.default for one in dataclasses.fields(Option)}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Described:
-    """What is told of a class or function that makes a value.
-
-    Attributes
-    ----------
-    about:
-        the first sentence of its docstring.
-    options:
-        of the fields that can be written on a command line.
-    parts:
-        the other fields, by name: the JSON of their defaults, ``None`` where there is none.
-    """
-
-    about: str
-    options: list[Option]
-    parts: dict[str, Any]
-
-
-def described(made: Made, *, kin: tuple[Made, ...] = ()) -> Described:
-    """Describe a dataclass by its fields, a function by its parameters.
+def described(made: Made, *, kin: Sequence[Made] = ()) -> dict[str, Any]:
+    """Describe a dataclass by its fields, a function by its parameters, as JSON.
 
     Parameters
     ----------
     kin:
         whose docstrings explain a field that no docstring of its own does.
+
+    Returns
+    -------
+    dict
+        ``about``, the first sentence of its docstring; ``options``, the fields that can be written on a command line,
+        by what :class:`Option` is to say of them; ``parts``, the JSON of the other fields' defaults, by name.
     """
-    hints, fields = hints_of(made), defaults(made)
-    home = made.__mro__ if isinstance(made, type) else (made,)
+    doc, hints = inspect.getdoc(made) or "", hints_of(made)
     texts: dict[str, str] = {}
-    doc = inspect.getdoc(made) or ""
+    home = made.__mro__ if isinstance(made, type) else (made,)
     for one in (*home, *sorted(kin, key=lambda one: f"`{one.__name__}`" not in doc)):  # "as in :class:`MAML`" first
         inherits = isinstance(one, type) and "__doc__" not in vars(one)
         texts = {**parameters("" if inherits else inspect.getdoc(one) or ""), **texts}
     options, parts = [], {}
-    for name, default in fields.items():
-        required = default is dataclasses.MISSING
-        plain = None if required else default
-        about = {"default": _plain(plain), "help": texts.get(name, ""), "required": required}
+    for name, default in defaults(made).items():
+        about = {"default": _plain(default), "help": texts.get(name, ""), "required": default is dataclasses.MISSING}
         option = option_of(name, hints.get(name, Any), **about)
         if option is not None:
-            options.append(option)
+            options.append({key: value for key, value in vars(option).items() if value != _ORDINARY[key]})
         else:
-            parts[name] = to_json(plain) if dataclasses.is_dataclass(plain) else None
-    return Described(about=summary(made), options=options, parts=parts)
+            parts[name] = to_json(default) if dataclasses.is_dataclass(default) else None
+    return {"about": summary(made), "options": options, "parts": parts}
 
 
 def call(made: Made, words: Sequence[str] | None = None) -> Any:
@@ -74,11 +59,11 @@ def call(made: Made, words: Sequence[str] | None = None) -> Any:
     """
     prog = Path(sys.argv[0]).name if words is None else getattr(made, "__name__", "call")
     try:
-        sections = [Section("options", described(made).options)]
-        given = read(prog, summary(made), sections, sys.argv[1:] if words is None else words)
+        options = [Option(**option) for option in described(made)["options"]]
+        given = read(prog, summary(made), [Section("options", options)], sys.argv[1:] if words is None else words)
     except MetagradError as error:
         raise SystemExit(f"{prog}: {error}") from None
-    return made(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return made(**given)
 
 
 def defaults(made: Made) -> dict[str, Any]:

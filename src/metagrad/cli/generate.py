@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import types
+from collections.abc import Sequence
 from typing import Any
 
 from metagrad import data, experiment, fewshot, implicit
@@ -40,7 +41,7 @@ def table() -> dict[str, Any]:
         },
     }
     parts = (experiment.Episodes, experiment.Outer, experiment.Budget, experiment.Compute, implicit.Implicit)
-    made = {path_of(part): _record(part, ()) for part in parts}
+    made = {path_of(part): _record(part) for part in parts}
     for known in choices.values():
         kin = tuple(part for part in known.values() if isinstance(part, type))
         made |= {path_of(part): _record(part, kin) for part in known.values()}
@@ -53,16 +54,10 @@ def text() -> str:
     return json.dumps(table(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _record(made: Made, kin: tuple[Made, ...]) -> dict[str, Any]:
+def _record(made: Made, kin: Sequence[Made] = ()) -> dict[str, Any]:
     found = described(made, kin=kin)
-    options = []
-    for option in found.options:
-        if (path_of(made), option.name) in _LEFT_OUT:
-            continue
-        fields = {one.name: getattr(option, one.name) for one in dataclasses.fields(option)}
-        plain = {one.name: one.default for one in dataclasses.fields(option)}
-        options.append({key: value for key, value in fields.items() if value != plain[key]})
-    return {"about": found.about, "options": options, "parts": found.parts}
+    options = [option for option in found["options"] if (path_of(made), option["name"]) not in _LEFT_OUT]
+    return {**found, "options": options}
 
 
 def _methods() -> dict[str, Made]:
@@ -84,7 +79,7 @@ def _of_package(package: str) -> dict[str, Made]:
 
 def _is_made_of_words(made: Made) -> bool:
     """Whether what has no default can be written on a command line."""
-    typed = {option.name for option in described(made).options}
+    typed = {option["name"] for option in described(made)["options"]}
     return typed >= {name for name, default in defaults(made).items() if default is dataclasses.MISSING}
 
 

@@ -54,17 +54,17 @@ class Part:
         """
         choice, more = PRESETS.get(choice, (SHORT.get(choice, choice), {}))
         path = path or table()["choices"].get(role, {}).get(choice, choice)
-        preset = {**(preset or {}), **more}
         record = table()["values"].get(path) or own(role, path)
         flags = {one["name"]: flag_of(role, choice, one["name"]) for one in record["options"]}
+        preset = {name: value for name, value in {**(preset or {}), **more}.items() if name in flags}
         options = []
         for one in record["options"]:
-            name, fields = one["name"], {key: value for key, value in one.items() if key not in ("name", "flag")}
+            name, fields = one["name"], dict(one)
             if name in preset:
                 fields |= {"default": preset[name], "required": False}
             said = functools.reduce(lambda text, old: _renamed(text, old, flags[old]), flags, one.get("help", ""))
-            fields |= {"help": said, "choices": tuple(one.get("choices", ()))}
-            options.append(Option(name=f"{role}.{name}", flag=flags[name], **fields))
+            fields |= {"name": f"{role}.{name}", "flag": flags[name], "help": said}
+            options.append(Option(**{**fields, "choices": tuple(one.get("choices", ()))}))
         return cls(role, choice, path, record["about"], tuple(options), record["parts"], preset)
 
     def build(self, given: Given, **more: Any) -> Any:
@@ -80,7 +80,7 @@ class Part:
         made: Any = imported(self.path, code=(self.path,))
         mine = {one.name.split(".")[1]: one for one in self.options}
         asked = {name: given[option.name] for name, option in mine.items() if option.name in given}
-        fields = {key: as_tuple(value) for key, value in {**self.preset, **asked, **more}.items()}
+        fields = {**self.preset, **asked, **more}
         try:
             return build(made, fields) if isinstance(made, type) and dataclasses.is_dataclass(made) else made(**fields)
         except (MetagradError, TypeError, ValueError) as error:
@@ -102,8 +102,7 @@ def own(role: str, path: str) -> dict[str, Any]:
         raise MetagradError(f"--{role} {path} is a {kind}, which cannot be called: name a class or function")
     if not dataclasses.is_dataclass(found) and role != "method":  # it is the value itself, or makes it without options
         return {"about": summary(found), "options": [], "parts": {}}
-    about = described(found)
-    return {"about": about.about, "options": [vars(option) for option in about.options], "parts": about.parts}
+    return described(found)
 
 
 def flag_of(role: str, choice: str, name: str) -> str:
@@ -122,12 +121,8 @@ def name_of(role: str, value: Mapping[str, Any]) -> str:
 
 def fields_of(value: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the fields that the JSON of a value gives."""
-    return {key: as_tuple(part) for key, part in (value or {}).items() if key != "class"}
-
-
-def as_tuple(value: Any) -> Any:
-    """Return a list, as JSON and argparse make them, as the tuple that it stands for."""
-    return tuple(value) if isinstance(value, list) else value
+    fields = {key: tuple(part) if isinstance(part, list) else part for key, part in (value or {}).items()}
+    return {key: part for key, part in fields.items() if key != "class"}
 
 
 def _renamed(text: str, name: str, flag: str) -> str:
