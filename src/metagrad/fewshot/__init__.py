@@ -23,6 +23,7 @@ from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
+from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Reptile",
     "ResNet12",
     "Sinusoids",
+    "TaskSource",
     "Tasks",
     "Warm",
     "admit",
