@@ -148,14 +148,11 @@ class Classes:
 
     def to(self, device: torch.device | str) -> Self:
         """Move the classes to ``device``; copies only their own rows if the device changes."""
-        here = self.device
-        if torch.empty(0, device=device).device == here:
+        if torch.empty(0, device=device).device == self.device:
             return self
-        spots = [
-            torch.arange(a, a + n, device=here) for a, n in zip(self.first.tolist(), self.counts.tolist(), strict=True)
-        ]
-        own = torch.cat(spots)
-        moved = tree.map_tensors(lambda leaf: leaf[own].to(device), self.data)
+        places = zip(self.first.tolist(), self.counts.tolist(), strict=True)
+        own = torch.cat([torch.arange(first, first + count, device="cpu") for first, count in places])
+        moved = tree.map_tensors(lambda leaf: leaf[own.to(leaf.device)].to(device), self.data)
         return type(self)(moved, self.counts.to(device), self.names)
 
 

@@ -88,13 +88,14 @@ def numbered(y: Any) -> tuple[Tensor, list[int] | list[str]]:
     if array.ndim != 1:
         way = "y.argmax(1)" if array.ndim == 2 and array.shape[1] > 1 else "y.reshape(-1)"
         raise ValueError(f"y must be one label for each row, (N,), got {array.shape}: pass {way}")
-    if array.dtype.kind == "O":
-        text = all(isinstance(label, str) for label in array)
-        if not text and not all(isinstance(label, int | np.integer) for label in array):
+    if array.dtype.kind == "O" or isinstance(y, list | tuple):  # numpy makes text of numbers beside text
+        text = all(isinstance(label, str) for label in y)
+        if not text and any(label is None or isinstance(label, str) for label in y):
             raise ValueError(
-                "labels must be all whole numbers or all strings: make them so, leave out rows without one"
+                "labels must be all whole numbers or all strings: convert them, leave out rows without one"
             )
-        array = array.astype(str if text else np.int64)
+        if array.dtype.kind == "O":
+            array = np.asarray(list(y), str if text else None)
     if array.dtype.kind not in "biuU":
         raise ValueError(f"labels must be whole numbers or strings, got {array.dtype}: convert them (y.astype(int))")
     labels, number = np.unique(array, return_inverse=True)
@@ -159,6 +160,8 @@ def read(dataset: Any, progress: Progress | None = None) -> tuple[Any, list[Any]
         if progress is not None and time.monotonic() - told > _TELL_EVERY:
             progress(number + 1, total, "reading the data set")
             told = time.monotonic()
+    if progress is not None:
+        progress(len(labels), total, "reading the data set")
     if len(labels) != total:
         raise ValueError(f"the data set gave {len(labels)} rows, its length is {total}: mend its __len__")
     assert spec is not None
@@ -172,6 +175,10 @@ def _length_of(dataset: Any) -> int:
         raise ValueError(
             f"{type(dataset).__name__} has no length: collect its rows into arrays and use Classes.from_arrays(x, y)"
         ) from error
+    if not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"{type(dataset).__name__} gives no rows by their number: pass a Dataset (of a DataLoader, its .dataset)"
+        )
     if not total:
         raise ValueError("the data set is empty: it has no rows")
     return total
