@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.classes import Classes, Dataset, ImageClasses
 from metagrad.torch_modes import default_modes
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["Dataset", "ImageClasses", "load"]
+__all__ = ["Classes", "Dataset", "ImageClasses", "load"]
 
 
 @default_modes()

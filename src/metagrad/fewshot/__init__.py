@@ -29,6 +29,7 @@ from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
+from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.split import Head
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
@@ -65,6 +66,7 @@ __all__ = [
     "ResNet12",
     "Sinusoids",
     "SquaredError",
+    "TaskSource",
     "Tasks",
     "Warm",
     "WeightedBatch",

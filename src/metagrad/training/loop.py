@@ -16,9 +16,9 @@ from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.fewshot import (
     Algorithm,
-    EpisodeSampler,
     Evaluation,
     Tasks,
+    TaskSource,
     Warm,
     evaluate,
     meta_gradient,
@@ -280,15 +280,15 @@ def _validate(
     method: Algorithm,
     model: nn.Module,
     theta: Params,
-    sampler: EpisodeSampler,
+    source: TaskSource,
     run: Run,
     ranks: Ranks,
 ) -> Evaluation:
     # The same tasks every time, and none of the training generator's numbers used up.
-    device = sampler.classes.images.device
+    device = next(iter(theta.values())).device
     generator, config = run.seeds.generator("validation", device), run.config
     with arithmetic(config.precision, device):
-        return evaluate(method, model, theta, sampler, tasks=config.val_tasks, generator=generator, ranks=ranks)
+        return evaluate(method, model, theta, source, tasks=config.val_tasks, generator=generator, ranks=ranks)
 
 
 def _pack(theta: Params, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

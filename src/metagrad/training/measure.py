@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from metagrad.data import Dataset
-from metagrad.fewshot import evaluate
+from metagrad.fewshot import TaskSource, evaluate
 from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import Seeds
 from metagrad.training.arithmetic import arithmetic
@@ -55,8 +55,9 @@ def measure(
     state = learned(run, "best", channels=channels, size=size, ranks=ranks)
     method, model = build(config, dataset, where, run.seeds)
     theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
-    classes = (dataset.test if split == "test" else dataset.val).to(where)
-    sampler = episodes_of(classes, config, which=split, queries=queries)
+    classes, asked = (dataset.test if split == "test" else dataset.val).to(where), queries or config.queries
+    source: TaskSource = episodes_of(classes, config, which=split, queries=asked)
+    available = len(classes.with_at_least(config.shots + asked).names)
     # The first rule has no stream of its own here: ``seed`` is the generator's.
     draws = seed if run.seeds.rule == 1 else Seeds(seed).of("test")
     generator = torch.Generator(where).manual_seed(draws)
@@ -65,7 +66,7 @@ def measure(
             method,
             model,
             theta,
-            sampler,
+            source,
             tasks=tasks,
             generator=generator,
             transductive=transductive,
@@ -79,10 +80,10 @@ def measure(
         "protocol": {
             "dataset": dataset.name,
             "preprocessing": dataset.preprocessing,
-            "split": f"{split} ({len(sampler.classes.names)} classes, none of them in training)",
+            "split": f"{split} ({available} classes, none of them in training)",
             "ways": config.ways,
             "shots": config.shots,
-            "queries": sampler.queries,
+            "queries": asked,
             "tasks": tasks,
             "task_seed": seed,
             "transductive": found.transductive,

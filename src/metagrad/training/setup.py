@@ -28,6 +28,7 @@ from metagrad.fewshot import (
     ProtoNet,
     Reptile,
     ResNet12,
+    TaskSource,
 )
 from metagrad.fewshot.algorithms.base import GivesNetworks
 from metagrad.fewshot.algorithms.heads import FromFixedHead
@@ -235,8 +236,8 @@ def _adjoint(config: TrainConfig) -> Adjoint:
     return Implicit(linear_solver=solver, curvature=config.curvature)
 
 
-def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[EpisodeSampler, EpisodeSampler]:
-    """Return the samplers of training and validation tasks; the test split is checked against the options too."""
+def samplers(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[TaskSource, TaskSource]:
+    """Return the sources of training and validation tasks; the test split is checked against the options too."""
 
     def sampler(which: str, rotations: bool = False, to: torch.device = device) -> EpisodeSampler:
         classes: ImageClasses = getattr(dataset, which)
