@@ -1,4 +1,4 @@
-"""Gradients of hyper-parameters through the solution of a ridge and a logistic regression, beside jaxopt and optimistix.
+"""Gradients of hyper-parameters through ridge and logistic regressions, beside jaxopt and optimistix.
 
 jaxopt differentiates a root of the inner gradient by conjugate gradients of its own, optimistix by lineax's factorised
 Hessian; both solve the inner problem by themselves first.

@@ -21,7 +21,7 @@ TASKS, WAYS, STEPS = 3, 3, 4
 
 @pytest.fixture(autouse=True)
 def double():
-    """Torch's, higher's and TorchOpt's optimisers keep counts and sums in the default dtype, whatever the weights' is."""
+    """Double by default: the others' optimisers keep counts and sums in the default dtype, whatever the weights' is."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -53,14 +53,12 @@ def one_by_one(tasks):
         yield [(part.x[task], part.y[task]) for part in (tasks.support, tasks.query)]
 
 
-def by_higher(model, tasks, factory, *, override=None, adapts="", first_order=False):
+def by_higher(model, tasks, factory, *, override=None, adapts=""):
     """Return the mean loss on the query sets, differentiable in the model's weights and ``override``."""
     higher, total = referee("higher"), 0.0
     for (x, y), (query_x, query_y) in one_by_one(tasks):
         mine = [{"params": [leaf]} for name, leaf in model.named_parameters() if name.startswith(adapts)]
-        with higher.innerloop_ctx(
-            model, factory(mine), copy_initial_weights=False, track_higher_grads=not first_order, override=override
-        ) as (net, steps):
+        with higher.innerloop_ctx(model, factory(mine), copy_initial_weights=False, override=override) as (net, steps):
             for _ in range(STEPS):
                 steps.step(F.cross_entropy(net(x), y))
             total = total + F.cross_entropy(net(query_x), query_y) / TASKS
@@ -96,7 +94,7 @@ def test_learned_step_sizes(form):
     assert distance([theta[name].grad for name in names], by_log if form == "tensor" else [by_log.sum()]) < 1e-12
 
 
-# With momentum torch's own SGD cannot be unrolled. Of Adam, higher has an older form, with eps elsewhere: TorchOpt, below.
+# Torch's own SGD cannot be unrolled with momentum. Of Adam, higher has an older form, with eps elsewhere: see below.
 RULES = {
     "sgd with weight decay": partial(optim.SGD, lr=0.1, weight_decay=0.02),
     "adagrad": partial(optim.Adagrad, lr=0.1, initial_accumulator_value=0.01),
