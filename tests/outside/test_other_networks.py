@@ -1,7 +1,7 @@
 """Networks of torchvision, timm and transformers, small and with random weights: gradients beside a plain loop."""
 
 import copy
-import importlib
+import importlib.util
 from itertools import product
 
 import plain_loop
