@@ -31,6 +31,7 @@ from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Tasks, meta_gradient
 TASKS, INPUTS, HIDDEN, OUTPUTS, SUPPORT, QUERY = 3, 3, 4, 3, 6, 5
 SIZE = HIDDEN * (INPUTS + 1) + OUTPUTS * (HIDDEN + 1)
 LAM, LR, STEPS = 1.5, 0.2, 7
+EVEN = LAM * np.ones(SIZE)
 TO_THE_END = {"lr": 0.05, "steps": 100, "newton": 6}
 
 
@@ -110,20 +111,20 @@ def drawn(loss):
     return Data(rng.normal(size=SIZE), [batch(SUPPORT) for _ in range(TASKS)], [batch(QUERY) for _ in range(TASKS)])
 
 
-def imaml_by_hand(data, loss, kind, *, lr=LR, steps=STEPS, newton=0):
-    """Return ``dF/dtheta`` and ``dF/dlam``, lam a number, after steps of descent and then of Newton's method."""
-    total, by_lam = np.zeros(SIZE), 0.0
+def imaml_by_hand(data, loss, kind, *, lam=EVEN, lr=LR, steps=STEPS, newton=0):
+    """Return ``dF/dtheta`` and ``dF/dlam``, lam one a weight, after steps of descent and then of Newton's method."""
+    total, by_lam = np.zeros(SIZE), np.zeros(SIZE)
     for support, query in zip(data.support, data.query, strict=True):
         phi = data.theta
         for _ in range(steps):
-            phi = phi - lr * (derivatives(phi, *support, loss)[0] + LAM * (phi - data.theta))
+            phi = phi - lr * (derivatives(phi, *support, loss)[0] + lam * (phi - data.theta))
         for _ in range(newton):
             slope, hessian, _ = derivatives(phi, *support, loss)
-            phi = phi - np.linalg.solve(hessian + LAM * np.eye(SIZE), slope + LAM * (phi - data.theta))
+            phi = phi - np.linalg.solve(hessian + np.diag(lam), slope + lam * (phi - data.theta))
         _, hessian, gauss_newton = derivatives(phi, *support, loss)
         v = derivatives(phi, *query, loss)[0]
-        u = np.linalg.solve((hessian if kind == "hessian" else gauss_newton) + LAM * np.eye(SIZE), v)
-        total, by_lam = total + LAM * u / TASKS, by_lam - u @ (phi - data.theta) / TASKS
+        u = np.linalg.solve((hessian if kind == "hessian" else gauss_newton) + np.diag(lam), v)
+        total, by_lam = total + lam * u / TASKS, by_lam - u * (phi - data.theta) / TASKS
     return total, by_lam
 
 
@@ -172,7 +173,30 @@ def test_imaml_of_a_classifier(kind, solver):
     log_lam = [found.pop(name) for name in list(found) if name.startswith(".log_lam")]
     theta, lam = imaml_by_hand(data, softmax_loss, kind)
     assert distance(found, [theta]) < 1e-11
-    assert distance(log_lam, [[LAM * lam]]) < 1e-11
+    assert distance(log_lam, [[LAM * lam.sum()]]) < 1e-11
+
+
+@pytest.mark.parametrize("form", ["tensor", "parameter"])
+@pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
+def test_a_strength_for_each_tensor_or_weight_none_like_another(form, kind):
+    data, rng = drawn(softmax_loss), np.random.default_rng(8)
+    cg = CG(max_steps=300, tol=1e-14, on_negative="continue")
+    adjoint = Implicit(linear_solver=cg, curvature=kind)
+    method = IMAML(learn_lam=form, solver=GradientDescent(lr=LR, max_steps=STEPS), adjoint=adjoint)
+    model = network(data.theta)
+    theta = method.init(model)
+    strengths = {name: leaf for name, leaf in theta.items() if name.startswith(".log_lam")}
+    weights = [leaf for name, leaf in theta.items() if name not in strengths]
+    for leaf in strengths.values():
+        leaf.data.copy_(torch.from_numpy(rng.uniform(-0.3, 0.8, tuple(leaf.shape))))
+    meta_gradient(method, model, theta, Tasks(stacked(data.support), stacked(data.query)))
+    pairs = zip(strengths.values(), weights, strict=True)
+    lam = torch.cat([leaf.detach().exp().expand_as(weight).flatten() for leaf, weight in pairs]).numpy()
+    total, by_lam = imaml_by_hand(data, softmax_loss, kind, lam=lam)
+    each = np.split(lam * by_lam, np.cumsum([weight.numel() for weight in weights])[:-1])
+    expected = each if form == "parameter" else [[part.sum()] for part in each]
+    assert distance([leaf.grad for leaf in weights], [total]) < 1e-11
+    assert distance([leaf.grad for leaf in strengths.values()], expected) < 1e-11
 
 
 def test_woodbury_is_the_whole_system_too():
@@ -214,7 +238,7 @@ def test_imaml_of_a_regression_solved_to_the_end(kind):
     total, lam = imaml_by_hand(data, squared_loss, kind, **TO_THE_END)
     by_lam = theta.pop(".lam").grad
     assert distance([leaf.grad for leaf in theta.values()], [total]) < 1e-10
-    assert distance([by_lam], [[lam]]) < 1e-10
+    assert distance([by_lam], [[lam.sum()]]) < 1e-10
 
 
 @pytest.mark.slow
