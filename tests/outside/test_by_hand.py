@@ -25,6 +25,7 @@ from metagrad import (
     Unroll,
     Woodbury,
     argmin,
+    check_meta_gradient,
 )
 from metagrad.fewshot import FOMAML, IMAML, MAML, Batch, Tasks, meta_gradient
 
@@ -239,6 +240,40 @@ def test_imaml_of_a_regression_solved_to_the_end(kind):
     by_lam = theta.pop(".lam").grad
     assert distance([leaf.grad for leaf in theta.values()], [total]) < 1e-10
     assert distance([by_lam], [[lam.sum()]]) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [3, 40])
+def test_what_a_gradient_is_compared_with_is_the_exact_one(steps):
+    """``check_meta_gradient`` after few or many steps: its reference, and the error that it states."""
+    data = drawn(squared_loss)
+    model, query = network(data.theta), stacked(data.query)
+    theta = {name: leaf.detach().requires_grad_() for name, leaf in model.named_parameters()}
+
+    def outer(phi, theta):
+        outputs = torch.vmap(lambda phi, x: torch.func.functional_call(model, phi, (x,)))(phi, query.x)
+        return F.mse_loss(outputs, query.y)
+
+    def scores(phi, theta, data):
+        return torch.func.functional_call(model, phi, (data.x,))
+
+    objective = Composed(scores, lambda out, data: F.mse_loss(out, data.y), Proximal(LAM))
+    adjoint = Implicit(linear_solver=CG(max_steps=300, tol=1e-14, on_negative="continue"))
+    check = check_meta_gradient(
+        objective,
+        lambda theta: {name: leaf.expand(TASKS, *leaf.shape) for name, leaf in theta.items()},
+        theta,
+        stacked(data.support),
+        outer=outer,
+        solver=GradientDescent(lr=TO_THE_END["lr"], max_steps=steps),
+        adjoint=adjoint,
+    )
+    exact, _ = imaml_by_hand(data, squared_loss, "hessian", **TO_THE_END)
+    early, _ = imaml_by_hand(data, squared_loss, "hessian", lr=TO_THE_END["lr"], steps=steps)
+    assert distance([check.reference], [exact]) < 1e-8
+    assert distance([check.used], [early]) < 1e-10
+    assert abs(check.error - distance([early], [exact])) < 1e-8
+    assert abs(check.cosine - early @ exact / np.linalg.norm(early) / np.linalg.norm(exact)) < 1e-8
 
 
 @pytest.mark.slow
