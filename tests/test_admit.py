@@ -117,7 +117,10 @@ class Wrong(Scaled):
     [
         (Counts(), "changes buffer calls"),
         (Wrong(), "wrong under vmap"),
-        (nn.LSTM(6, 3), "must return one tensor .* got tuple"),
+        (
+            nn.LSTM(6, 3),
+            r"\(LSTM\) returns a tuple of 0: \(4, 3\), .*one tensor of outputs is needed.*self\.network\(x\)\[0\]",
+        ),
         (nn.Sequential(nn.Flatten(0), nn.Linear(24, 3)), r"a row for each of its 4 inputs, got shape \(3,\)"),
     ],
     ids=["buffer", "wrong", "several", "one row"],
@@ -305,14 +308,23 @@ def test_a_batch_norm_counts_by_its_mode():
 @pytest.mark.parametrize(
     ("model", "x", "says"),
     [
-        (Scaled(), {"x": torch.randn(4, 6)}, "inputs are one tensor, .* got dict"),
+        (
+            Scaled(),
+            {"x": torch.randn(4, 6), "n": torch.randn(3)},
+            r"same N everywhere, got a dict of x: \(4, 6\), n: \(3,\)",
+        ),
+        (
+            Scaled(),
+            {"x": torch.randn(4, 6)},
+            r"does not take the example inputs, a dict of x: \(4, 6\) .*AttributeError",
+        ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(5, 3)),
             torch.randn(4, 6),
             r"does not take the example inputs, \(4, 6\)",
         ),
     ],
-    ids=["dictionary", "shape"],
+    ids=["two lengths", "dictionary", "shape"],
 )
 def test_a_refusal_names_the_inputs_where_they_are_the_cause(model, x, says):
     with pytest.raises(MetagradError, match=says):
