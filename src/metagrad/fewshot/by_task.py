@@ -22,8 +22,11 @@ _REFUSED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what torch.
 _SAID: WeakSet[nn.Module] = WeakSet()  # networks whose tasks run one by one, of which one was told
 
 
-def task_by_task(model: nn.Module, output: Callable[[Params, Any], Tensor], params: Params, x: Any) -> Tensor:
-    """Return ``(T, N, ...)``, what ``output`` makes of each task's weights and inputs: by ``vmap``, or one by one.
+def task_by_task(model: nn.Module, output: Callable[[Params, Any], Any], params: Params, x: Any) -> Any:
+    """Return what ``output`` makes of each task's weights and inputs: by ``vmap``, or one by one.
+
+    ``params`` and ``x`` are nests of tensors with a task axis; so is what is returned, a tensor or a nest as ``output``
+    returns it for one task.
 
     One by one where the model has a module that is known not to run for several tasks at once, and from then on where
     torch says that something does not; a warning says so once.
@@ -54,7 +57,7 @@ def task_by_task(model: nn.Module, output: Callable[[Params, Any], Tensor], para
             MetagradWarning,
             stacklevel=2,
         )
-    return torch.stack(found)
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *found)
 
 
 def one_by_one(model: nn.Module) -> str | None:
@@ -70,7 +73,7 @@ def tree_of_axes(x: Any) -> Any:
     return 0 if isinstance(x, Tensor) else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
 
 
-def _in_turn(model: nn.Module, output: Callable[[Params, Any], Tensor], params: Params, x: Any) -> list[Tensor]:
+def _in_turn(model: nn.Module, output: Callable[[Params, Any], Any], params: Params, x: Any) -> list[Any]:
     # Parted at once: a slice for each task would give each a gradient as large as all of them.
     weights = {name: leaf.unbind() for name, leaf in params.items()}
     leaves, spec = pytree.tree_flatten(x)

@@ -42,23 +42,23 @@ class Prepared(NamedTuple):
     seen:
         what the network's first layers see of them, where they can use it.
     features:
-        what frozen layers before all others make of them.
+        what frozen parts of the network make of them, by their paths; "" is for the first layers of a sequence.
     """
 
     x: Any
     seen: Seen | None
-    features: Tensor | None = None
+    features: frozen.Features | None = None
 
 
 def prepare(model: nn.Module, x: Any) -> Prepared:
     """Do once what :func:`outputs` would else do each time it is given the same inputs ``(T, N, ...)``."""
     layers = layers_of(model)
     if layers is None or not isinstance(x, Tensor):
-        return Prepared(x, None, frozen.features(model, x))
+        return Prepared(x, None, frozen.features(model, x) or None)
     if x.requires_grad:
         return Prepared(x, None)
     if count := frozen_first(layers):
-        return Prepared(x, None, through(layers[:count], {}, x))
+        return Prepared(x, None, {"": through(layers[:count], {}, x)})
     return Prepared(x, look(x, window(layers[0].module, x)) if folds(layers) else None)
 
 
@@ -78,14 +78,14 @@ def outputs(model: nn.Module, params: Params, x: Any) -> Tensor:
         x = prepare(model, x)
     y, seen, features = x if isinstance(x, Prepared) else Prepared(x, None)
     if layers is None or not isinstance(y, Tensor):
-        if features is not None and (part := frozen.learned_part(model, params)):
-            return outputs(model.get_submodule(part), frozen.inside(model, part, params), features)
+        if features and frozen.unlearned(model, features, params):
+            return task_by_task(model, lambda phi, given: _with_features(model, phi, *given), params, (y, features))
         return task_by_task(model, lambda phi, inputs: module_lock.call(model, phi, inputs), params, y)
     params = under_their_names(model, layers, params)
     if features is not None:
         skipped, rest = layers[: (count := frozen_first(layers))], layers[count:]
         if not any(layer.name + key in params for layer in skipped for key in layer.module._parameters):
-            y, layers = features, rest
+            y, layers = features[""], rest
     if seen is not None:
         conv, norm, *layers = layers
         assert isinstance(norm.module, BATCH_NORMS)
@@ -95,6 +95,11 @@ def outputs(model: nn.Module, params: Params, x: Any) -> Tensor:
     for layer in layers:
         y = apply(layer, params, y)
     return y
+
+
+def _with_features(model: nn.Module, phi: Params, x: Any, features: frozen.Features) -> Tensor:
+    with frozen.standing_in(model, features):
+        return module_lock.call(model, phi, x)
 
 
 def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:

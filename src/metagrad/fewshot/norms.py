@@ -74,19 +74,23 @@ def keeps_averages(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def stateless(model: nn.Module) -> Iterator[None]:
-    """Let torch's norms write nothing for a moment.
+    """Let torch's norms write nothing for a moment, or nothing that stays.
 
     Those that train go by the numbers at hand alone; a spectral norm takes the singular vectors that it holds, as in
     eval mode.
     """
     kept: list[tuple[nn.Module, str, Tensor | None]] = []
     training: list[nn.Module] = []
+    computed: list[tuple[nn.Module, str, Tensor]] = []
     for module in model.modules():
+        hooks = module._forward_pre_hooks.values() if module._forward_pre_hooks else ()
+        if hooks:  # those of weight_norm and spectral_norm leave the weight that they computed in the module
+            computed += [(module, key, leaf) for key, leaf in vars(module).items() if isinstance(leaf, Tensor)]
         if not module.training:
             continue
         if isinstance(module, nn.modules.batchnorm._NormBase):
             kept += [(module, name, buffer) for name, buffer in module._buffers.items()]
-        elif isinstance(module, _SPECTRAL) or any(isinstance(hook, SpectralNorm) for hook in _hooks(module)):
+        elif isinstance(module, _SPECTRAL) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             training.append(module)
     try:
         for module, name, _ in kept:
@@ -99,10 +103,8 @@ def stateless(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
         for module in training:
             module.training = True
-
-
-def _hooks(module: nn.Module) -> list[object]:
-    return list(module._forward_pre_hooks.values()) if module._forward_pre_hooks else []
+        for module, name, leaf in computed:
+            vars(module)[name] = leaf
 
 
 def is_transductive(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import frozen, many, module_lock
+from metagrad.fewshot import many, module_lock
 from metagrad.fewshot.returned import described
 from metagrad.tree import Params
 
@@ -116,7 +116,8 @@ class Head:
         return module_lock.call(self.module, self._own(phi), features)
 
     def _own(self, phi: Params) -> Params:
-        return frozen.inside(self.model, self.path, phi)
+        known = module_lock.under_every_name(self.model, phi)
+        return {name.removeprefix(f"{self.path}."): known[name] for name in known if name.startswith(f"{self.path}.")}
 
     def features(self, shared: Params, x: Any) -> Tensor:
         """Return what the body makes of ``(T, N, ...)`` with weights that the tasks share; once differentiable.
