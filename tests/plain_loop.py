@@ -194,6 +194,6 @@ def r2d2(net, theta, task):
     (x, y), (query_x, query_y) = task
     weights = {name: leaf for name, leaf in theta.items() if not name.startswith(".")}
     known, asked = features(net, weights, x), features(net, weights, query_x)
-    gram = known @ known.T + theta[".log_l2"].exp() * torch.eye(len(x), dtype=known.dtype)
+    gram = known @ known.T + theta[".log_l2"].exp() * torch.eye(len(y), dtype=known.dtype)
     w = known.T @ torch.linalg.solve(gram, F.one_hot(y, WAYS).to(known.dtype))
     return gradients(F.cross_entropy(theta[".log_scale"].exp() * asked @ w, query_y), theta)

@@ -331,6 +331,60 @@ def test_a_refusal_names_the_inputs_where_they_are_the_cause(model, x, says):
         check_network(model, x)
 
 
+class Drops(Scaled):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x))
+
+
+def test_a_check_names_dropout_that_is_no_module():
+    x = torch.randn(4, 6)
+    state = torch.get_rng_state()
+    assert check_network(Drops(), x).dropout_off == ("forward",)
+    assert check_network(Scaled(), x).dropout_off == ()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class FromItsOwn(Scaled):
+    """Draws from a generator that goes on from call to call."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def __deepcopy__(self, memo):
+        return FromItsOwn()
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(3, generator=self.generator)
+
+
+def test_a_network_that_says_something_else_the_second_time_is_refused():
+    with pytest.raises(MetagradError, match=r"other outputs for the same inputs.*pass the numbers in with the inputs"):
+        check_network(FromItsOwn(), torch.randn(4, 6))
+
+
+class Two(nn.Module):
+    """Takes ids and a mask, and a table beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters, self.table, self.head = nn.Embedding(5, 4), nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        text, table = inputs
+        rows = (self.letters(text["ids"]) * text["mask"].unsqueeze(-1)).sum(1)
+        return self.head(rows.tanh() + self.table(table))
+
+
+def test_inputs_in_a_nest_are_checked_and_admitted():
+    ids = torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(0))
+    x = ({"ids": ids, "mask": ids > 1}, torch.randn(4, 2))
+    found = check_network(Two(), x)
+    assert (found.runs, found.transductive) == ("vmap", False)
+    assert found.error < 1e-12
+    assert type(admit(Two(), x)) is Two
+
+
 def test_a_check_works_where_gradients_are_off():
     with torch.no_grad():
         assert check_network(Scaled(), torch.randn(4, 6)).error < 1e-12

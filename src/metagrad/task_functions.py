@@ -246,14 +246,14 @@ def _refusing() -> Iterator[None]:
 
 @cache
 def _reaches() -> bool:
-    """Whether the replacements keep ``torch.utils.checkpoint`` from saving a call for later, tried out once."""
-    kept = []
+    """Whether the replacements keep ``torch.utils.checkpoint`` from running a part again, tried out once."""
+    calls = []
 
-    def keep(x: Tensor) -> Tensor:
-        kept.append(x)
-        return x
+    def part(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x * x
 
-    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.inference_mode(False), torch.enable_grad():
         x = torch.ones(1, device="cpu", requires_grad=True)
-        recomputing.checkpoint(lambda x: x * x, x, use_reentrant=False)
-    return bool(kept)  # by the hooks of whoever is inside, which checkpoint's own would have been before
+        torch.autograd.grad(recomputing.checkpoint(part, x, use_reentrant=False), x)
+    return len(calls) == 1

@@ -40,7 +40,8 @@ class NetworkCheck:
     by_the_batch:
         batch norms that go by the batch at hand; those in eval mode do not.
     dropout_off:
-        modules that drop or draw while they train: off while a task adapts, as in eval mode.
+        modules that drop or draw while they train: off while a task adapts, as in eval mode. ``"forward"`` where the
+        forward pass does so by a function.
     transductive:
         whether an example's outputs depend on the others of its batch.
     error:
@@ -97,7 +98,7 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
         frozen=sum(weights[name].numel() for name in frozen),
         frozen_names=tuple(frozen),
         by_the_batch=tuple(name for name, module in modules if norms.looks_at_the_batch(module)),
-        dropout_off=tuple(name for name, module in modules if _drops(module)),
+        dropout_off=tuple(name for name, module in modules if _drops(module)) or _drops_by_itself(model, x),
         transductive=norms.is_transductive(model) or _mixes_examples(model, x),
         error=error,
     )
@@ -158,6 +159,13 @@ def _drops(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
         return module.dropout > 0
     return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
+
+
+def _drops_by_itself(model: nn.Module, x: Any) -> tuple[str, ...]:
+    """Whether a network without such modules gives other outputs the second time, where torch's functions may drop."""
+    with module_lock.LOCK, norms.stateless(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        one, other = model(x), model(x)
+    return () if torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True) else ("forward",)
 
 
 def _rows(x: Any) -> int:
