@@ -36,6 +36,7 @@ from metagrad.fewshot import (
     Tasks,
     meta_gradient,
 )
+from metagrad.fewshot.dropout import dropout_masks
 
 TASKS, SHOTS = 2, 2
 
@@ -126,6 +127,23 @@ class Beside(nn.Module):
     def forward(self, inputs):
         images, (one, other) = inputs
         return self.images(images).mean((-1, -2)).tanh() * self.table(one + other).tanh()
+
+
+class Thinned(nn.Module):
+    """A layer of which some is dropped, by factors that go with the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, inputs):
+        return self.layer(inputs["x"]).tanh() * inputs["kept"]
+
+
+def rows_and_masks(count):
+    x = rows(count)
+    drawn = dropout_masks(x[None], {"kept": (5,)}, p=0.4, generator=torch.Generator().manual_seed(count))
+    return {"x": x, "kept": drawn["kept"][0]}
 
 
 def ids_and_mask(count):
@@ -365,6 +383,7 @@ KINDS = {
     "a pretrained network below a layer": Kind(pretrained, 4, images),
     "a head of several layers": Kind(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh()), 5, rows, deep_head),
     "a head over places": Kind(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh()), 5, series, Pooling),
+    "dropout by masks": Kind(Thinned, 5, rows_and_masks),
     "a dictionary": Kind(Masked, 4, ids_and_mask),
     "a tuple with a list": Kind(Beside, 3, images_and_tables),
 }
