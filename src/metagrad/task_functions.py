@@ -132,6 +132,11 @@ def _batch_norm(
     return F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    # torch's has no second derivative.
+    return F.relu6(input + 3) / 6
+
+
 def _as_it_is(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
 
@@ -177,7 +182,8 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _multi_head_attention,
     F.batch_norm: _batch_norm,
     F.rrelu: _rrelu,
-    torch._weight_norm: _weight_norm,
+    F.hardsigmoid: _hardsigmoid,
+    **({torch._weight_norm: _weight_norm} if hasattr(torch, "_weight_norm") else {}),  # private to torch
     **dict.fromkeys(_DROPOUTS, _as_it_is),  # as in eval mode
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
     **{function: _drawing(function) for function in _RANDOM},
