@@ -130,6 +130,22 @@ def test_a_network_that_draws_and_runs_one_by_one_is_refused():
         many.outputs(model, params, torch.rand(2, 5, 4))
 
 
+@pytest.mark.filterwarnings("ignore:.*one by one")
+def test_numbers_that_somebody_else_draws_meanwhile_are_not_the_networks():
+    class Slow(nn.LSTM):
+        def forward(self, x):
+            drawing = threading.Thread(target=torch.rand, args=(3,))
+            drawing.start()
+            drawing.join()
+            return super().forward(x)[0]
+
+    model = Slow(4, 3)
+    params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    x, state = torch.rand(2, 5, 4), torch.get_rng_state()
+    torch.testing.assert_close(many.outputs(model, params, x)[1], model(x[1]))
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_installed_torchs_checkpoint_is_passed_through():
     """Its parts are private: a torch that names them otherwise shows here."""
     calls = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -206,10 +207,12 @@ def _run(model: nn.Module, x: Any) -> Tensor:
     try:
         return module_lock.call(model, {}, x)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        by_name = "; one that takes them by name is wrapped in a module that calls it so, `self.network(**x)`"
+        by_name = by_name if isinstance(x, Mapping) else ""
         digits = {str(leaf.dtype) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)}
         raise MetagradError(
             f"the model does not take the example inputs, {described(x)} of {', '.join(sorted(digits))}: "
-            f"{type(error).__name__}: {in_short(error, 160)}"
+            f"{type(error).__name__}: {in_short(error, 160)}{by_name}"
         ) from error
 
 
