@@ -22,6 +22,7 @@ from metagrad.fewshot.algorithms import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
 from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError
@@ -73,6 +74,7 @@ __all__ = [
     "admit",
     "check_network",
     "classification",
+    "dropout_masks",
     "evaluate",
     "group_tasks",
     "is_transductive",
