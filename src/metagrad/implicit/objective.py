@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metagrad import task_functions, tree
+from metagrad import scalars, task_functions, tree
 from metagrad.errors import NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.checked import Looks
@@ -43,8 +42,7 @@ class Proximal:
     def __post_init__(self) -> None:
         if self.towards not in ("theta", "zero"):
             raise ValueError(f"towards is 'theta' or 'zero', got {self.towards!r}")
-        if not callable(self.lam) and not (isinstance(self.lam, int | float) and 0 < self.lam < math.inf):
-            raise ValueError(f"lam must be a positive, finite number or a function of theta, got {self.lam!r}")
+        scalars.require_positive(self, "lam", learnable=True)
 
     def __call__(self, phi: Params, theta: Params) -> Tensor:
         """Return the value for one task."""

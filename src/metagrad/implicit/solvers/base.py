@@ -6,7 +6,6 @@ detached (implicit differentiation) and with a graph (unrolling).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,24 +146,6 @@ def descend(phi: Params, direction: Params, lr: Any) -> Params:
     if isinstance(lr, float):
         return {name: leaf.sub(direction[name], alpha=lr) for name, leaf in phi.items()}
     return {name: leaf - lr[name] * direction[name] for name, leaf in phi.items()}
-
-
-def require_options(solver: Any, positive: tuple[str, ...] = (), *, tol: float = 0.0, max_steps: int = 1) -> None:
-    """Refuse options outside their range; a function of theta is looked at when it is used.
-
-    Raises
-    ------
-    ValueError
-        naming the option.
-    """
-    for name in positive:
-        value = getattr(solver, name)
-        if not callable(value) and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
-    if not tol >= 0:
-        raise ValueError(f"tol must not be negative, got {tol}")
 
 
 def require_detached(problem: Problem, solver: Any) -> None:

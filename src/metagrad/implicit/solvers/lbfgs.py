@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, require_detached
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
@@ -42,7 +42,8 @@ class LBFGS:
     history: int = 10
 
     def __post_init__(self) -> None:
-        require_options(self, ("history",), tol=self.tol, max_steps=self.max_steps)
+        scalars.require_whole(self, "max_steps", "history")
+        scalars.require_not_negative(self, "tol")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""
