@@ -4,8 +4,6 @@ from metagrad.implicit.adjoints import (
     Adjoint,
     FirstOrder,
     Implicit,
-    argmin,
-    attach,
 )
 from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
 from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
@@ -34,6 +32,7 @@ from metagrad.implicit.solvers import (
     Solution,
     TorchOptimizer,
 )
+from metagrad.implicit.solving import argmin, attach
 from metagrad.implicit.unroll import Unroll
 
 __all__ = [

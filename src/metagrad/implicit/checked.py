@@ -63,6 +63,8 @@ def _identity(part: Any, held: list[weakref.ref[Any]]) -> Hashable:
         return part.__code__, cells, tuple(_identity(one, held) for one in part.__defaults__ or ())
     if isinstance(part, MethodType):
         return _identity(part.__func__, held), _identity(part.__self__, held)
+    if isinstance(part, pytree.TreeSpec):
+        return str(part)
     if isinstance(part, tuple | list):
         return type(part), tuple(_identity(one, held) for one in part)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):

@@ -28,7 +28,8 @@ class Solution:
     Attributes
     ----------
     value:
-        phi, each tensor with the leading task axis; differentiable as the adjoint says.
+        phi, built as the start was, each tensor with the leading task axis; differentiable as the adjoint says. With
+        ``batched=False`` neither this nor what follows has a task axis.
     steps:
         ``(T,)`` int64, inner steps taken.
     grad_norm:
@@ -38,18 +39,22 @@ class Solution:
         what is known of the curvature at ``value``; filled in by :class:`~metagrad.Implicit`.
     """
 
-    value: Params
+    value: Any
     steps: Tensor
     grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
     convexity: Convexity | None = None
     # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
     # reference cycle through the graph, and its memory would wait for the garbage collector.
     _linear: list[LinearSolution] = field(default_factory=list, repr=False)
+    # From what the core has to what the caller has: nests, and no task axis where there is one problem.
+    _shown: Callable[[LinearSolution], LinearSolution] | None = field(default=None, repr=False)
 
     @property
     def linear(self) -> LinearSolution | None:
         """The adjoint's linear solve (u, residual, steps, curvature); ``None`` before ``backward``."""
-        return self._linear[-1] if self._linear else None
+        if not self._linear:
+            return None
+        return self._shown(self._linear[-1]) if self._shown else self._linear[-1]
 
     @property
     def delta(self) -> Bound | None:

@@ -1,0 +1,55 @@
+"""A function of one task, for T tasks at once. Nothing else calls ``vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metagrad import task_functions, tree
+
+
+def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[int, ...] = ()) -> Tensor:
+    """Call ``function`` for every task; return what it gives, task axis first.
+
+    Every tensor among the arguments has a leading task axis; the first argument is a tensor, or a dictionary of them.
+    What is no tensor (a number, a text, ``None``) is handed over as it is. A single task is no batch: the function is
+    called as it stands, which takes less time.
+
+    Parameters
+    ----------
+    shared:
+        places of the arguments that have no task axis.
+    """
+    first = arguments[0] if isinstance(arguments[0], Tensor) else next(iter(arguments[0].values()))
+    # Some of torch's functions are wrong for many tasks at once, or not there, or have no second derivative.
+    with task_functions.exact():
+        if len(first) == 1:
+            return function(*(a if at in shared else _only(a) for at, a in enumerate(arguments))).unsqueeze(0)
+        return _mapped(function, arguments, shared)
+
+
+def _only(part: Any) -> Any:
+    """Take the one task there is."""
+    if isinstance(part, Tensor):
+        return part[0]
+    if type(part) is dict and all(isinstance(leaf, Tensor) for leaf in part.values()):
+        return {name: leaf[0] for name, leaf in part.items()}
+    return tree.map_tensors(lambda leaf: leaf[0], part)
+
+
+def _mapped(function: Callable[..., Tensor], arguments: tuple[Any, ...], shared: tuple[int, ...]) -> Tensor:
+    dims = tuple(None if place in shared else 0 for place in range(len(arguments)))
+    leaves, spec = pytree.tree_flatten([part for place, part in enumerate(arguments) if place not in shared])
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        return torch.vmap(function, in_dims=dims)(*arguments)
+
+    def one(mine: list[Tensor]) -> Tensor:
+        rest = iter(mine)
+        own = iter(pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec))
+        return function(*(part if place in shared else next(own) for place, part in enumerate(arguments)))
+
+    return torch.vmap(one)([leaf for leaf in leaves if isinstance(leaf, Tensor)])
