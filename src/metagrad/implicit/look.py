@@ -112,6 +112,8 @@ def _require_centre(proximal: Proximal, init: Params, theta: Params) -> None:
         centre = theta.get(name)
         if centre is None or centre.shape != leaf.shape[1:]:
             there = "is not there" if centre is None else f"is {tuple(centre.shape)}"
+            if centre is not None and centre.shape == leaf.shape:
+                there += " (one problem without a task axis goes with batched=False)"
             raise ValueError(
                 f"Proximal pulls phi{at(name)}, {tuple(leaf.shape[1:])} in each task, towards theta{at(name)}, which "
                 f"{there}: give theta one of that name and shape, or towards='zero'"
@@ -142,19 +144,21 @@ def _require_task_axis(objective: Objective, init: Params, theta: Params, data: 
     It is not asked where nothing joins the tasks' numbers (each reading has the same solution), nor where phi's numbers
     are vectors and nothing that the objective looks at has the shape of all of phi.
     """
-    # Not at the start itself, where all tasks may be equal.
-    apart = {name: leaf.detach() + 0.1 * (1 + leaf.detach().abs()) * _waves(leaf) for name, leaf in init.items()}
-    whole = _as_one_problem(objective, apart, theta, data)
-    if whole is None:
+    for step in (0.5, 0.05):  # not at the start itself, where all tasks may be equal; nor out of the domain
+        apart = {name: leaf.detach() + step * (1 + leaf.detach().abs()) * _waves(leaf) for name, leaf in init.items()}
+        whole = _as_one_problem(objective, apart, theta, data)
+        if whole is None:
+            return
+        leaves = leaves_of(apart)
+        with torch.enable_grad():
+            total = each_task(objective, leaves, tree.detach(theta), data, shared=(1,)).sum()
+            each = grads(total, leaves, create_graph=False)
+        a, b = (torch.cat([part[name].flatten() for name in init]).double() for part in (whole, each))
+        if a.isfinite().all() and b.isfinite().all():
+            break
+    else:
         return
-    leaves = leaves_of(apart)
-    with torch.enable_grad():
-        total = each_task(objective, leaves, tree.detach(theta), data, shared=(1,)).sum()
-        each = grads(total, leaves, create_graph=False)
-    a, b = (torch.cat([part[name].flatten() for name in init]).double() for part in (whole, each))
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return
-    slack = 1e-3 * (a.norm() + b.norm())
+    slack = 1e-4 * (a.norm() + b.norm())
     tasks = tree.num_tasks(init)
     if (a - b).norm() <= slack or (a - b / tasks).norm() <= slack:  # a sum over the numbers, or a mean
         return
