@@ -192,7 +192,7 @@ def test_a_nest_is_solved_as_the_same_laid_flat(kind, lam, curvature, single):
         build, take, _ = NESTS[now]
         objective, theta, inputs = network(now, lam)
         start = build(randn(*tasks, D, 2, seed=6), randn(*tasks, 2, seed=7))
-        solver = HessianFree(max_steps=200, cg_steps=20, curvature=curvature, tol=1e-11)
+        solver = LBFGS(max_steps=100, tol=1e-11)
         adjoint = Implicit(linear_solver=Dense(), curvature=curvature)
         found = argmin(objective, start, theta, data, solver=solver, adjoint=adjoint, batched=not single)
         w, b = take(found.value)

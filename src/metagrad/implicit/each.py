@@ -25,11 +25,13 @@ def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[in
         places of the arguments that have no task axis.
     """
     first = arguments[0] if isinstance(arguments[0], Tensor) else next(iter(arguments[0].values()))
+    single = len(first) == 1
+    if single:
+        arguments = tuple(part if place in shared else _only(part) for place, part in enumerate(arguments))
     # Some of torch's functions are wrong for many tasks at once, or not there, or have no second derivative.
     with task_functions.exact():
-        if len(first) == 1:
-            return function(*(a if at in shared else _only(a) for at, a in enumerate(arguments))).unsqueeze(0)
-        return _mapped(function, arguments, shared)
+        found = function(*arguments) if single else _mapped(function, arguments, shared)
+    return found.unsqueeze(0) if single else found
 
 
 def _only(part: Any) -> Any:
