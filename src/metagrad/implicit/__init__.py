@@ -6,7 +6,7 @@ from metagrad.implicit.adjoints import (
     Implicit,
 )
 from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
-from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
+from metagrad.implicit.curvature import Convexity, Curvature, GaussNewton, Linearisation, Operator
 from metagrad.implicit.linear import (
     CG,
     MINRES,
@@ -31,6 +31,7 @@ from metagrad.implicit.solvers import (
     Nesterov,
     Solution,
     TorchOptimizer,
+    Watch,
 )
 from metagrad.implicit.solving import argmin, attach
 from metagrad.implicit.unroll import Unroll
@@ -43,6 +44,7 @@ __all__ = [
     "Adjoint",
     "Bound",
     "Composed",
+    "Convexity",
     "Curvature",
     "Dense",
     "FirstOrder",
@@ -55,6 +57,7 @@ __all__ = [
     "InnerSolver",
     "LinearSolution",
     "LinearSolver",
+    "Linearisation",
     "Nesterov",
     "Neumann",
     "Objective",
@@ -64,6 +67,7 @@ __all__ = [
     "Solution",
     "TorchOptimizer",
     "Unroll",
+    "Watch",
     "Woodbury",
     "argmin",
     "attach",

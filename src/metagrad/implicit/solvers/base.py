@@ -115,7 +115,38 @@ InnerSolver = Callable[[Problem, Params], Solution | Params]
 
 
 class Watch:
-    """Which tasks go on: those whose inner gradient norm is above ``tol``; at 0, all of them, and nothing is masked."""
+    """Which tasks go on: those whose inner gradient norm is above ``tol``; at 0, all of them, and nothing is masked.
+
+    What a solver of one's own needs so that each task stops by itself, also where the steps are recorded.
+
+    Parameters
+    ----------
+    tol:
+        gradient norm at which a task stops.
+    init:
+        where the solver begins.
+
+    Attributes
+    ----------
+    active:
+        ``(T,)`` bool, which tasks go on.
+    steps:
+        ``(T,)`` int64, steps taken.
+    norm:
+        ``(T,)``, gradient norm at the last look; infinite before the first, and where ``tol`` is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad.implicit import Problem, Watch
+    >>> problem = Problem(lambda phi, theta, data: (phi["w"] - data).square() / 2, {}, torch.tensor([0.0, 8.0]))
+    >>> phi = {"w": torch.zeros(2)}
+    >>> watch = Watch(0.1, phi)
+    >>> while not watch.done(slope := problem.grad(phi)):
+    ...     phi = watch.step(phi, {"w": phi["w"] - 0.5 * slope["w"]})
+    >>> watch.solution(phi).steps
+    tensor([0, 7])
+    """
 
     def __init__(self, tol: float, init: Params) -> None:
         leaf = next(iter(init.values()))
@@ -137,7 +168,7 @@ class Watch:
         return host.may_look(self.active) and not bool(self.active.any())
 
     def step(self, old: Params, new: Params) -> Params:
-        """Count a step; tasks that have stopped keep what they have."""
+        """Count a step and return where it leads; tasks that have stopped keep what they have."""
         self.steps = self.steps + self.active
         return new if self.tol == 0 else tree.where(self.active, new, old)
 

@@ -136,8 +136,9 @@ class _Pairs:
         return q.baddbmm_(self.s.mT, second)[..., 0]
 
     def _solved(self, matrix: Tensor, b: Tensor, *, upper: bool) -> Tensor:
-        turned = self._in_order(b)
-        return self._in_order(torch.linalg.solve_triangular(matrix, turned, upper=upper), back=True)
+        wide = torch.promote_types(b.dtype, torch.float32)  # there is no such function in fewer digits
+        found = torch.linalg.solve_triangular(matrix.to(wide), self._in_order(b).to(wide), upper=upper)
+        return self._in_order(found.to(b.dtype), back=True)
 
     def _in_order(self, part: Tensor, *, back: bool = False) -> Tensor:
         """Turn what has a row for each pair as stored, so that the oldest is first; or back."""
