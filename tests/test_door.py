@@ -153,6 +153,7 @@ BAD = {
     "a list of numbers": ({"w": [1.0, 2.0]}, None, TypeError, "phi holds a float"),
     "an array as phi": ({"w": np.zeros(3)}, None, TypeError, "phi holds a NumPy array at 'w'.*from_numpy"),
     "an array in data": ({"w": torch.zeros(3)}, {"x": [np.ones(3)]}, TypeError, r"data holds a NumPy array at 'x\.0'"),
+    "a module": (torch.nn.Linear(2, 1), None, TypeError, r"phi holds a module: take dict\(module"),
     "an object in data": ({"w": torch.zeros(3)}, [object()], TypeError, "data holds a object at '0'.*tensors in dict"),
     "one name twice": (
         {"a.b": torch.zeros(3), "a": {"b": torch.zeros(3)}}, None, ValueError, r"two tensors by the name of 'a\.b'",

@@ -153,6 +153,8 @@ NESTS = {
     "named tuple": (Layer, lambda p: (p.weight, p.bias), ("weight", "bias")),
     "ordered": (lambda w, b: OrderedDict(w=w, r=OrderedDict(b=b)), lambda p: (p["w"], p["r"]["b"]), ("w", "r.b")),
     "read-only": (lambda w, b: MappingProxyType({"w": w, "b": b}), lambda p: (p["w"], p["b"]), ("w", "b")),
+    "parameters": (lambda w, b: nn.ParameterDict({"w": w, "b": b}), lambda p: (p["w"], p["b"]), ("w", "b")),
+    "list of parameters": (lambda w, b: nn.ParameterList([w, b]), lambda p: (p[0], p[1]), ("0", "1")),
     "own mapping": (lambda w, b: UserDict({"z": [w], "b": b}), lambda p: (p["z"][0], p["b"]), ("z.0", "b")),
     "numbers as keys": (lambda w, b: {0: w, 1: b}, lambda p: (p[0], p[1]), ("0", "1")),
 }

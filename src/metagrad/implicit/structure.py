@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
@@ -78,8 +78,10 @@ def as_dicts(part: Any) -> Any:
     """Return a nest with every mapping (of parameters, ordered, read-only) as a plain dictionary."""
     if isinstance(part, Tensor) or part is None:
         return part
-    if isinstance(part, Mapping):
+    if isinstance(part, Mapping | nn.ParameterDict):
         return {key: as_dicts(value) for key, value in part.items()}
+    if isinstance(part, nn.ParameterList):
+        return list(part)
     if type(part) in (list, tuple):
         return type(part)(as_dicts(value) for value in part)
     if isinstance(part, tuple) and hasattr(part, "_fields"):  # a named tuple
@@ -96,6 +98,8 @@ def _require_plain(leaf: Any, what: str, name: str) -> None:
     """Refuse what could hold examples that nobody would take apart."""
     if isinstance(leaf, np.ndarray):
         raise TypeError(f"{what} holds a NumPy array{_at(name)}: make it a tensor with torch.from_numpy")
+    if isinstance(leaf, nn.Module):
+        raise TypeError(f"{what} holds a module{_at(name)}: take dict(module.named_parameters())")
     if not isinstance(leaf, _PLAIN):
         raise TypeError(
             f"{what} holds a {type(leaf).__name__}{_at(name)}: it takes tensors in dictionaries, tuples and lists, and "
@@ -175,7 +179,9 @@ class Door:
     def adjoint(self, adjoint: Any) -> Any:
         """Return an adjoint whose linear solve begins at a flat dictionary."""
         x0 = getattr(adjoint, "x0", None)
-        return adjoint if x0 is None else replace(adjoint, x0=self.init(x0))
+        if x0 is None or not dataclasses.is_dataclass(adjoint) or isinstance(adjoint, type):
+            return adjoint
+        return replace(adjoint, x0=self.init(x0))
 
     def _hyper(self, hyper: Any) -> Any:
         if not callable(hyper) or (self.phi is None and self.theta is None):
@@ -273,7 +279,7 @@ def _looked_at(data: Any) -> Any:
     leaves = pytree.tree_leaves(data)
     if all(isinstance(leaf, Tensor) for leaf in leaves):
         return data
-    if any(isinstance(leaf, Mapping) for leaf in leaves):
+    if any(isinstance(leaf, Mapping | nn.ParameterDict | nn.ParameterList) for leaf in leaves):
         data = as_dicts(data)
     if any(not isinstance(leaf, (Tensor, *_PLAIN)) for leaf in pytree.tree_leaves(data)):
         for path, leaf in pytree.tree_flatten_with_path(data)[0]:

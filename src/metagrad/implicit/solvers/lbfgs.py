@@ -60,7 +60,9 @@ class LBFGS:
                 d, slope = _downhill(-pairs.inverse(g), g)
             # The first direction is a gradient, whose length says nothing: begin with one of length 1 at most.
             first = torch.ones_like(slope) if pairs.seen else torch.clamp(1 / d.norm(dim=1), max=1.0)
-            new, length = backtrack(laid, here, {"": d}, slope, first if self.tol == 0 else first * watch.active)
+            if self.tol > 0:
+                first = torch.where(watch.active, first, 0.0)
+            new, length = backtrack(laid, here, {"": d}, slope, first)
             assert new.gradient is not None
             with full_digits(g.device.type):
                 pairs.add(length[:, None] * d, new.gradient[""] - g)
