@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from torch import optim
+from torch import nn, optim
 from torch.nn import functional as F
 
 from metagrad import (
@@ -153,8 +153,6 @@ NESTS = {
     "named tuple": (Layer, lambda p: (p.weight, p.bias), ("weight", "bias")),
     "ordered": (lambda w, b: OrderedDict(w=w, r=OrderedDict(b=b)), lambda p: (p["w"], p["r"]["b"]), ("w", "r.b")),
     "read-only": (lambda w, b: MappingProxyType({"w": w, "b": b}), lambda p: (p["w"], p["b"]), ("w", "b")),
-    "parameters": (lambda w, b: nn.ParameterDict({"w": w, "b": b}), lambda p: (p["w"], p["b"]), ("w", "b")),
-    "list of parameters": (lambda w, b: nn.ParameterList([w, b]), lambda p: (p[0], p[1]), ("0", "1")),
     "own mapping": (lambda w, b: UserDict({"z": [w], "b": b}), lambda p: (p["z"][0], p["b"]), ("z.0", "b")),
     "numbers as keys": (lambda w, b: {0: w, 1: b}, lambda p: (p[0], p[1]), ("0", "1")),
 }
@@ -225,6 +223,22 @@ def test_a_solution_is_built_as_the_start_was():
     assert list(value(OrderedDict(z=leaf, a=leaf))) == ["z", "a"]
     for theta in (torch.ones(2), (), [], None, {"a": None, "b": 2.0, "c": "text", "d": np.float32(1)}):
         assert torch.equal(value(leaf, theta), torch.ones(2, 3))
+
+
+def test_what_a_module_holds_is_a_nest():
+    net = nn.Linear(D, 1, bias=False).double()
+    y, w = randn(T, N, D, seed=0), randn(T, D, seed=1)
+    holders = [nn.ParameterDict({"w": w}), [nn.ParameterList([w])], {"w": nn.Parameter(w)}]
+    thetas = [nn.ParameterDict({"weight": net.weight}), [nn.ParameterList([net.weight])], dict(net.named_parameters())]
+    take = [lambda p, name: p[name], lambda p, name: p[0][0], lambda p, name: p[name]]
+    ends = []
+    for holder, theta, of in zip(holders, thetas, take, strict=True):
+        found = argmin(lambda p, t, y, of=of: (y @ of(p, "w") - y @ of(t, "weight")[0]).square().mean(), holder, theta,
+                       y, solver=LBFGS(max_steps=60, tol=1e-12), adjoint=Implicit(linear_solver=Dense()))  # fmt: skip
+        torch.testing.assert_close(of(found.value, "w"), net.weight.expand(T, D), rtol=1e-9, atol=1e-10)
+        ends.append(torch.autograd.grad(of(found.value, "w").square().sum(), net.weight)[0])
+    for end in ends:
+        torch.testing.assert_close(end, 2 * T * net.weight.detach(), rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("regulariser", [Proximal(0.5), lambda phi, theta: 0.25 * (phi - theta).square().sum()])

@@ -116,12 +116,16 @@ def require_no_transform(what: str, tensors: Iterable[Tensor] = ()) -> None:
     ValueError
         naming the way out.
     """
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is not None or any(map(functorch.is_legacy_batchedtensor, tensors)):
+    if _transform() is not None or any(map(_is_batched, tensors)):
         raise ValueError(
             f"{what} does not go with torch.func (grad, vjp, jacrev, jvp, vmap and the like) or vectorize=True: give "
             "several problems a task axis, and differentiate with plain autograd (torch.autograd.grad, .backward())"
         )
+
+
+# Private to torch; without them the transforms' own errors come through.
+_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 
 def require_no_tangents(what: str, tensors: Iterable[Tensor]) -> None:
