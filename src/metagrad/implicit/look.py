@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
+from metagrad.errors import MetagradError
 from metagrad.implicit.checked import Looks
 from metagrad.implicit.derivatives import ancestors, grads, leaves_of
 from metagrad.implicit.each import each_task
@@ -46,15 +47,13 @@ def check_objective(
         objective.regulariser.require_positive(theta, init)
     if torch.is_inference_mode_enabled():
         raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
-    # Data say by their own axis what the tasks are.
-    guessed = (
-        guessed and tree.num_tasks(init) > 1 and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data))
-    )
+    guessed = guessed and tree.num_tasks(init) > 1
     place = _LOOKS.at(objective, (init, theta, data, guessed))
     if place is not None and (known := _LOOKS.get(place[0])) is not None:
         return known
     found = _look(objective, init, theta, data, guessed)
-    if guessed:
+    # Data say by their own axis what the tasks are.
+    if guessed and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data)):
         _require_task_axis(objective, init, theta, data)
     if place is not None:
         _LOOKS.put(*place, found)
@@ -62,14 +61,15 @@ def check_objective(
 
 
 def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed: bool) -> list[str]:
-    batched = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data))
+    batched, whole = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data)), data
     phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
     theta = tree.detach(theta)
     with torch.enable_grad():
         try:
             value = objective(phi, theta, data)
         except Exception as error:
-            if guessed and _as_one_problem(objective, init, theta, data) is not None:
+            ours = isinstance(error, MetagradError)
+            if guessed and not ours and _as_one_problem(objective, init, theta, whole) is not None:
                 raise ValueError(f"the objective fails with phi of one task: {_NO_AXIS}") from error
             if isinstance(error, RuntimeError | TypeError) and (why := mismatch(phi, theta, data)):
                 raise ValueError(f"the objective fails, and {why}") from error
@@ -176,7 +176,7 @@ def _as_one_problem(objective: Objective, phi: Params, theta: Params, data: Any)
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = objective(leaves, tree.detach(theta), data)
+            value = objective(leaves, tree.detach(theta), tree.detach(data))
             if isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad:
                 return grads(value, leaves, create_graph=False)
     except Exception:  # whatever a function says of arguments that it is not made for
