@@ -97,7 +97,7 @@ def test_a_forgotten_task_axis_is_asked_about_wherever_one_may_forget_it():
         ask(lambda p, theta, data: (p["w"] - data["scale"] * theta["a"]).square().sum(), {"w": torch.zeros(3)},
             data={"scale": 2.0, "mask": None})  # fmt: skip
     x, y = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(3)  # as many rows as columns
-    with pytest.raises(ValueError, match="fails with phi of one task.*batched=False"):
+    with pytest.raises(ValueError, match=r"fails with phi of one task.*batched=False"):
         ask(lambda phi, theta, data: (data[0] @ phi["w"] - data[1]).square().sum(), {"w": torch.zeros(3)}, {}, (x, y))
     for _ in range(2):  # each time
         with pytest.raises(ValueError, match="batched=False"):

@@ -35,12 +35,15 @@ def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[in
 
 
 def _only(part: Any) -> Any:
-    """Take the one task there is."""
+    """Take the one task there is; by hand in the usual nests, since a solver asks at every step."""
     if isinstance(part, Tensor):
-        return part[0]
-    if type(part) is dict and all(isinstance(leaf, Tensor) for leaf in part.values()):
-        return {name: leaf[0] for name, leaf in part.items()}
-    return tree.map_tensors(lambda leaf: leaf[0], part)
+        return part.squeeze(0)
+    kind = type(part)
+    if kind is dict:
+        return {name: _only(leaf) for name, leaf in part.items()}
+    if kind is tuple or kind is list:
+        return kind([_only(leaf) for leaf in part])
+    return tree.map_tensors(lambda leaf: leaf.squeeze(0), part)
 
 
 def _mapped(function: Callable[..., Tensor], arguments: tuple[Any, ...], shared: tuple[int, ...]) -> Tensor:
