@@ -68,11 +68,12 @@ _HOMES = {
     ),
     "FewShotClassifier": "metagrad.classifier.estimator",
 }
-__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
+    if name == "__all__":
+        return ["__version__", *(one for one in _HOMES if one != "FewShotClassifier" or _has_scikit_learn())]
     if name in _HOMES:
         from importlib import import_module
 
@@ -81,4 +82,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))
+
+
+def _has_scikit_learn() -> bool:
+    """Whether what ``FewShotClassifier`` needs is installed: without it, ``from metagrad import *`` leaves it out."""
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("sklearn") is not None
+    except ImportError:
+        return False
