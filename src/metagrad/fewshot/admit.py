@@ -82,7 +82,18 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
         if the model does not return one row for each input, if a forward pass changes a buffer or draws random numbers,
         if it has no second derivative, or if the two products disagree; the message says what to do.
     """
-    _refuse_what_differs(model, x, _rows(x))
+    if not isinstance(model, nn.Module):
+        raise MetagradError(f"the network must be an nn.Module, got {in_short(repr(model), 60)}")
+    lazy = nn.UninitializedParameter | nn.parameter.UninitializedBuffer
+    if any(isinstance(part, lazy) for part in (*model.parameters(), *model.buffers())):
+        raise MetagradError("the network has lazy modules, whose weights are not there yet: call it once before")
+    rows = _rows(x)
+    if rows == 0:
+        raise MetagradError("there are no example inputs, so nothing can be looked at: give a few")
+    for leaf in pytree.tree_leaves(x):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+            raise MetagradError("the example inputs hold numbers that are not finite: give ordinary ones")
+    _refuse_what_differs(model, x, rows)
     weights = module_lock.weights(model)
     names = [name for name, leaf in weights.items() if leaf.requires_grad]
     with module_lock.LOCK:

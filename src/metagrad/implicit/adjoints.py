@@ -13,11 +13,42 @@ from torch.utils import _pytree as pytree
 from metagrad import torch_modes, tree
 from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
-from metagrad.implicit.linear import CG, LinearSolution, LinearSolver, looked_at
+from metagrad.implicit.linear import (
+    CG,
+    MINRES,
+    Dense,
+    FixedPoint,
+    LinearSolution,
+    LinearSolver,
+    Neumann,
+    Woodbury,
+    looked_at,
+)
 from metagrad.implicit.linear import measured as measured_linear
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
+
+
+def require_parts(objective: Any, solver: Any, adjoint: Any) -> None:
+    """Refuse an objective, a solver or an adjoint that cannot be one.
+
+    Raises
+    ------
+    TypeError
+        saying which, and what was given.
+    """
+    what = {
+        "objective": (objective, "a function (phi, theta, data) -> scalar"),
+        "solver": (solver, "an inner solver, such as GradientDescent(lr=0.1, max_steps=16)"),
+        "adjoint": (adjoint, "Implicit(), Unroll() or FirstOrder()"),
+    }
+    for name, (part, wanted) in what.items():
+        linear = name == "adjoint" and isinstance(part, CG | MINRES | Dense | Neumann | FixedPoint | Woodbury)
+        if isinstance(part, type) or not callable(part) or linear:
+            got = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
+            hint = f": write Implicit(linear_solver={got}(...))" if linear else ""
+            raise TypeError(f"{name} must be {wanted}, got {got}{hint}")
 
 
 class Adjoint(Protocol):
@@ -74,11 +105,17 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ValueError(f"curvature is 'hessian' or 'gauss_newton', got {self.curvature!r}")
+        if isinstance(self.linear_solver, type) or not callable(self.linear_solver):
+            raise TypeError(f"linear_solver must be one, such as CG(max_steps=5), got {self.linear_solver!r}")
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach the implicit derivative."""
         given = [leaf for leaf in pytree.tree_leaves((problem.theta, problem.data)) if isinstance(leaf, Tensor)]
         torch_modes.require_no_tangents("an implicit gradient", given)
+        if self.x0 is not None and self.x0.keys() != init.keys():
+            raise ValueError(
+                f"x0 has {', '.join(self.x0) or 'nothing'}, phi has {', '.join(init)}: they must be the same"
+            )
         solution = solve_detached(problem, init, solver)
         if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
             return measured(problem, solution)

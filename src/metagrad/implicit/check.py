@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metagrad import torch_modes, tree
-from metagrad.implicit.adjoints import Adjoint, Implicit
+from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
 from metagrad.implicit.curvature import Curvature
 from metagrad.implicit.linear import MINRES, Dense, LinearSolver
 from metagrad.implicit.objective import Composed, Objective
@@ -106,6 +106,7 @@ def check_meta_gradient(
         if an objective with functions of all tasks mixes them; and as :func:`~metagrad.argmin` does.
     """
     torch_modes.require_no_transform("check_meta_gradient")
+    require_parts(objective, solver, adjoint)
     theta, data = torch_modes.ordinary((theta, data))
     with torch.no_grad():
         door, _, theta, data = enter(start(theta), theta, data, single=batched is False)
@@ -130,7 +131,8 @@ def check_meta_gradient(
 
     report("the linear system at the exact solution")
     reference, behind = at(exact, Implicit(linear_solver=linear))
-    assert behind.linear is not None
+    if behind.linear is None:
+        raise ValueError("outer does not depend on phi: its gradient needs no inner solution")
     assert behind.linear.residual is not None
     assert behind.linear.min_curvature is not None
     shares: list[float | None] = [None, None, None]
@@ -183,7 +185,15 @@ def _gradient(
     begin = {name: leaf.to(torch.promote_types(leaf.dtype, digits)) for name, leaf in start(asked).items()}
     solution = argmin(objective, begin, asked, data, solver=solver, adjoint=adjoint, batched=batched)
     leaves = [leaf for leaf in asked.values() if leaf.requires_grad]
-    found = torch.autograd.grad(outer(solution.value, asked), leaves, materialize_grads=True)
+    if not leaves:
+        raise ValueError("theta has no floating tensor: there is no meta-gradient to check")
+    meta = outer(solution.value, asked)
+    if not isinstance(meta, Tensor) or meta.dim() != 0:
+        got = tuple(meta.shape) if isinstance(meta, Tensor) else type(meta).__name__
+        raise ValueError(f"outer must return a scalar, the meta-loss of all tasks, got {got}")
+    if not meta.requires_grad:
+        raise ValueError("outer returns a number that depends neither on phi nor on theta")
+    found = torch.autograd.grad(meta, leaves, materialize_grads=True)
     return torch.cat([part.flatten() for part in found]).double(), solution
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
-from metagrad.errors import MetagradError
+from metagrad.errors import MetagradError, NotFiniteError
+from metagrad.implicit import host
 from metagrad.implicit.checked import Looks
 from metagrad.implicit.derivatives import ancestors, grads, leaves_of
 from metagrad.implicit.each import each_task
@@ -64,6 +66,8 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
     batched, whole = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data)), data
     phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
     theta = tree.detach(theta)
+    given = [leaf for leaf in pytree.tree_leaves((phi, theta, data)) if isinstance(leaf, Tensor)]
+    versions = [leaf._version for leaf in given]
     with torch.enable_grad():
         try:
             value = objective(phi, theta, data)
@@ -82,6 +86,14 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
                 "the objective captured a tensor that requires a gradient and would silently get none: "
                 "pass it in theta (shared by the tasks) or in data (one per task)"
             )
+        if [leaf._version for leaf in given] != versions:
+            raise ValueError(
+                "the objective writes into phi, theta or data, which then differ at each call: let it work on copies "
+                "(x + 1 in place of x.add_(1))"
+            )
+        if host.may_look(value) and not math.isfinite(value):
+            _require_finite_parts(phi, theta, data)
+            raise NotFiniteError("the objective is not finite at the start, in task 0")
         leaves = leaves_of(phi)
         used = ancestors(objective(leaves, theta, data))
         if isinstance(objective, Composed) and (objective.outputs_of_tasks or objective.loss_of_tasks):
@@ -89,6 +101,20 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
     if not used:
         raise ValueError("the objective does not depend on phi: there is nothing to minimise")
     return [name for name, leaf in leaves.items() if id(leaf) not in used]
+
+
+def _require_finite_parts(phi: Params, theta: Params, data: Any) -> None:
+    """Say which of the arguments is not finite, if one is.
+
+    Raises
+    ------
+    NotFiniteError
+        naming it.
+    """
+    for what, part in (("theta", theta), ("init", phi), ("data", data)):
+        for leaf in pytree.tree_leaves(part):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+                raise NotFiniteError(f"{what} holds a number that is not finite (NaN or infinite)")
 
 
 def _require_agreement(objective: Composed, batched: Any, theta: Params, phi: Params, data: Any) -> None:

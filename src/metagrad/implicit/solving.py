@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metagrad import torch_modes, tree
-from metagrad.implicit.adjoints import Adjoint, Implicit
+from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
 from metagrad.implicit.diagnose import require_finite, warn_unsolved
 from metagrad.implicit.look import check_objective
 from metagrad.implicit.objective import Objective
@@ -107,6 +107,7 @@ def _solve(
 ) -> tuple[Entered, Problem, Solution]:
     """Return what was handed over and the problem, as the core has them, and the solution."""
     torch_modes.require_no_transform("argmin")
+    require_parts(objective, solver, adjoint)
     entered = enter(*torch_modes.ordinary((init, theta, data)), single=batched is False)
     door, phi, fixed, data = entered
     problem = Problem(door.objective(objective), fixed, data)

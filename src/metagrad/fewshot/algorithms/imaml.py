@@ -58,6 +58,7 @@ class IMAML(base.AdaptsWeights):
 
     def __post_init__(self) -> None:
         base.require_positive(self, "lam")
+        base.require_solves(self)
 
     @classmethod
     def published(cls) -> IMAML:
