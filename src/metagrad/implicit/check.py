@@ -91,7 +91,8 @@ def check_meta_gradient(
         from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``; in float64 it is
         asked with a theta of float64, and fewer digits of its own are filled up.
     outer:
-        ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis.
+        ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis. In the accurate pass
+        both are float64.
     batched:
         as for :func:`~metagrad.argmin`; ``False``: one problem, without a task axis in what ``start`` returns, in data,
         in the phi of ``outer``, or in the numbers that are returned.
@@ -100,10 +101,15 @@ def check_meta_gradient(
     report:
         told in a few words what is being done.
 
+    Returns
+    -------
+    GradientCheck
+        both gradients, how far they are apart, and how much of that each approximation makes.
+
     Raises
     ------
     ValueError
-        if an objective with functions of all tasks mixes them; and as :func:`~metagrad.argmin` does.
+        if an objective with functions of all tasks mixes them; if outer is no scalar of phi; and as :func:`~metagrad.argmin` does.
     """
     torch_modes.require_no_transform("check_meta_gradient")
     require_parts(objective, solver, adjoint)
