@@ -1,6 +1,7 @@
 """Meta-gradients as a page of plain autograd has them: one task after the other, nothing of ours."""
 
 import copy
+import sys
 from unittest import mock
 
 import torch
@@ -33,27 +34,34 @@ class Plain:
                 module.eval()
             if isinstance(module, torch.nn.MultiheadAttention | torch.nn.RNNBase):
                 module.dropout = 0.0
+            hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+            if "SpectralNorm" in [type(module).__name__.strip("_"), *hooks]:
+                module.training = False  # its singular vectors stay as they are
+        torch.backends.mha.set_fastpath_enabled(False)  # which it is where nothing asks for a gradient: other numbers
         with (
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
             mock.patch.object(torch, "_weight_norm", weight_norm),  # torch's has a wrong one
+            mock.patch.object(sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", weight_norm),
             mock.patch.object(F, "embedding_bag", embedding_bag),  # and here none
+            mock.patch.object(F, "hardsigmoid", lambda x: (x / 6 + 0.5).clamp(0, 1)),  # and here none
             mock.patch.object(torch.utils.checkpoint, "checkpoint", lambda module, x, **how: module(x)),
         ):
             return self.model(x)
 
 
-def weight_norm(v, g, dim):
+def weight_norm(v, g, dim=0):
     return g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
 
 
 def embedding_bag(ids, weight, *args, **kwargs):
-    """Return the mean of the rows of each example, or the greatest numbers, one example after the other."""
+    """Return the mean or sum of the rows of each example, or the greatest numbers, one example after the other."""
     greatest = "max" in args
     padding = args[-1]
     found = []
     for row in ids:
         kept = weight[row[row != padding] if padding is not None else row]
-        found.append((kept.amax(0) if greatest else kept.mean(0)) if len(kept) else weight.new_zeros(weight.shape[1]))
+        reduce = kept.amax if greatest else kept.sum if "sum" in args else kept.mean
+        found.append(reduce(0) if len(kept) else weight.new_zeros(weight.shape[1]))
     return torch.stack(found)
 
 
@@ -107,9 +115,9 @@ def gradients(value, theta, **how):
     return torch.autograd.grad(value, list(theta.values()), materialize_grads=True, **how)
 
 
-def unrolled(net, theta, task, *, lr, steps, head="", graph=True):
+def unrolled(net, theta, task, *, lr, steps, mine=lambda name: True, graph=True):
     (x, y), (query_x, query_y) = task
-    mine = {name: leaf for name, leaf in theta.items() if name.startswith(head)}
+    mine = {name: leaf for name, leaf in theta.items() if mine(name)}
     start = mine if graph else {name: leaf.detach().requires_grad_() for name, leaf in mine.items()}
     phi = descend(lambda phi: F.cross_entropy(net(theta | phi, x), y), start, lr, steps, graph=graph)
     if graph:
@@ -156,13 +164,24 @@ def memory_reduced(net, theta, task, *, begin, l2, lr, steps):
     return [a - b for a, b in zip(direct, mixed, strict=False)]
 
 
+def itd_bio(net, theta, task, *, begin, l2, lr, steps):
+    (x, y), (query_x, query_y) = task
+
+    def loss(phi):
+        return F.cross_entropy(net(theta | phi, x), y) + l2 / 2 * sum(leaf.square().sum() for leaf in phi.values())
+
+    start = {name: leaf.detach().clone().requires_grad_() for name, leaf in begin.items()}
+    phi = descend(loss, start, lr, steps, graph=True)
+    return gradients(F.cross_entropy(net(theta | phi, query_x), query_y), theta)
+
+
 def features(net, theta, x):
     """Return what the head is given."""
     seen = []
     hook = net.model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     net(theta, x)
     hook.remove()
-    return seen[0]
+    return seen[0].flatten(1)
 
 
 def protonet(net, theta, task):
@@ -176,6 +195,6 @@ def r2d2(net, theta, task):
     (x, y), (query_x, query_y) = task
     weights = {name: leaf for name, leaf in theta.items() if not name.startswith(".")}
     known, asked = features(net, weights, x), features(net, weights, query_x)
-    gram = known @ known.T + theta[".log_l2"].exp() * torch.eye(len(x), dtype=known.dtype)
+    gram = known @ known.T + theta[".log_l2"].exp() * torch.eye(len(y), dtype=known.dtype)
     w = known.T @ torch.linalg.solve(gram, F.one_hot(y, WAYS).to(known.dtype))
     return gradients(F.cross_entropy(theta[".log_scale"].exp() * asked @ w, query_y), theta)

@@ -1,6 +1,7 @@
 """torch's functions in the form that inner problems need: values as torch's, derivatives right, nothing drawn."""
 
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils import checkpoint as recomputing
 
 from metagrad import task_functions
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.fewshot import MAML, Batch, many, module_lock
+from metagrad.fewshot import MAML, Batch, check_network, many, module_lock
 from metagrad.fewshot.models import Conv4
 
 f64 = torch.float64
@@ -98,8 +99,14 @@ class Noisy(nn.Module):
         lambda x: torch.randn_like(x)[:, :3],
         lambda x: torch.empty(3).normal_(),
         lambda x: F.gumbel_softmax(x, -1)[:, :3],
+        lambda x: torch.poisson(x)[:, :3],
+        lambda x: torch.empty(3).geometric_(0.5),
+        lambda x: torch.empty(3).random_(9),
+        lambda x: torch.distributions.Normal(x[:, :3], 1.0).rsample(),
+        lambda x: torch.distributions.Gamma(x[:, :3] + 1, 1.0).rsample(),  # by a function that we do not know
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*one by one")
 def test_a_network_that_draws_is_refused(draw):
     model = Noisy(draw)
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
@@ -113,6 +120,133 @@ def test_a_network_that_draws_from_a_generator_of_its_own_is_let_be():
     x = torch.rand(2, 5, 4)
     with pytest.warns(MetagradWarning, match="one by one"):
         torch.testing.assert_close(many.outputs(model, params, x)[1], model(x[1]))
+
+
+def test_a_network_that_draws_and_runs_one_by_one_is_refused():
+    model = nn.LSTM(4, 3)
+    model.forward = lambda x: nn.LSTM.forward(model, x)[0] + torch._standard_gamma(torch.ones(3))
+    params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    with pytest.raises(MetagradError, match=r"draws random numbers \(torch's own generator\)"):
+        many.outputs(model, params, torch.rand(2, 5, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*one by one")
+def test_numbers_that_somebody_else_draws_meanwhile_are_not_the_networks():
+    class Slow(nn.LSTM):
+        def forward(self, x):
+            drawing = threading.Thread(target=torch.rand, args=(3,))
+            drawing.start()
+            drawing.join()
+            return super().forward(x)[0]
+
+    model = Slow(4, 3)
+    params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    x, state = torch.rand(2, 5, 4), torch.get_rng_state()
+    torch.testing.assert_close(many.outputs(model, params, x)[1], model(x[1]))
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_installed_torchs_checkpoint_is_passed_through():
+    """Its parts are private: a torch that names them otherwise shows here."""
+    calls = []
+
+    def part(x):
+        calls.append(1)
+        return x.sin() * x
+
+    for reentrant in (True, False):
+        calls.clear()
+        x = torch.ones(2, requires_grad=True)
+        with task_functions.exact():
+            y = recomputing.checkpoint(part, x, use_reentrant=reentrant)
+        y.sum().backward()
+        assert len(calls) == 1
+    assert task_functions._reaches()
+
+
+def test_a_checkpoint_that_is_not_reached_is_refused_and_not_wrong(monkeypatch):
+    """As in a torch whose parts have other names."""
+    monkeypatch.setattr(task_functions, "_PASSED_THROUGH", {})
+    task_functions._reaches.cache_clear()
+
+    class Recomputing(nn.Sequential):
+        def forward(self, x):
+            return recomputing.checkpoint(super().forward, x, use_reentrant=False)
+
+    model = Recomputing(nn.Linear(4, 3), nn.Tanh())
+    params = {name: leaf.detach().expand(2, *leaf.shape).requires_grad_() for name, leaf in model.named_parameters()}
+    try:
+        with pytest.raises(MetagradError, match=r"torch.utils.checkpoint of torch .* take the network without it"):
+            many.outputs(model, params, torch.rand(2, 5, 4))
+        many.outputs(nn.Linear(4, 3), params={}, x=torch.rand(2, 5, 4))
+        module_lock.call(nn.Linear(4, 3), {}, torch.rand(5, 4))  # what has none of it runs
+    finally:
+        task_functions._reaches.cache_clear()
+
+
+class Counts(nn.Linear):
+    """Writes into a buffer, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__(4, 3)
+        self.in_place = in_place
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.in_place:
+            self.seen += 1
+        else:
+            self.seen = self.seen + x.sum()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.filterwarnings("ignore:.*one by one")
+def test_a_network_that_writes_into_a_buffer_is_refused(in_place):
+    model = Counts(in_place)
+    params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    before = model.seen
+    with pytest.raises(MetagradError, match="changes buffer seen of Counts"):
+        many.outputs(model, params, torch.rand(2, 5, 4))
+    assert model.seen is before
+
+
+@dataclass
+class Said:
+    loss: None
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["vmap", "one by one"])
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (
+            lambda y: {"logits": y, "states": (y, y)},
+            r"a dict of logits: \(5, 3\), states: a tuple .*self.network\(x\)\['logits'\]",
+        ),
+        (lambda y: (y, None), r"a tuple of 0: \(5, 3\), 1: NoneType.*self\.network\(x\)\[0\]"),
+        (lambda y: Said(None, y), r"a Said of loss: NoneType, logits: \(5, 3\).*self\.network\(x\)\.logits"),
+        (lambda y: None, "returns NoneType, and one tensor"),
+    ],
+    ids=["dictionary", "tuple", "dataclass", "nothing"],
+)
+@pytest.mark.filterwarnings("ignore:.*one by one")
+def test_what_is_not_one_tensor_is_named_with_the_way_out(made, says, memory):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.memory = nn.Linear(4, 3), nn.LSTM(1, 1) if memory else None
+
+        def forward(self, x):
+            return made(self.layer(x))
+
+    model = Net()
+    params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
+    with pytest.raises(MetagradError, match=says):
+        many.outputs(model, params, torch.rand(2, 5, 4))
+    with pytest.raises(MetagradError, match=says):
+        check_network(model, torch.rand(5, 4))
 
 
 def test_everything_is_as_it_was_after():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metagrad import MetagradError, NotFiniteError
+from metagrad import CG, Implicit, MetagradError, NotFiniteError
 from metagrad.fewshot import (
     ANIL,
     IMAML,
@@ -205,3 +205,17 @@ def test_numbers_of_numpy_are_numbers_and_bools_and_next_to_nothing_are_none():
     for wrong in (True, 1e-50, float("nan")):
         with pytest.raises(MetagradError, match="lam must be a number, positive and finite"):
             IMAML(lam=wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: IMAML(adjoint=CG()), r"adjoint must be Implicit\(\).*write Implicit\(linear_solver=CG"),
+        (lambda: IMAML(solver=torch.optim.SGD), "solver must be an inner solver, .* got the class SGD"),
+        (lambda: IMAML(adjoint=Implicit), "got the class Implicit"),
+        (lambda: IMAML(adapts=["head.*"]).init(network()), "one pattern of names"),
+    ],
+)
+def test_parts_of_a_method_that_cannot_be_are_refused_when_it_is_made(make, says):
+    with pytest.raises(MetagradError, match=says):
+        make()

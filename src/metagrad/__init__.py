@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from metagrad.errors import MetagradError as MetagradError
     from metagrad.errors import MetagradWarning as MetagradWarning
     from metagrad.errors import NotFiniteError as NotFiniteError
+    from metagrad.experiment import Budget as Budget
+    from metagrad.experiment import Compute as Compute
+    from metagrad.experiment import Conv4Config as Conv4Config
+    from metagrad.experiment import Episodes as Episodes
+    from metagrad.experiment import Experiment as Experiment
+    from metagrad.experiment import MLPConfig as MLPConfig
+    from metagrad.experiment import Outer as Outer
+    from metagrad.experiment import ResNet12Config as ResNet12Config
+    from metagrad.experiment import Run as Run
+    from metagrad.experiment import TaskSet as TaskSet
+    from metagrad.experiment import train as train
     from metagrad.implicit import CG as CG
     from metagrad.implicit import LBFGS as LBFGS
     from metagrad.implicit import MINRES as MINRES
@@ -66,13 +77,30 @@ _HOMES = {
         ),
         "metagrad.implicit",
     ),
+    **dict.fromkeys(
+        (
+            "Budget",
+            "Compute",
+            "Conv4Config",
+            "Episodes",
+            "Experiment",
+            "MLPConfig",
+            "Outer",
+            "ResNet12Config",
+            "Run",
+            "TaskSet",
+            "train",
+        ),
+        "metagrad.experiment",
+    ),
     "FewShotClassifier": "metagrad.classifier.estimator",
 }
-__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
+    if name == "__all__":
+        return ["__version__", *(one for one in _HOMES if one != "FewShotClassifier" or _has_scikit_learn())]
     if name in _HOMES:
         from importlib import import_module
 
@@ -81,4 +109,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))
+
+
+def _has_scikit_learn() -> bool:
+    """Whether what ``FewShotClassifier`` needs is installed: without it, ``from metagrad import *`` leaves it out."""
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("sklearn") is not None
+    except ImportError:
+        return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -131,6 +132,11 @@ def _batch_norm(
     return F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    # torch's has no second derivative.
+    return F.relu6(input + 3) / 6
+
+
 def _as_it_is(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
 
@@ -143,12 +149,17 @@ def _drawing(function: Callable[..., Any]) -> Callable[..., Any]:
     def form(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("generator") is not None:
             return function(*args, **kwargs)
-        raise MetagradError(
-            f"the network draws random numbers ({function.__name__}), and an inner problem must be the same each time "
-            "it is looked at: put that module into eval mode, or pass the numbers in with the inputs"
-        )
+        raise MetagradError(draws(function.__name__))
 
     return form
+
+
+def draws(how: str) -> str:
+    """Return what there is to say of a network that draws random numbers."""
+    return (
+        f"the network draws random numbers ({how}), and an inner problem must be the same each time it is looked at: "
+        "put that module into eval mode, or pass the numbers in with the inputs"
+    )
 
 
 _DROPOUTS = (
@@ -160,8 +171,9 @@ _RECURRENT = (
 )  # fmt: skip
 _RANDOM = (
     torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint, torch.randint_like, torch.randperm,
-    torch.bernoulli, torch.normal, torch.multinomial, F.gumbel_softmax,
+    torch.bernoulli, torch.normal, torch.multinomial, torch.poisson, torch.binomial, F.gumbel_softmax,
     Tensor.bernoulli, Tensor.bernoulli_, Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.multinomial,
+    Tensor.random_, Tensor.geometric_, Tensor.cauchy_, Tensor.log_normal_,
 )  # fmt: skip
 _FORMS: dict[Any, Callable[..., Any]] = {
     F.embedding: _embedding,
@@ -170,7 +182,8 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _multi_head_attention,
     F.batch_norm: _batch_norm,
     F.rrelu: _rrelu,
-    torch._weight_norm: _weight_norm,
+    F.hardsigmoid: _hardsigmoid,
+    **({torch._weight_norm: _weight_norm} if hasattr(torch, "_weight_norm") else {}),  # private to torch
     **dict.fromkeys(_DROPOUTS, _as_it_is),  # as in eval mode
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
     **{function: _drawing(function) for function in _RANDOM},
@@ -188,9 +201,22 @@ class _AppliedOnce:
 
 
 # ``torch.utils.checkpoint`` would run a part again in the backward pass, when the weights are the module's own again.
-_PASSED_THROUGH = {"_checkpoint_without_reentrant_generator": _recomputed_never, "CheckpointFunction": _AppliedOnce}
+# What it calls is private to torch, and named otherwise from 2.14 on.
+_PASSED_THROUGH = {
+    name: form
+    for name, form in {
+        "_checkpoint_without_reentrant_generator": _recomputed_never,
+        "_checkpoint_without_reentrant_generator_impl": _recomputed_never,
+        "CheckpointFunction": _AppliedOnce,
+    }.items()
+    if hasattr(recomputing, name)
+}
 _TORCHS = {name: getattr(recomputing, name) for name in _PASSED_THROUGH}
 _COUNTING, _inside = threading.Lock(), 0
+_NOT_HERE = (
+    f"torch.utils.checkpoint of torch {torch.__version__} computes a part of the network again when the weights are "
+    "others, and this metagrad does not know how to pass it through: take the network without it, or another torch"
+)
 
 
 @contextlib.contextmanager
@@ -202,10 +228,38 @@ def _passing_through() -> Iterator[None]:
         for name, plain in _PASSED_THROUGH.items():
             setattr(recomputing, name, plain)
     try:
-        yield
+        with contextlib.nullcontext() if _reaches() else _refusing():
+            yield
     finally:
         with _COUNTING:
             _inside -= 1
             if not _inside:
                 for name, own in _TORCHS.items():
                     setattr(recomputing, name, own)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse ``torch.utils.checkpoint`` by what it works with: hooks on what is saved for the backward pass."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(_NOT_HERE):
+            yield
+    except RuntimeError as error:
+        if _NOT_HERE in str(error):
+            raise MetagradError(_NOT_HERE) from error
+        raise
+
+
+@cache
+def _reaches() -> bool:
+    """Whether the replacements keep ``torch.utils.checkpoint`` from running a part again, tried out once."""
+    calls = []
+
+    def part(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x * x
+
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.ones(1, device="cpu", requires_grad=True)
+        torch.autograd.grad(recomputing.checkpoint(part, x, use_reentrant=False), x)
+    return len(calls) == 1

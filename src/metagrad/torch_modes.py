@@ -7,11 +7,12 @@ dtype change what the same lines compute. Each of these says which of them a pie
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
@@ -105,3 +106,38 @@ def _ordinary(leaf: Tensor) -> Tensor:
 
 def _accelerator() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_no_transform(what: str, tensors: Iterable[Tensor] = ()) -> None:
+    """Refuse to run inside a transform of ``torch.func``, or on tensors of one, which does not go through ``what``.
+
+    Raises
+    ------
+    ValueError
+        naming the way out.
+    """
+    if _transform() is not None or any(map(_is_batched, tensors)):
+        raise ValueError(
+            f"{what} does not go with torch.func (grad, vjp, jacrev, jvp, vmap and the like) or vectorize=True: give "
+            "several problems a task axis, and differentiate with plain autograd (torch.autograd.grad, .backward())"
+        )
+
+
+# Private to torch; without them the transforms' own errors come through.
+_transform = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: None)
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+
+def require_no_tangents(what: str, tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that carry a derivative of forward mode, which would be lost without a word.
+
+    Raises
+    ------
+    ValueError
+        naming the way out.
+    """
+    if any(forward_ad.unpack_dual(leaf).tangent is not None for leaf in tensors if leaf.is_floating_point()):
+        raise ValueError(
+            f"{what} has no forward mode: differentiate with plain autograd (torch.autograd.grad, .backward()), or use "
+            "Unroll()"
+        )

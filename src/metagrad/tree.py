@@ -42,17 +42,25 @@ def ravel(tree: Params, like: Params | None = None) -> Tensor:
     tensors with channels last are not shuffled on the way.
     """
     like = tree if like is None else like
-    return torch.cat([tree[name].permute(_as_stored(leaf)).reshape(len(leaf), -1) for name, leaf in like.items()], 1)
+    parts = [
+        (tree[name] if leaf.is_contiguous() else tree[name].permute(_as_stored(leaf))).reshape(len(leaf), -1)
+        for name, leaf in like.items()
+    ]
+    return torch.cat(parts, 1)
 
 
 def unravel(flat: Tensor, like: Params) -> Params:
     """Cut ``(T, P)`` back into views named, shaped and stored as ``like`` (inverse of :func:`ravel`)."""
     parts, start = {}, 0
     for name, leaf in like.items():
-        order = _as_stored(leaf)
         size = math.prod(leaf.shape[1:])
-        stored = flat[:, start : start + size].view([leaf.shape[axis] for axis in order])
-        parts[name] = stored.permute([order.index(axis) for axis in range(leaf.dim())])
+        part = flat[:, start : start + size]
+        if leaf.is_contiguous():
+            parts[name] = part.view(leaf.shape)
+        else:
+            order = _as_stored(leaf)
+            stored = part.view([leaf.shape[axis] for axis in order])
+            parts[name] = stored.permute([order.index(axis) for axis in range(leaf.dim())])
         start += size
     return parts
 
@@ -66,7 +74,7 @@ def _as_stored(leaf: Tensor) -> list[int]:
 def dot(a: Params, b: Params) -> Tensor:
     """Per-task inner product, ``(T,)``."""
     products = [(a[name] * b[name]).reshape(len(a[name]), -1).sum(1) for name in a]
-    return torch.stack(products).sum(0)
+    return products[0] if len(products) == 1 else torch.stack(products).sum(0)
 
 
 def norm(a: Params) -> Tensor:

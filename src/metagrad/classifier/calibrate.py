@@ -20,7 +20,7 @@ from metagrad.classifier.network import Landmarks, judged
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.experiment.episodes import Episodes
-from metagrad.fewshot import EpisodeSampler
+from metagrad.fewshot import EpisodeSampler, TaskSource
 from metagrad.torch_modes import default_modes
 
 KEPT = 0.95  # of what is known, this much is to pass the threshold
@@ -106,10 +106,10 @@ def looked_at(
     queries = learner.episodes.queries
     classes = val.with_at_least(shots + queries)
     others = min(ways, _OTHERS, len(classes.names) - ways)
-    sampler = EpisodeSampler(classes=classes, ways=ways + others, shots=shots, queries=queries)
+    source: TaskSource = EpisodeSampler(classes=classes, ways=ways + others, shots=shots, queries=queries)
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, tasks, _TASKS):
-        drawn = sampler(min(_TASKS, tasks - first), generator=generator)
+        drawn = source(min(_TASKS, tasks - first), generator=generator)
         # Every task has its classes in the same order, so that what it is told of is the same part of each.
         mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
         support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]

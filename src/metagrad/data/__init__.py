@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.classes import Classes, Dataset, ImageClasses
 from metagrad.torch_modes import default_modes
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["DATASETS", "About", "Dataset", "ImageClasses", "load"]
+__all__ = ["DATASETS", "About", "Classes", "Dataset", "ImageClasses", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)

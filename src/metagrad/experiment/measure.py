@@ -57,9 +57,10 @@ def measure(
     theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
     source, about = (sources.test if split == "test" else sources.val), {}
     if episodes is not None and sources.dataset is not None:
-        source = episodes.sampler(sources.dataset, split, device=sources.device, queries=queries)
-        about = {"ways": episodes.ways, "shots": episodes.shots, "queries": source.queries}
-        named = f"{split} ({len(source.classes.names)} classes, none of them in training)"
+        drawn_from = episodes.sampler(sources.dataset, split, device=sources.device, queries=queries)
+        source = source if queries is None else drawn_from
+        about = {"ways": episodes.ways, "shots": episodes.shots, "queries": drawn_from.queries}
+        named = f"{split} ({len(drawn_from.classes.names)} classes, none of them in training)"
     elif queries is not None:
         raise MetagradError("--queries is for data sets of classes: leave it out")
     else:

@@ -224,7 +224,7 @@ def _stepped(outer: Outer, theta: Params, device: str) -> tuple[Params, torch.op
 def _require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
     """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
 
-    Where phi is weights of the network, their shapes are known; of a bilevel problem's own phi, that ``u`` has the same.
+    Where phi is weights of the network, their shapes are known; of a bilevel problem's phi, that ``u`` has the same.
     """
     ends = {name.removeprefix("warm/"): leaf for name, leaf in tensors.items() if name.startswith("warm/")}
     for name, leaf in ends.items():

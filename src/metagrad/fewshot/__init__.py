@@ -23,6 +23,7 @@ from metagrad.fewshot.algorithms import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
 from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError
@@ -30,6 +31,7 @@ from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
+from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.split import Head
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
@@ -67,12 +69,14 @@ __all__ = [
     "ResNet12",
     "Sinusoids",
     "SquaredError",
+    "TaskSource",
     "Tasks",
     "Warm",
     "WeightedBatch",
     "admit",
     "check_network",
     "classification",
+    "dropout_masks",
     "evaluate",
     "group_tasks",
     "is_transductive",

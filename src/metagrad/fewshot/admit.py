@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from metagrad import torch_modes
+from metagrad import torch_modes, tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.fewshot import many, module_lock, norms
+from metagrad.fewshot.returned import described
 from metagrad.implicit import Composed, Problem
+from metagrad.task_functions import draws
 from metagrad.tree import Params
 
 
@@ -37,7 +41,8 @@ class NetworkCheck:
     by_the_batch:
         batch norms that go by the batch at hand; those in eval mode do not.
     dropout_off:
-        modules that drop or draw while they train: off while a task adapts, as in eval mode.
+        modules that drop or draw while they train: off while a task adapts, as in eval mode. ``"forward"`` where the
+        forward pass does so by a function.
     transductive:
         whether an example's outputs depend on the others of its batch.
     error:
@@ -57,7 +62,7 @@ class NetworkCheck:
 
 
 @torch_modes.recording()
-def check_network(model: nn.Module, x: Tensor) -> NetworkCheck:
+def check_network(model: nn.Module, x: Any) -> NetworkCheck:
     """Say how ``model`` runs for many tasks, and measure that it is differentiated rightly; the model is left alone.
 
     One curvature product in the weights to learn is taken for two tasks at once and compared with one task at a time,
@@ -68,7 +73,8 @@ def check_network(model: nn.Module, x: Tensor) -> NetworkCheck:
     model:
         any module that maps ``(N, ...)`` to outputs ``(N, ...)``.
     x:
-        a few example inputs, ``(N, ...)``; at least 2 where the model normalises over the batch.
+        a few example inputs, ``(N, ...)``, or a nest of such, with which the model is called as its one argument; at
+        least 2 where the model normalises over the batch.
 
     Raises
     ------
@@ -76,19 +82,25 @@ def check_network(model: nn.Module, x: Tensor) -> NetworkCheck:
         if the model does not return one row for each input, if a forward pass changes a buffer or draws random numbers,
         if it has no second derivative, or if the two products disagree; the message says what to do.
     """
-    if not isinstance(x, Tensor):
-        raise MetagradError(
-            f"the inputs are one tensor, (N, ...), got {type(x).__name__}: wrap the network in a module that takes its "
-            "inputs from the columns of one"
-        )
-    _refuse_changing_buffers(model, x)
+    if not isinstance(model, nn.Module):
+        raise MetagradError(f"the network must be an nn.Module, got {in_short(repr(model), 60)}")
+    lazy = nn.UninitializedParameter | nn.parameter.UninitializedBuffer
+    if any(isinstance(part, lazy) for part in (*model.parameters(), *model.buffers())):
+        raise MetagradError("the network has lazy modules, whose weights are not there yet: call it once before")
+    rows = _rows(x)
+    if rows == 0:
+        raise MetagradError("there are no example inputs, so nothing can be looked at: give a few")
+    for leaf in pytree.tree_leaves(x):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+            raise MetagradError("the example inputs hold numbers that are not finite: give ordinary ones")
+    _refuse_what_differs(model, x, rows)
     weights = module_lock.weights(model)
     names = [name for name, leaf in weights.items() if leaf.requires_grad]
     with module_lock.LOCK:
         double = copy.deepcopy(model).double()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetagradWarning)  # what they say is returned
-        error = _compare_products(double, x.double() if x.is_floating_point() else x, names) if names else None
+        error = _compare_products(double, tree.map_tensors(_double, x), names) if names else None
     because, modules = many.one_by_one(double), list(model.named_modules())
     frozen = [name for name in weights if name not in names]
     return NetworkCheck(
@@ -98,13 +110,13 @@ def check_network(model: nn.Module, x: Tensor) -> NetworkCheck:
         frozen=sum(weights[name].numel() for name in frozen),
         frozen_names=tuple(frozen),
         by_the_batch=tuple(name for name, module in modules if norms.looks_at_the_batch(module)),
-        dropout_off=tuple(name for name, module in modules if _drops(module)),
+        dropout_off=tuple(name for name, module in modules if _drops(module)) or _drops_by_itself(model, x),
         transductive=norms.is_transductive(model) or _mixes_examples(model, x),
         error=error,
     )
 
 
-def admit(model: nn.Module, x: Tensor) -> nn.Module:
+def admit(model: nn.Module, x: Any) -> nn.Module:
     """Return a copy of ``model`` without running averages, looked at by :func:`check_network`.
 
     A batch norm in training mode is swapped for :class:`metagrad.fewshot.norms.BatchNorm` (same parameters, no running
@@ -161,51 +173,80 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
 
 
-def _refuse_changing_buffers(model: nn.Module, x: Tensor) -> None:
-    with module_lock.LOCK, torch.no_grad():
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        outputs = _run(model, x)
-        after = dict(model.named_buffers())
-        changed = [name for name, old in before.items() if not torch.equal(after[name], old)]
-        for name in changed:
-            after[name].copy_(before[name])
-    if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(x):
-        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise MetagradError(
-            f"the model must return one tensor with a row for each of its {len(x)} inputs, got {got}: wrap it in a "
-            "module that does"
-        )
-    if changed:
-        raise MetagradError(
-            f"the forward pass changes buffer {changed[0]}, which many tasks at once would share: "
-            "make the module stateless, or put it in eval mode if it then leaves its buffers alone"
-        )
+def _drops_by_itself(model: nn.Module, x: Any) -> tuple[str, ...]:
+    """Whether a network without such modules gives other outputs the second time, where torch's functions may drop."""
+    with module_lock.LOCK, norms.stateless(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        one, other = model(x), model(x)
+    return () if torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True) else ("forward",)
 
 
-def _run(model: nn.Module, x: Tensor) -> Any:
+def _rows(x: Any) -> int:
+    """Return how many examples there are."""
     try:
-        return module_lock.call(model, {}, x)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return tree.num_tasks(x)
+    except ValueError as error:
         raise MetagradError(
-            f"the model does not take the example inputs, {tuple(x.shape)} of {x.dtype}: {in_short(error, 160)}"
+            "the inputs are a tensor, (N, ...), or a nest of dictionaries, tuples and lists of such, with the same N "
+            f"everywhere, got {described(x)}"
         ) from error
 
 
-def _mixes_examples(model: nn.Module, x: Tensor) -> bool:
+def _double(leaf: Tensor) -> Tensor:
+    return leaf.double() if leaf.is_floating_point() else leaf
+
+
+def _refuse_what_differs(model: nn.Module, x: Any, rows: int) -> None:
+    """Refuse outputs of another length, buffers that change, and outputs that are others the second time."""
+    with module_lock.LOCK, torch.no_grad():
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        try:
+            outputs, again = _run(model, x), _run(model, x)
+        finally:
+            for name, buffer in model.named_buffers():
+                if not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
+    if outputs.dim() == 0 or len(outputs) != rows:
+        raise MetagradError(
+            f"the model must return one tensor with a row for each of its {rows} inputs, got shape "
+            f"{tuple(outputs.shape)}: wrap it in a module that does"
+        )
+    if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise MetagradError(draws("other outputs for the same inputs"))
+
+
+def _run(model: nn.Module, x: Any) -> Tensor:
+    try:
+        return module_lock.call(model, {}, x)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        by_name = "; one that takes them by name is wrapped in a module that calls it so, `self.network(**x)`"
+        by_name = by_name if isinstance(x, Mapping) else ""
+        digits = {str(leaf.dtype) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)}
+        raise MetagradError(
+            f"the model does not take the example inputs, {described(x)} of {', '.join(sorted(digits))}: "
+            f"{type(error).__name__}: {in_short(error, 160)}{by_name}"
+        ) from error
+
+
+def _mixes_examples(model: nn.Module, x: Any) -> bool:
     """Whether the first example's outputs change when the others do."""
-    if len(x) < 2:
+    if _rows(x) < 2:
         return False
-    # Whole numbers may be indices, which bear no arithmetic.
-    others = x[1:].flip(-1) * 2 if x.is_floating_point() else x[:1].expand_as(x[1:])
+
+    def with_others(leaf: Tensor) -> Tensor:
+        # Whole numbers may be indices, which bear no arithmetic.
+        others = leaf[1:].flip(-1) * 2 if leaf.is_floating_point() else leaf[:1].expand_as(leaf[1:])
+        return torch.cat([leaf[:1], others])
+
     with torch.no_grad():
-        one, other = (module_lock.call(model, {}, given)[0] for given in (x, torch.cat([x[:1], others])))
+        one, other = (module_lock.call(model, {}, given)[0] for given in (x, tree.map_tensors(with_others, x)))
     return not torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
+def _compare_products(model: nn.Module, x: Any, names: list[str]) -> float:
     """Return how far ``H v`` for two tasks at once is from one task at a time, relatively; refuse what is wrong."""
-    generator = torch.Generator(device=x.device).manual_seed(0)
     weights = module_lock.weights(model)
+    device = weights[names[0]].device
+    generator = torch.Generator(device=device).manual_seed(0)
 
     def around(leaf: Tensor) -> Tensor:
         noise = torch.randn(2, *leaf.shape, dtype=leaf.dtype, device=leaf.device, generator=generator)
@@ -219,7 +260,7 @@ def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
     phi, v, u = ({name: around(weights[name]) for name in names} for _ in range(3))
     with torch.no_grad():
         outputs = _run(model, x)
-        weighing = torch.randn(2, *outputs.shape, dtype=outputs.dtype, device=x.device, generator=generator)
+        weighing = torch.randn(2, *outputs.shape, dtype=outputs.dtype, device=device, generator=generator)
     try:
         alone = torch.stack([_product(objective, phi, v, (x, weighing[task]), task) for task in range(2)])
         other = _product(objective, phi, u, (x, weighing[0]), 0)
@@ -236,7 +277,8 @@ def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
             "a function in it is differentiable once only; write it in primitives, or take a first-order method "
             "(FOMAML, Reptile)"
         )
-    found = Problem(objective, {}, (x.expand(2, *x.shape), weighing)).curvature(phi, "hessian")(v)
+    twice = tree.map_tensors(lambda leaf: leaf.expand(2, *leaf.shape), x)
+    found = Problem(objective, {}, (twice, weighing)).curvature(phi, "hessian")(v)
     together = torch.cat([found[name].reshape(2, -1) for name in names], 1)
     off = float(((together - alone).norm(dim=1) / alone.norm(dim=1).clamp(min=1e-4)).max())
     if off > 1e-8:
@@ -247,7 +289,7 @@ def _compare_products(model: nn.Module, x: Tensor, names: list[str]) -> float:
     return off
 
 
-def _product(objective: Composed, phi: Params, v: Params, data: tuple[Tensor, Tensor], task: int) -> Tensor:
+def _product(objective: Composed, phi: Params, v: Params, data: tuple[Any, Tensor], task: int) -> Tensor:
     """Return one task's ``H v``, by plain autograd."""
     p = {name: leaf[task].clone().requires_grad_() for name, leaf in phi.items()}
     value = objective(p, {}, data)

@@ -1,93 +1,158 @@
-"""Episodes: T few-shot tasks drawn at once, on the device that holds the images."""
+"""Episodes: T few-shot tasks drawn at once, on the device that holds the examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metagrad.data.classes import ImageClasses
+from metagrad import tree
+from metagrad.data.classes import Classes, ImageClasses
 from metagrad.errors import MetagradError
+from metagrad.fewshot.source import whole
 from metagrad.fewshot.tasks import Batch, Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSampler:
-    """Draws ``ways`` classes a task, and of each ``shots`` support and ``queries`` query images, none twice.
+    """Draws ``ways`` classes a task, and of each ``shots`` support and ``queries`` query examples, none twice.
 
     A class is in a task at most once, also when rotations are on: two turns of one symmetric letter would be the
-    same picture under two labels.
+    same picture under two labels. It is a :class:`TaskSource`.
 
     Parameters
     ----------
     classes:
-        the images to draw from.
+        the examples to draw from.
     ways, shots, queries:
-        classes a task; support and query images a class.
+        classes a task; support and query examples a class. ``ways`` and ``shots`` may be a range such as ``(5, 20)``:
+        each call draws a number from it, both ends included, and all tasks of the call have that number.
     rotations:
         turn every drawn class by a random multiple of 90 degrees, the same for its support and query, so that
-        turned classes are classes of their own. Needs square images.
+        turned classes are classes of their own. Needs square images ``(N, C, H, W)``.
 
     Raises
     ------
     MetagradError
-        if there are fewer classes than ``ways``, or a class has fewer images than ``shots + queries``.
+        if there are fewer classes than ``ways``, or a class has fewer examples than ``shots + queries``.
+
+    Example
+    -------
+    >>> import torch
+    >>> from metagrad.data import Classes, ImageClasses
+    >>> features = Classes.from_arrays(torch.randn(60, 8), torch.arange(60) % 6)
+    >>> sampler = EpisodeSampler(classes=features, ways=5, shots=1, queries=2)
+    >>> tasks = sampler(4, generator=torch.Generator().manual_seed(0))
+    >>> tasks.support.x.shape, tasks.query.x.shape
+    (torch.Size([4, 5, 8]), torch.Size([4, 10, 8]))
     """
 
-    classes: ImageClasses
-    ways: int
-    shots: int
+    classes: Classes
+    ways: int | tuple[int, int]
+    shots: int | tuple[int, int]
     queries: int
     rotations: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
-            if getattr(self, name) < least:
-                raise MetagradError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        available = len(self.classes.names)
-        if self.ways > available:
-            raise MetagradError(f"{self.ways} ways, but this split has {available} classes: lower --ways")
-        fewest = int(self.classes.counts.min())
-        if self.shots + self.queries > fewest:
-            name = self.classes.names[int(self.classes.counts.argmin())]
+        if not isinstance(self.classes, Classes):
             raise MetagradError(
-                f"{self.shots} shots + {self.queries} queries, but class {name} has {fewest} images: "
-                "lower --shots or --queries"
+                f"classes must be Classes, got {type(self.classes).__name__}: Classes.from_arrays(x, y) makes them, "
+                "and a Dataset has them as .train, .val and .test"
             )
-        height, width = self.classes.images.shape[-2:]
-        if self.rotations and height != width:
-            raise MetagradError(f"rotations need square images, these are {height}×{width}")
+        for name, least in (("ways", 2), ("shots", 1)):
+            object.__setattr__(self, name, _number_or_range(name, getattr(self, name), least))
+        object.__setattr__(self, "queries", whole("queries", self.queries, 1))
+        ways, shots = _most(self.ways), _most(self.shots)
+        available = len(self.classes.names)
+        if ways > available:
+            raise MetagradError(f"{ways} ways, but this split has {available} classes: lower ways")
+        fewest = int(self.classes.counts.min())
+        if shots + self.queries > fewest:
+            name = self.classes.names[int(self.classes.counts.argmin())]
+            what = "images" if isinstance(self.classes, ImageClasses) else "examples"
+            raise MetagradError(
+                f"{shots} shots + {self.queries} queries, but class {name} has {fewest} {what}: lower shots or "
+                f"queries, or leave such classes out with classes.with_at_least({shots + self.queries})"
+            )
+        if self.rotations:
+            shape = self.classes.data.shape if isinstance(self.classes.data, Tensor) else ()
+            if len(shape) != 4:
+                raise MetagradError("rotations need images (N, C, H, W): leave rotations out for other data")
+            if shape[-2] != shape[-1]:
+                raise MetagradError(f"rotations need square images, these are {shape[-2]}×{shape[-1]}")
 
     @cached_property
-    def _most(self) -> int:
-        """Images of the largest class; read once, since a GPU would be waited for."""
+    def _largest(self) -> int:
+        """Examples of the largest class; read once, since a GPU would be waited for."""
         return int(self.classes.counts.max())
 
     def __call__(self, num_tasks: int, *, generator: torch.Generator) -> Tasks:
-        """Draw ``num_tasks`` tasks.
+        """Draw ``num_tasks`` tasks, on the device that holds the examples.
+
+        Parameters
+        ----------
+        generator:
+            on the same device. Its state decides the tasks.
 
         Returns
         -------
         Tasks
-            images are float32 in [0, 1], ``(T, ways · shots, C, H, W)`` and ``(T, ways · queries, C, H, W)``.
+            support ``(T, ways · shots, ...)``, query ``(T, ways · queries, ...)``, and ``classes`` ``(T, ways)`` int64:
+            task t calls the class ``classes.names[tasks.classes[t, k]]`` ``k``, turned or not. uint8 images
+            ``(N, C, H, W)`` become float32 in [0, 1]; everything else keeps its type.
+
+        Raises
+        ------
+        MetagradError
+            for fewer than one task, or a generator on another device.
         """
-        images, counts = self.classes.images, self.classes.counts
-        device = images.device
-        each = self.shots + self.queries
-        chosen = _distinct(len(counts), (num_tasks,), self.ways, generator, device)
-        spots = _distinct(self._most, (num_tasks, self.ways), each, generator, device, counts[chosen])
-        first = self.classes.first[chosen]
-        picked = images[first[..., None] + spots]  # (T, ways, each, C, H, W)
+        num_tasks, device, counts = whole("num_tasks", num_tasks, 1), self.classes.device, self.classes.counts
+        if generator.device.type != device.type:
+            raise MetagradError(
+                f"the generator is on {generator.device}, the examples on {device}: make it with "
+                f"torch.Generator({str(device)!r})"
+            )
+        ways, shots = _one_of(self.ways, generator), _one_of(self.shots, generator)
+        chosen = _distinct(len(counts), (num_tasks,), ways, generator, device)
+        each = shots + self.queries
+        spots = _distinct(self._largest, (num_tasks, ways), each, generator, device, counts[chosen])
+        spots = spots + self.classes.first[chosen][..., None]
+        picked = tree.map_tensors(lambda leaf: leaf[spots], self.classes.data)  # (T, ways, each, ...)
         if self.rotations:
-            turns = torch.randint(4, (num_tasks, self.ways), generator=generator, device=device)
+            turns = torch.randint(4, (num_tasks, ways), generator=generator, device=device)
             picked = _turn(picked, turns)
-        labels = torch.arange(self.ways, device=device).repeat(num_tasks, 1)
-        return Tasks(
-            Batch(_flat(picked[:, :, : self.shots]), labels.repeat_interleave(self.shots, dim=1)),
-            Batch(_flat(picked[:, :, self.shots :]), labels.repeat_interleave(self.queries, dim=1)),
-        )
+        labels = torch.arange(ways, device=device).repeat(num_tasks, 1)
+
+        def batch(part: slice, of_each: int) -> Batch:
+            x = tree.map_tensors(lambda leaf: _flat(leaf[:, :, part]), picked)
+            return Batch(x, labels.repeat_interleave(of_each, dim=1))
+
+        return Tasks(batch(slice(0, shots), shots), batch(slice(shots, each), self.queries), chosen)
+
+
+def _number_or_range(name: str, value: Any, least: int) -> int | tuple[int, int]:
+    if not isinstance(value, tuple | list):
+        return whole(name, value, least)
+    if len(value) != 2:
+        raise MetagradError(f"{name} must be a whole number or a range (least, most), got {value!r}")
+    low, high = (whole(f"both ends of {name}", end, least) for end in value)
+    if low > high:
+        raise MetagradError(f"{name} must be a range (least, most), got {value!r}: exchange the two")
+    return low, high
+
+
+def _most(span: int | tuple[int, int]) -> int:
+    return span if isinstance(span, int) else span[1]
+
+
+def _one_of(span: int | tuple[int, int], generator: torch.Generator) -> int:
+    """Draw from a range; a number costs the generator nothing."""
+    if isinstance(span, int):
+        return span
+    return int(torch.randint(span[0], span[1] + 1, (), generator=generator, device=generator.device))
 
 
 def _distinct(
@@ -115,5 +180,7 @@ def _turn(picked: Tensor, turns: Tensor) -> Tensor:
     return pixels.gather(-1, orders[:, :, None, None].expand_as(pixels)).view_as(picked)
 
 
-def _flat(images: Tensor) -> Tensor:
-    return images.flatten(1, 2).float().div_(255)
+def _flat(picked: Tensor) -> Tensor:
+    """Put the examples of a task's classes in one row; uint8 images become float32 in [0, 1]."""
+    rows = picked.flatten(1, 2)
+    return rows.float().div_(255) if rows.dtype == torch.uint8 and rows.dim() == 5 else rows

@@ -8,30 +8,94 @@ hardly ever touched, and threads hardly wait for each other.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metagrad import task_functions
 from metagrad.errors import MetagradError
 from metagrad.fewshot.norms import stateless
+from metagrad.fewshot.returned import one_tensor
 from metagrad.tree import Params
 
 # One for all modules: two networks may share a part.
 LOCK = threading.RLock()
 
 
-def call(model: nn.Module, params: Params, *args: Any) -> Any:
-    """Return what the module makes of the arguments with these weights in place of its own.
+class _Running(NamedTuple):
+    """A model that is being run, what was looked up for it, and its buffers as they were."""
+
+    model: nn.Module
+    places: dict[str, list[Place]]
+    buffers: list[tuple[nn.Module, str, Tensor, int]]
+
+
+_running: _Running | None = None  # of the thread that has the lock
+
+
+@contextlib.contextmanager
+def running(model: nn.Module) -> Iterator[_Running]:
+    """Make a module ready for any number of calls: :func:`call` does so for one.
+
+    Raises
+    ------
+    MetagradError
+        if a call has written into a buffer.
+    """
+    global _running
+    with LOCK:
+        if _running is not None and _running.model is model:
+            yield _running
+            return
+        outer = _running
+        with stateless(model), task_functions.exact():
+            _running = _Running(model, places(model), _buffers(model))
+            try:
+                yield _running
+                _refuse_written(_running.buffers)
+            finally:
+                for module, key, buffer, _ in _running.buffers:
+                    module._buffers[key] = buffer
+                _running = outer
+
+
+def call(model: nn.Module, params: Params, inputs: Any) -> Tensor:
+    """Return what the module makes of its inputs with these weights in place of its own.
 
     The module is left as it was: norms that train keep no running averages of what they see here. Dropout is off, and
     functions that torch has no right derivative of take another form (:mod:`metagrad.task_functions`).
+
+    Raises
+    ------
+    MetagradError
+        if it returns anything but one tensor, draws random numbers, or writes into a buffer.
     """
-    with LOCK, stateless(model), task_functions.exact():
-        return functional_call(model, _placed(model, params), args, tie_weights=False)
+    with running(model) as now:
+        found = functional_call(model, _placed(now.places, params), (inputs,), tie_weights=False)
+    return one_tensor(model, found)
+
+
+def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, int]]:
+    return [
+        (module, key, buffer, buffer._version)
+        for module in model.modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()  # those count no versions
+    ]
+
+
+def _refuse_written(buffers: list[tuple[nn.Module, str, Tensor, int]]) -> None:
+    for module, key, buffer, version in buffers:
+        if module._buffers.get(key) is not buffer or buffer._version != version:
+            raise MetagradError(
+                f"the forward pass changes buffer {key} of {type(module).__name__}, which many tasks at once would "
+                "share: make the module stateless, or put it in eval mode if it then leaves its buffers alone"
+            )
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -85,12 +149,11 @@ def _named(known: dict[str, list[Place]], params: Params) -> Params:
     return found
 
 
-def _placed(model: nn.Module, params: Params) -> Params:
+def _placed(known: dict[str, list[Place]], params: Params) -> Params:
     """Return params with one name for each place where such a weight stands.
 
     ``functional_call`` puts back what it found there: under two names it would find its own stand-in the second time.
     """
-    known = places(model)
     once, again = set(), set()
     for place in itertools.chain(*known.values()):
         slot = id(place.module), place.key

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+# Not public; without it a spectral norm that trains is refused, since it writes its buffers.
+_SPECTRAL = getattr(nn.utils.parametrizations, "_SpectralNorm", ())
 
 # The attribute in which admit leaves what it measured.
 MEASURED_TRANSDUCTIVE = "_metagrad_transductive"
@@ -46,11 +50,10 @@ class BatchNorm(nn.Module):
         axes = [0, *range(2, x.dim())]
         centred = x - x.mean(axes, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)
-        if self.weight is None or self.bias is None:
-            return centred * scale
-        # The factors are one number a channel: fold them before they meet the large tensor.
-        weight, bias = (leaf.view(-1, *[1] * (x.dim() - 2)) for leaf in (self.weight, self.bias))
-        return centred * (scale * weight) + bias
+        one_a_channel = -1, *[1] * (x.dim() - 2)
+        if self.weight is not None:  # folded before it meets the large tensor
+            scale = scale * self.weight.view(one_a_channel)
+        return centred * scale if self.bias is None else centred * scale + self.bias.view(one_a_channel)
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
@@ -71,18 +74,37 @@ def keeps_averages(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def stateless(model: nn.Module) -> Iterator[None]:
-    """Let torch's norms keep no running averages for a moment: those that train go by the numbers at hand alone."""
+    """Let torch's norms write nothing for a moment, or nothing that stays.
+
+    Those that train go by the numbers at hand alone; a spectral norm takes the singular vectors that it holds, as in
+    eval mode.
+    """
     kept: list[tuple[nn.Module, str, Tensor | None]] = []
+    training: list[nn.Module] = []
+    computed: list[tuple[nn.Module, str, Tensor]] = []
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+        hooks = module._forward_pre_hooks.values() if module._forward_pre_hooks else ()
+        if hooks:  # those of weight_norm and spectral_norm leave the weight that they computed in the module
+            computed += [(module, key, leaf) for key, leaf in vars(module).items() if isinstance(leaf, Tensor)]
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.batchnorm._NormBase):
             kept += [(module, name, buffer) for name, buffer in module._buffers.items()]
+        elif isinstance(module, _SPECTRAL) or any(isinstance(hook, SpectralNorm) for hook in hooks):
+            training.append(module)
     try:
         for module, name, _ in kept:
             module._buffers[name] = None
+        for module in training:
+            module.training = False
         yield
     finally:
         for module, name, buffer in kept:
             module._buffers[name] = buffer
+        for module in training:
+            module.training = True
+        for module, name, leaf in computed:
+            vars(module)[name] = leaf
 
 
 def is_transductive(model: nn.Module) -> bool:

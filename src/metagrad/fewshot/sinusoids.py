@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metagrad.fewshot.source import whole
 from metagrad.fewshot.tasks import Batch, Tasks
 
 
@@ -15,7 +16,7 @@ from metagrad.fewshot.tasks import Batch, Tasks
 class Sinusoids:
     """Draws curves ``y = amplitude · sin(x − phase)`` and points on them (section 5.1 of Finn et al. 2017).
 
-    Amplitude is uniform on [0.1, 5], phase on [0, π], every x on [−5, 5].
+    Amplitude is uniform on [0.1, 5], phase on [0, π], every x on [−5, 5]. It is a :class:`TaskSource`.
 
     Parameters
     ----------
@@ -28,6 +29,13 @@ class Sinusoids:
     ------
     ValueError
         for fewer than one shot or query, or a noise that is negative or not finite.
+
+    Example
+    -------
+    >>> import torch
+    >>> tasks = Sinusoids(shots=10, queries=15)(4, generator=torch.Generator().manual_seed(0))
+    >>> tasks.support.x.shape, tasks.query.y.shape
+    (torch.Size([4, 10, 1]), torch.Size([4, 15, 1]))
     """
 
     shots: int
@@ -36,8 +44,7 @@ class Sinusoids:
 
     def __post_init__(self) -> None:
         for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1, ValueError))
         if not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be finite and not negative, got {self.noise}")
 
@@ -48,7 +55,13 @@ class Sinusoids:
         -------
         Tasks
             x and y of the support ``(T, shots, 1)``, of the query ``(T, queries, 1)``, in torch's default dtype.
+
+        Raises
+        ------
+        ValueError
+            for fewer than one task.
         """
+        num_tasks = whole("num_tasks", num_tasks, 1, ValueError)
 
         def uniform(low: float, high: float, points: int) -> Tensor:
             unit = torch.rand(num_tasks, points, 1, generator=generator, device=generator.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import many, module_lock
+from metagrad.fewshot.returned import described
 from metagrad.tree import Params
 
 # A pattern of parameter names, as a shell reads it ("head.*", "*.bias"), or a module of the network.
@@ -28,6 +29,8 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
     MetagradError
         if it chooses none.
     """
+    if not isinstance(adapts, str | nn.Module):
+        raise MetagradError(f"what adapts is one pattern of names, such as 'head.*', or a module, got {adapts!r}")
     known = module_lock.places(model)
     named = {name: here for name, here in known.items() if here[0].leaf.requires_grad}
     chosen = [name for name in _matching(known, adapts) if name in named]
@@ -127,8 +130,10 @@ class Head:
         known = module_lock.under_every_name(self.model, phi)
         return {name.removeprefix(f"{self.path}."): known[name] for name in known if name.startswith(f"{self.path}.")}
 
-    def features(self, shared: Params, x: Tensor) -> Tensor:
+    def features(self, shared: Params, x: Any) -> Tensor:
         """Return what the body makes of ``(T, N, ...)`` with weights that the tasks share; once differentiable.
+
+        ``x`` is a tensor or any nest of them.
 
         Raises
         ------
@@ -136,37 +141,53 @@ class Head:
             if the head's outputs are not the network's.
         """
         body = _body(self.model, self.path.split("."))
-        if body is not None:
+        if body is not None and isinstance(x, Tensor):
             return many.shared_outputs(body, shared, x)
-        params = tree.expand(shared, len(x))
+        params = tree.expand(shared, tree.num_tasks(x))
         module = self.module
         if getattr(module, _MARK, None) != self.path:
-            self._require_last(shared, x[0])
+            self._require_last(shared, tree.map_tensors(lambda leaf: leaf[0], x))
             setattr(module, _MARK, self.path)
         return many.task_by_task(self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x)
 
-    def _before(self, module: nn.Module, weights: Params, inputs: Tensor) -> Tensor:
+    def _before(self, module: nn.Module, weights: Params, inputs: Any) -> Tensor:
         """Run the network up to the head."""
 
-        def stop(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            raise _ReachedError(args)
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _ReachedError(args, kwargs)
 
+        given: str | None = None
         with module_lock.LOCK:
-            hook = module.register_forward_pre_hook(stop)
+            hook = module.register_forward_pre_hook(stop, with_kwargs=True)
             try:
                 module_lock.call(self.model, weights, inputs)
             except _ReachedError as reached:
-                if len(reached.inputs) == 1:
-                    return reached.inputs[0]
+                args, kwargs = reached.args, reached.kwargs
+                if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                    return args[0]
+                given = described({**dict(enumerate(args)), **kwargs})
             finally:
                 hook.remove()
-        raise MetagradError(f"{self.path} is not called with one tensor by the model: take features='recomputed'")
+        called = "not called" if given is None else f"called with {given}"
+        raise MetagradError(
+            f"{self.path} is {called} by the model, and features are the one tensor that it is called with: "
+            "take features='recomputed'"
+        )
 
-    def _require_last(self, shared: Params, inputs: Tensor) -> None:
+    def _require_last(self, shared: Params, inputs: Any) -> None:
+        """Look once whether the network returns what the head does: the very numbers, not some that are as large."""
+        returned: list[Any] = []
         with torch.no_grad(), module_lock.LOCK:
-            whole = module_lock.call(self.model, shared, inputs)
-            parts = self.module(self._before(self.module, shared, inputs))
-        if whole.shape != parts.shape or not torch.allclose(whole, parts, rtol=1e-4, atol=1e-5):
+            hook = self.module.register_forward_hook(lambda module, args, found: returned.append(found))
+            try:
+                whole = module_lock.call(self.model, shared, inputs)
+            finally:
+                hook.remove()
+        if not returned:
+            return  # never called: _before says so
+        last = returned[-1]
+        same = isinstance(last, Tensor) and last.shape == whole.shape and last.data_ptr() == whole.data_ptr()
+        if len(returned) > 1 or not same:
             raise MetagradError(
                 f"the outputs of {self.path} are not those of the model, which does something with them: "
                 "take features='recomputed'"
@@ -176,9 +197,9 @@ class Head:
 class _ReachedError(Exception):
     """The head was reached; carries what it was called with."""
 
-    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()
-        self.inputs = inputs
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(*args)
+        self.kwargs = kwargs
 
 
 def _body(module: nn.Module, path: list[str]) -> nn.Sequential | None:

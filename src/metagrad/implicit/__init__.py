@@ -4,11 +4,9 @@ from metagrad.implicit.adjoints import (
     Adjoint,
     FirstOrder,
     Implicit,
-    argmin,
-    attach,
 )
 from metagrad.implicit.check import GradientCheck, check_meta_gradient, solve_on
-from metagrad.implicit.curvature import Curvature, GaussNewton, Operator
+from metagrad.implicit.curvature import Convexity, Curvature, GaussNewton, Linearisation, Operator
 from metagrad.implicit.linear import (
     CG,
     MINRES,
@@ -33,7 +31,9 @@ from metagrad.implicit.solvers import (
     Nesterov,
     Solution,
     TorchOptimizer,
+    Watch,
 )
+from metagrad.implicit.solving import argmin, attach
 from metagrad.implicit.unroll import Unroll
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Adjoint",
     "Bound",
     "Composed",
+    "Convexity",
     "Curvature",
     "Dense",
     "FirstOrder",
@@ -56,6 +57,7 @@ __all__ = [
     "InnerSolver",
     "LinearSolution",
     "LinearSolver",
+    "Linearisation",
     "Nesterov",
     "Neumann",
     "Objective",
@@ -65,6 +67,7 @@ __all__ = [
     "Solution",
     "TorchOptimizer",
     "Unroll",
+    "Watch",
     "Woodbury",
     "argmin",
     "attach",

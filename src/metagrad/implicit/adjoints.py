@@ -13,13 +13,42 @@ from torch.utils import _pytree as pytree
 from metagrad import torch_modes, tree
 from metagrad.implicit.ask import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
-from metagrad.implicit.diagnose import require_finite, warn_unsolved
-from metagrad.implicit.linear import CG, LinearSolution, LinearSolver, looked_at
+from metagrad.implicit.linear import (
+    CG,
+    MINRES,
+    Dense,
+    FixedPoint,
+    LinearSolution,
+    LinearSolver,
+    Neumann,
+    Woodbury,
+    looked_at,
+)
 from metagrad.implicit.linear import measured as measured_linear
-from metagrad.implicit.objective import Objective, check_objective
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.tree import Params
+
+
+def require_parts(objective: Any, solver: Any, adjoint: Any) -> None:
+    """Refuse an objective, a solver or an adjoint that cannot be one.
+
+    Raises
+    ------
+    TypeError
+        saying which, and what was given.
+    """
+    what = {
+        "objective": (objective, "a function (phi, theta, data) -> scalar"),
+        "solver": (solver, "an inner solver, such as GradientDescent(lr=0.1, max_steps=16)"),
+        "adjoint": (adjoint, "Implicit(), Unroll() or FirstOrder()"),
+    }
+    for name, (part, wanted) in what.items():
+        linear = name == "adjoint" and isinstance(part, CG | MINRES | Dense | Neumann | FixedPoint | Woodbury)
+        if isinstance(part, type) or not callable(part) or linear:
+            got = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
+            hint = f": write Implicit(linear_solver={got}(...))" if linear else ""
+            raise TypeError(f"{name} must be {wanted}, got {got}{hint}")
 
 
 class Adjoint(Protocol):
@@ -28,125 +57,6 @@ class Adjoint(Protocol):
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Return a solution whose ``value`` is differentiable."""
         ...
-
-
-def argmin(
-    objective: Objective, init: Params, theta: Params, data: Any, *, solver: InnerSolver, adjoint: Adjoint
-) -> Solution:
-    """Solve ``argmin_phi g(phi, theta; data)`` for T tasks at once, differentiably.
-
-    Parameters
-    ----------
-    objective:
-        ``(phi, theta, data) -> scalar``, written for one task. A :class:`~metagrad.Composed` objective shows the
-        structure that Gauss-Newton needs.
-    init:
-        where the solver starts; every tensor has a leading task axis of length T.
-    theta:
-        what is shared by the tasks; no task axis.
-    data:
-        a nest of tensors (dictionaries, tuples, lists), each with a leading task axis of length T.
-        An autocast that is active reaches the objective alone; what solvers add up keeps its digits.
-    solver:
-        how the inner problem is solved, such as ``GradientDescent(lr=0.1, max_steps=16)``.
-    adjoint:
-        how it is differentiated: ``Implicit()``, ``Unroll()`` or ``FirstOrder()``.
-
-    Returns
-    -------
-    Solution
-        ``value`` is differentiable by plain autograd with respect to every floating tensor that asks for it in
-        ``theta`` and ``data`` (and ``init``, where the adjoint goes through it).
-
-    Raises
-    ------
-    ValueError
-        if the task axes differ, the objective is not a scalar, does not depend on phi (for ``Implicit``: on each
-        tensor of it), or captured a tensor that would silently get no gradient.
-    NotFiniteError
-        if theta, init, data or the objective at init are not finite.
-    DivergedError
-        if the solver ended at a solution that is not finite.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from metagrad import CG, GradientDescent, Implicit, argmin
-    >>> def ridge(phi, theta, data):
-    ...     x, y = data
-    ...     return ((x @ phi["w"] - y) ** 2).sum() / 2 + theta["lam"] / 2 * (phi["w"] ** 2).sum()
-    >>> x, y = torch.eye(2).expand(3, 2, 2), torch.ones(3, 2)
-    >>> lam = torch.tensor(1.0, requires_grad=True)
-    >>> solution = argmin(ridge, {"w": torch.zeros(3, 2)}, {"lam": lam}, (x, y),
-    ...                   solver=GradientDescent(lr=0.5, max_steps=50), adjoint=Implicit(linear_solver=CG()))
-    >>> solution.value["w"].sum().backward()
-    >>> round(lam.grad.item(), 4)  # w = 1 / (1 + lam), so d(sum)/dlam = −6 / 4
-    -1.5
-    """
-    init, theta, data = torch_modes.ordinary((init, theta, () if data is None else data))
-    if tree.num_tasks((init, data)) == 0:
-        raise ValueError("there are no tasks: the leading axis of init is empty")
-    ignored = check_objective(objective, init, theta, data)
-    if ignored and isinstance(adjoint, Implicit):
-        raise ValueError(
-            f"the objective makes no use of phi[{ignored[0]!r}], so no value of it is the solution: leave it out of "
-            "phi, or pull it to somewhere (Proximal)"
-        )
-    problem = Problem(objective, theta, data)
-    solution = adjoint(problem, init, solver)
-    require_finite(problem, init, solver, solution)
-    return solution
-
-
-def attach(phi: Params, objective: Objective, theta: Params, data: Any, *, adjoint: Implicit) -> Solution:
-    """Make an inner solution that was found elsewhere differentiable: by a loop of one's own, or another library.
-
-    Parameters
-    ----------
-    phi:
-        where ``g`` is (close to) smallest; every tensor has a leading task axis of length T. No gradient flows into it:
-        a solution does not depend on how it was found.
-    objective, theta, data:
-        what phi solves, as for :func:`argmin`. It must be the whole of it: phi found on minibatches solves the
-        objective on all of the data only as far as ``grad_norm`` says.
-    adjoint:
-        :class:`Implicit`; the other adjoints need to have seen the steps.
-
-    Returns
-    -------
-    Solution
-        as of :func:`argmin`: ``value`` is phi, differentiable in ``theta`` and ``data``; ``steps`` is zero.
-
-    Raises
-    ------
-    TypeError
-        for another adjoint.
-    ValueError, NotFiniteError
-        as :func:`argmin` does.
-
-    Warns
-    -----
-    MetagradWarning
-        where phi is no solution: the inner gradient there is not small, as on a constraint, at a kink or where a solver
-        failed. The derivative is then wrong.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from metagrad import Implicit, attach
-    >>> def ridge(phi, theta, data):
-    ...     return ((phi["w"] - data) ** 2).sum() / 2 + theta["lam"] / 2 * (phi["w"] ** 2).sum()
-    >>> y, lam = torch.ones(3, 2), torch.tensor(1.0, requires_grad=True)
-    >>> found = attach({"w": y / 2}, ridge, {"lam": lam}, y, adjoint=Implicit())
-    >>> found.value["w"].sum().backward()
-    >>> round(lam.grad.item(), 4)  # w = y / (1 + lam)
-    -1.5
-    """
-    if not isinstance(adjoint, Implicit):
-        raise TypeError(f"attach goes with Implicit(), which needs the solution alone, not with {adjoint!r}")
-    solution = argmin(objective, tree.detach(phi), theta, data, solver=lambda problem, init: init, adjoint=adjoint)
-    warn_unsolved(Problem(objective, theta, () if data is None else data), solution)
-    return solution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +105,17 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ValueError(f"curvature is 'hessian' or 'gauss_newton', got {self.curvature!r}")
+        if isinstance(self.linear_solver, type) or not callable(self.linear_solver):
+            raise TypeError(f"linear_solver must be one, such as CG(max_steps=5), got {self.linear_solver!r}")
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach the implicit derivative."""
+        given = [leaf for leaf in pytree.tree_leaves((problem.theta, problem.data)) if isinstance(leaf, Tensor)]
+        torch_modes.require_no_tangents("an implicit gradient", given)
+        if self.x0 is not None and self.x0.keys() != init.keys():
+            raise ValueError(
+                f"x0 has {', '.join(self.x0) or 'nothing'}, phi has {', '.join(init)}: they must be the same"
+            )
         solution = solve_detached(problem, init, solver)
         if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
             return measured(problem, solution)
@@ -258,6 +176,7 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
+        torch_modes.require_no_transform("an implicit gradient", v)
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "an implicit gradient can be differentiated once only: use Unroll() for second derivatives"

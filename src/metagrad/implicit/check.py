@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metagrad import torch_modes, tree
-from metagrad.implicit.adjoints import Adjoint, Implicit, argmin
+from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
 from metagrad.implicit.curvature import Curvature
 from metagrad.implicit.linear import MINRES, Dense, LinearSolver
 from metagrad.implicit.objective import Composed, Objective
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import HessianFree, InnerSolver, Solution
+from metagrad.implicit.solving import argmin
+from metagrad.implicit.structure import Door, enter
 from metagrad.tree import Params
 
 _ROUNDS, _STEPS = 25, 4  # Newton steps of the reference's inner solve: at most rounds times steps
@@ -63,13 +66,14 @@ class GradientCheck:
 @torch_modes.recording()
 def check_meta_gradient(
     objective: Objective,
-    start: Callable[[Params], Params],
-    theta: Params,
+    start: Callable[[Any], Any],
+    theta: Any,
     data: Any,
     *,
-    outer: Callable[[Params, Params], Tensor],
+    outer: Callable[[Any, Any], Tensor],
     solver: InnerSolver,
     adjoint: Adjoint,
+    batched: bool | None = None,
     tol: float = 1e-9,
     report: Callable[[str], None] = lambda text: None,
 ) -> GradientCheck:
@@ -87,23 +91,41 @@ def check_meta_gradient(
         from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``; in float64 it is
         asked with a theta of float64, and fewer digits of its own are filled up.
     outer:
-        ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis.
+        ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis. In the accurate pass
+        both are float64.
+    batched:
+        as for :func:`~metagrad.argmin`; ``False``: one problem, without a task axis in what ``start`` returns, in data,
+        in the phi of ``outer``, or in the numbers that are returned.
     tol:
         inner gradient norm asked of the accurate one.
     report:
         told in a few words what is being done.
 
+    Returns
+    -------
+    GradientCheck
+        both gradients, how far they are apart, and how much of that each approximation makes.
+
     Raises
     ------
     ValueError
-        if an objective with functions of all tasks mixes them; and as :func:`~metagrad.argmin` does.
+        if an objective with functions of all tasks mixes them; if outer is no scalar of phi; and as
+        :func:`~metagrad.argmin` does.
     """
+    torch_modes.require_no_transform("check_meta_gradient")
+    require_parts(objective, solver, adjoint)
     theta, data = torch_modes.ordinary((theta, data))
+    with torch.no_grad():
+        door, _, theta, data = enter(start(theta), theta, data, single=batched is False)
+    # From here on everything is flat and of T tasks.
+    objective, solver, adjoint = door.objective(objective), door.solver(solver), door.adjoint(adjoint)
+    start, outer = _flat_start(door, start), _flat_outer(door, outer)
+    gradient = partial(_gradient, batched=None if batched is None else True)
     report("the gradient that is used")
-    used, solution = _gradient(objective, start, theta, data, outer, solver, adjoint)
+    used, solution = gradient(objective, start, theta, data, outer, solver, adjoint)
     report("the same in float64")
     sharp_theta, sharp_data = _double(theta), _double(data)
-    sharp, ended = _gradient(objective, start, sharp_theta, sharp_data, outer, solver, adjoint)
+    sharp, ended = gradient(objective, start, sharp_theta, sharp_data, outer, solver, adjoint)
     phi = tree.detach(ended.value)
     problem = Problem(objective, sharp_theta, sharp_data).detached()
     _require_separate(problem, phi)
@@ -112,11 +134,12 @@ def check_meta_gradient(
     linear: LinearSolver = Dense() if size <= _DENSE else MINRES(max_steps=1000, tol=1e-10)
 
     def at(point: Params, kind: Adjoint) -> tuple[Tensor, Solution]:
-        return _gradient(objective, start, sharp_theta, sharp_data, outer, lambda problem, init: point, kind)
+        return gradient(objective, start, sharp_theta, sharp_data, outer, lambda problem, init: point, kind)
 
     report("the linear system at the exact solution")
     reference, behind = at(exact, Implicit(linear_solver=linear))
-    assert behind.linear is not None
+    if behind.linear is None:
+        raise ValueError("outer does not depend on phi: its gradient needs no inner solution")
     assert behind.linear.residual is not None
     assert behind.linear.min_curvature is not None
     shares: list[float | None] = [None, None, None]
@@ -127,6 +150,7 @@ def check_meta_gradient(
         hessian = same if adjoint.curvature == "hessian" else at(phi, Implicit(linear_solver=linear))[0]
         parts = (hessian - reference, sharp - same, same - hessian)
         shares = [float(part.norm() / whole) for part in parts]
+    residual = None if solution.linear is None else solution.linear.residual
     return GradientCheck(
         cosine=float(used @ reference / (used.norm() * whole)),
         error=float((used - reference).norm() / whole),
@@ -136,12 +160,20 @@ def check_meta_gradient(
         curvature=shares[2],
         used=used,
         reference=reference,
-        grad_norm=solution.grad_norm,
-        residual=None if solution.linear is None else solution.linear.residual,
-        reference_grad_norm=behind.grad_norm,
-        reference_residual=behind.linear.residual,
-        reference_min_curvature=behind.linear.min_curvature,
+        grad_norm=door.numbers(solution.grad_norm),
+        residual=None if residual is None else door.numbers(residual),
+        reference_grad_norm=door.numbers(behind.grad_norm),
+        reference_residual=door.numbers(behind.linear.residual),
+        reference_min_curvature=door.numbers(behind.linear.min_curvature),
     )
+
+
+def _flat_start(door: Door, start: Callable[[Any], Any]) -> Callable[[Params], Params]:
+    return lambda theta: door.init(start(door.theta_of(theta)))
+
+
+def _flat_outer(door: Door, outer: Callable[[Any, Any], Tensor]) -> Callable[[Params, Params], Tensor]:
+    return lambda phi, theta: outer(door.value(phi), door.theta_of(theta))
 
 
 def _gradient(
@@ -152,13 +184,23 @@ def _gradient(
     outer: Callable[[Params, Params], Tensor],
     solver: InnerSolver,
     adjoint: Adjoint,
+    *,
+    batched: bool | None,
 ) -> tuple[Tensor, Solution]:
     asked = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in theta.items()}
     digits = next((leaf.dtype for leaf in asked.values() if leaf.requires_grad), torch.float32)
     begin = {name: leaf.to(torch.promote_types(leaf.dtype, digits)) for name, leaf in start(asked).items()}
-    solution = argmin(objective, begin, asked, data, solver=solver, adjoint=adjoint)
+    solution = argmin(objective, begin, asked, data, solver=solver, adjoint=adjoint, batched=batched)
     leaves = [leaf for leaf in asked.values() if leaf.requires_grad]
-    found = torch.autograd.grad(outer(solution.value, asked), leaves, materialize_grads=True)
+    if not leaves:
+        raise ValueError("theta has no floating tensor: there is no meta-gradient to check")
+    meta = outer(solution.value, asked)
+    if not isinstance(meta, Tensor) or meta.dim() != 0:
+        got = tuple(meta.shape) if isinstance(meta, Tensor) else type(meta).__name__
+        raise ValueError(f"outer must return a scalar, the meta-loss of all tasks, got {got}")
+    if not meta.requires_grad:
+        raise ValueError("outer returns a number that depends neither on phi nor on theta")
+    found = torch.autograd.grad(meta, leaves, materialize_grads=True)
     return torch.cat([part.flatten() for part in found]).double(), solution
 
 

@@ -9,11 +9,13 @@ from collections.abc import Hashable
 from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 _MOST = 256  # looks that are remembered
-_VALUES = (int, float, str, bytes, bool, type(None), type)
+_VALUES = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device)
 
 
 class Looks:
@@ -58,11 +60,15 @@ class Looks:
 def _identity(part: Any, held: list[weakref.ref[Any]]) -> Hashable:
     if isinstance(part, _VALUES):
         return type(part), part
+    if isinstance(part, np.generic):
+        return type(part), part.item()
     if isinstance(part, FunctionType):
         cells = tuple(_identity(cell.cell_contents, held) for cell in part.__closure__ or ())
         return part.__code__, cells, tuple(_identity(one, held) for one in part.__defaults__ or ())
     if isinstance(part, MethodType):
         return _identity(part.__func__, held), _identity(part.__self__, held)
+    if isinstance(part, pytree.TreeSpec):
+        return str(part)
     if isinstance(part, tuple | list):
         return type(part), tuple(_identity(one, held) for one in part)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):

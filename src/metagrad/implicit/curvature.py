@@ -12,6 +12,7 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.implicit import host
 from metagrad.implicit.derivatives import add_optional, grads, in_order, leaves_of, pull, pull_phi
+from metagrad.implicit.each import each_task
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.tree import Params
 
@@ -138,7 +139,7 @@ def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
         return _FLAT
     if isinstance(regulariser, Proximal):
         return _proximal_bend(regulariser, phi, theta)
-    value = torch.vmap(regulariser, in_dims=(0, None))(phi, theta).sum()
+    value = each_task(regulariser, phi, theta, shared=(1,)).sum()
     if not value.requires_grad:  # constant in phi
         return _FLAT
     gradient = grads(value, phi, create_graph=True)

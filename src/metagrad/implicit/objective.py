@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,11 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metagrad import task_functions, tree
+from metagrad import scalars, tree
 from metagrad.errors import NotFiniteError
 from metagrad.implicit import host
-from metagrad.implicit.checked import Looks
-from metagrad.implicit.derivatives import ancestors, leaves_of
+from metagrad.implicit.each import each_task
 from metagrad.tree import Hyper, Params
 
 Objective = Callable[[Params, Params, Any], Tensor]
@@ -43,8 +41,7 @@ class Proximal:
     def __post_init__(self) -> None:
         if self.towards not in ("theta", "zero"):
             raise ValueError(f"towards is 'theta' or 'zero', got {self.towards!r}")
-        if not callable(self.lam) and not (isinstance(self.lam, int | float) and 0 < self.lam < math.inf):
-            raise ValueError(f"lam must be a positive, finite number or a function of theta, got {self.lam!r}")
+        scalars.require_positive(self, "lam", learnable=True)
 
     def __call__(self, phi: Params, theta: Params) -> Tensor:
         """Return the value for one task."""
@@ -125,8 +122,7 @@ class Composed:
         if self.outputs_of_tasks:
             found = self.outputs_of_tasks(phi, theta, data)
         else:
-            with task_functions.exact():
-                found = torch.vmap(self.outputs, in_dims=(0, None, 0))(phi, theta, data)
+            found = each_task(self.outputs, phi, theta, data, shared=(1,))
         if found.dim() == 0 or len(found) != tree.num_tasks(phi):
             raise ValueError(f"outputs_of_tasks must keep the task axis first, got {tuple(found.shape)}")
         return found.to(torch.promote_types(found.dtype, next(iter(phi.values())).dtype))
@@ -139,75 +135,9 @@ class Composed:
         ValueError
             for a loss of all tasks that has another shape: a mean over tasks would mix them.
         """
-        found = (self.loss_of_tasks or torch.vmap(self.loss))(outputs, data)
+        found = self.loss_of_tasks(outputs, data) if self.loss_of_tasks else each_task(self.loss, outputs, data)
         if found.shape != outputs.shape[:1]:
             name = "loss_of_tasks" if self.loss_of_tasks else "loss"
             wanted = "(T,), one loss a task," if self.loss_of_tasks else "a scalar for one task,"
             raise ValueError(f"{name} must return {wanted} got {tuple(found.shape)} for {len(outputs)} tasks")
         return found
-
-
-_LOOKS = Looks()
-
-
-def check_objective(objective: Objective, init: Params, theta: Params, data: Any) -> list[str]:
-    """Evaluate the objective on the first task and refuse what would silently go wrong.
-
-    Once for the same objective, captured objects and shapes: see :class:`~metagrad.implicit.checked.Looks`. Return the
-    names of phi that it makes no use of.
-
-    Raises
-    ------
-    ValueError
-        if the value is not a scalar; if it does not depend on phi; if it still requires a gradient when all arguments
-        are detached: then it captured a tensor from outside, which would get no gradient; or if the functions of all
-        tasks say something else than those of one.
-    """
-    if isinstance(objective, Composed) and isinstance(objective.regulariser, Proximal):
-        objective.regulariser.require_positive(theta, init)
-    if torch.is_inference_mode_enabled():
-        raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
-    place = _LOOKS.at(objective, (init, theta, data))
-    if place is not None and (known := _LOOKS.get(place[0])) is not None:
-        return known
-    found = _look(objective, init, theta, data)
-    if place is not None:
-        _LOOKS.put(*place, found)
-    return found
-
-
-def _look(objective: Objective, init: Params, theta: Params, data: Any) -> list[str]:
-    batched = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data))
-    phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
-    theta = tree.detach(theta)
-    with torch.enable_grad():
-        value = objective(phi, theta, data)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the objective must return a scalar for one task, got {shape}")
-        if value.requires_grad:
-            raise ValueError(
-                "the objective captured a tensor that requires a gradient and would silently get none: "
-                "pass it in theta (shared by the tasks) or in data (one per task)"
-            )
-        leaves = leaves_of(phi)
-        used = ancestors(objective(leaves, theta, data))
-        if isinstance(objective, Composed) and (objective.outputs_of_tasks or objective.loss_of_tasks):
-            _require_agreement(objective, batched, theta, phi, data)
-    if not used:
-        raise ValueError("the objective does not depend on phi: there is nothing to minimise")
-    return [name for name, leaf in leaves.items() if id(leaf) not in used]
-
-
-def _require_agreement(objective: Composed, batched: Any, theta: Params, phi: Params, data: Any) -> None:
-    """Compare the functions of all tasks with those of one, on one task; not under autocast, where both are rough."""
-    if torch.is_autocast_enabled(next(iter(phi.values())).device.type):
-        return
-    one = objective.loss(objective.outputs(phi, theta, data), data)
-    (all_of_them,) = objective.fit(batched[0], theta, batched[1])
-    slack = 1e-6 if all_of_them.dtype == torch.float64 else 1e-2  # a GPU's convolutions may have 11 bits
-    if not torch.allclose(all_of_them, one.to(all_of_them.dtype), rtol=slack, atol=slack, equal_nan=True):
-        raise ValueError(
-            f"outputs_of_tasks and loss_of_tasks say {all_of_them.item():.6g} for the first task, outputs and loss "
-            f"{one.item():.6g}: they must be the same for each task"
-        )

@@ -1,6 +1,6 @@
 """What is solved: one inner problem per task, and the derivatives every solver needs.
 
-``Problem`` is the only place that calls ``vmap`` or ``autograd.grad``. An objective is written for ONE task;
+An objective is written for ONE task;
 tasks are independent, so the gradient of the sum over tasks is every task's own gradient. Taking it with
 ``torch.autograd`` on the vmapped value (rather than ``vmap(grad)``) keeps one graph that can be differentiated
 again, which is how curvature products reuse a single forward pass.
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad import task_functions, tree
+from metagrad import tree
 from metagrad.implicit.curvature import Curvature, Linearisation, Operator, gauss_newton, hessian, with_pull
 from metagrad.implicit.derivatives import grads, leaves_of
+from metagrad.implicit.each import each_task
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.tree import Params
 
@@ -50,12 +51,11 @@ class Problem:
         """Return ``g`` per task, ``(T,)``."""
         objective = self.objective
         if not isinstance(objective, Composed):
-            with task_functions.exact():  # some of torch's functions are wrong, or not there, for many tasks at once
-                return torch.vmap(objective, in_dims=(0, None, 0))(phi, self.theta, self.data)
+            return each_task(objective, phi, self.theta, self.data, shared=(1,))
         value = objective.fit(phi, self.theta, self.data)
         if objective.regulariser is None:
             return value
-        return value + torch.vmap(objective.regulariser, in_dims=(0, None))(phi, self.theta)
+        return value + each_task(objective.regulariser, phi, self.theta, shared=(1,))
 
     def grad(self, phi: Params) -> Params:
         """Return ``dg/dphi`` per task, shaped as ``phi``."""
@@ -75,9 +75,7 @@ class Problem:
         value = value if self.create_graph else value.detach()
         if proximal is None:
             return value, found
-        return value + torch.vmap(proximal, in_dims=(0, None))(phi, self.theta), with_pull(
-            found, proximal, phi, self.theta
-        )
+        return value + each_task(proximal, phi, self.theta, shared=(1,)), with_pull(found, proximal, phi, self.theta)
 
     def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
         """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""

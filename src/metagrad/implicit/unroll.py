@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.ask import measured, solve_detached, solved
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
@@ -44,10 +44,8 @@ class Unroll:
     checkpoint: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("truncate", 0), ("checkpoint", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        scalars.require_whole(self, "truncate", least=0, optional=True)
+        scalars.require_whole(self, "checkpoint", optional=True)
         if self.truncate is not None and self.checkpoint is not None:
             raise ValueError("truncate and checkpoint do not go together: what is cut needs no keeping")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metagrad.classifier.learner import Learner
 from metagrad.data import Dataset
-from metagrad.fewshot import EpisodeSampler
+from metagrad.fewshot import TaskSource
 
 TASKS = 60  # looked at for a page
 
@@ -55,9 +55,11 @@ def looked_at(
     Each image is judged by itself, as ``metagrad predict`` does.
     """
     episodes = learner.episodes
-    sampler = episodes.sampler(dataset, "val")
-    drawn = sampler(tasks, generator=torch.Generator().manual_seed(seed))
-    names = _names(sampler, tasks, seed)
+    source: TaskSource = episodes.sampler(dataset, "val")
+    drawn = source(tasks, generator=torch.Generator().manual_seed(seed))
+    assert drawn.classes is not None
+    available = dataset.val.with_at_least(episodes.shots + episodes.queries).names
+    names = [[available[number] for number in row] for row in drawn.classes.tolist()]
     temperature = learner.calibration.own.temperature if learner.calibration else 1.0
     grids: list[list[Row]] = []
     wrong: dict[tuple[str, str], list[int]] = {}
@@ -89,18 +91,6 @@ def looked_at(
         if hits
     ]
     return grids, hardest
-
-
-def _names(sampler: EpisodeSampler, tasks: int, seed: int) -> list[list[str]]:
-    """Return the classes of each task: the same draw, of images that are their class's number."""
-    classes = sampler.classes
-    numbers = torch.zeros(len(classes.images), 2, 1, 1, dtype=torch.uint8)
-    for number, (first, count) in enumerate(zip(classes.first.tolist(), classes.counts.tolist(), strict=True)):
-        numbers[first : first + count, :, 0, 0] = torch.tensor([number >> 8, number & 255], dtype=torch.uint8)
-    twin = replace(sampler, classes=replace(classes, images=numbers))
-    drawn = twin(tasks, generator=torch.Generator().manual_seed(seed)).support.x[:, :: sampler.shots, :, 0, 0]
-    high, low = (drawn * 255).round().long().unbind(-1)
-    return [[classes.names[number] for number in row] for row in (high * 256 + low).tolist()]
 
 
 def _grid(x: Tensor, y: Tensor, query: Tensor, truth: Tensor, p: Tensor, called: list[str]) -> list[Row]:

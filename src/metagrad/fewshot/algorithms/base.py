@@ -18,6 +18,7 @@ from metagrad.fewshot import losses, many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Objective, Proximal, Solution, argmin
+from metagrad.implicit.adjoints import require_parts
 from metagrad.tree import Hyper, Params
 
 
@@ -315,6 +316,20 @@ def prepared(model: nn.Module, support: AnyBatch) -> AnyBatch:
 
 
 _LEAST = 1e-37  # below it float32 has no digits, and then no number: 1e-50 is zero to it
+
+
+def require_solves(algorithm: Any) -> None:
+    """Refuse a solver or an adjoint that cannot be one, when the method is made.
+
+    Raises
+    ------
+    MetagradError
+        saying which.
+    """
+    try:
+        require_parts(len, algorithm.solver, algorithm.adjoint)
+    except TypeError as error:
+        raise MetagradError(str(error)) from error
 
 
 def require_positive(algorithm: Any, *names: str) -> None:

@@ -270,6 +270,10 @@ class MemoryReduced(FromFixedHead):
     solver: InnerSolver = _NEWTON
     adjoint: Adjoint = _IMPLICIT
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base.require_solves(self)
+
     @classmethod
     def published(cls, *, inner_lr: float = 0.1) -> MemoryReduced:
         """Return the method as published: 20 steps of descent, no damping, 20 products, features recomputed."""

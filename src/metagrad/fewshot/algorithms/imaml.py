@@ -40,8 +40,8 @@ class IMAML(base.AdaptsWeights):
         how the solution is differentiated. The default is ``Implicit(curvature="gauss_newton")``: the exact Hessian is
         indefinite on ReLU networks at usual ``lam``.
     adapts:
-        the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
-        and shared by the tasks.
+        the weights that a task adapts: one pattern of their names, as a shell reads it (``"head.*"``), or a module of
+        the network. Others are meta-learned and shared by the tasks.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 
@@ -60,6 +60,7 @@ class IMAML(base.AdaptsWeights):
 
     def __post_init__(self) -> None:
         base.require_positive(self, "lam")
+        base.require_solves(self)
 
     @classmethod
     def published(cls) -> IMAML:

@@ -36,8 +36,8 @@ class MAML(base.AdaptsWeights):
         keep one iterate out of so many and take the steps between again in the backward pass: the same gradient, the
         least memory at the root of ``inner_steps``. ``None``: keep all.
     adapts:
-        the weights that a task adapts: a pattern of their names, or a module of the network. Others are meta-learned
-        and shared by the tasks.
+        the weights that a task adapts: one pattern of their names, as a shell reads it (``"head.*"``), or a module of
+        the network. Others are meta-learned and shared by the tasks.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 

@@ -164,18 +164,6 @@ def tolerance(tol: float | None, dtype: torch.dtype) -> float:
     return max(1e-10, 8 * torch.finfo(dtype).eps) if tol is None else tol
 
 
-def require_tolerance(tol: float | None) -> None:
-    """Refuse a tolerance that is negative or no number.
-
-    Raises
-    ------
-    ValueError
-        naming it.
-    """
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol must not be negative, got {tol}")
-
-
 def relative(norm: Tensor, size: Tensor) -> Tensor:
     """Return ``norm / size``, and ``norm`` where ``size`` is 0."""
     return norm / torch.where(size > 0, size, 1.0)
@@ -185,16 +173,3 @@ def rayleigh(u: Tensor, Au: Tensor) -> Tensor:
     """Return ``uᵀAu / uᵀu`` per task; infinite where u is 0."""
     uu = dot(u, u)
     return torch.where(uu > 0, dot(u, Au) / torch.where(uu > 0, uu, 1.0), torch.inf)
-
-
-def require_positive(**values: float) -> None:
-    """Refuse numbers that are not positive and finite.
-
-    Raises
-    ------
-    ValueError
-        naming the first such.
-    """
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value}")

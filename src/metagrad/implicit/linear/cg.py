@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import (
@@ -18,7 +18,6 @@ from metagrad.implicit.linear.base import (
     dot,
     flat_product,
     relative,
-    require_tolerance,
     rounding,
     scaled,
     tolerance,
@@ -68,13 +67,11 @@ class CG:
     history: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        require_tolerance(self.tol)
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol", optional=True)
+        scalars.require_not_negative(self, "damping")
         if self.on_negative not in ("stop", "continue"):
             raise ValueError(f"on_negative is 'stop' or 'continue', got {self.on_negative!r}")
-        if not self.damping >= 0:
-            raise ValueError(f"damping must not be negative, got {self.damping}")
         if isinstance(self.preconditioner, str) and self.preconditioner != "shift":
             raise ValueError(f"preconditioner is 'shift', a function or None, got {self.preconditioner!r}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import LinearSolution, Product, flat_product, scaled
 from metagrad.tree import Params
@@ -37,8 +37,7 @@ class Dense:
     max_size: int = 4096
 
     def __post_init__(self) -> None:
-        if self.max_size < 1:
-            raise ValueError(f"max_size must be at least 1, got {self.max_size}")
+        scalars.require_whole(self, "max_size")
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import (
     LinearSolution,
     flat_product,
     relative,
-    require_positive,
-    require_tolerance,
     scaled,
     tolerance,
 )
@@ -53,10 +51,9 @@ class FixedPoint:
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(lr=self.lr)
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        require_tolerance(self.tol)
+        scalars.require_positive(self, "lr")
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol", optional=True)
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
 from metagrad.implicit.linear.base import (
@@ -15,7 +15,6 @@ from metagrad.implicit.linear.base import (
     Product,
     dot,
     flat_product,
-    require_tolerance,
     scaled,
     tolerance,
 )
@@ -54,11 +53,9 @@ class MINRES:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        require_tolerance(self.tol)
-        if not self.damping >= 0:
-            raise ValueError(f"damping must not be negative, got {self.damping}")
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol", optional=True)
+        scalars.require_not_negative(self, "damping")
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""

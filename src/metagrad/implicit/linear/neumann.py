@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from metagrad import scalars
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import LinearSolution, require_positive
+from metagrad.implicit.linear.base import LinearSolution
 from metagrad.implicit.linear.fixed_point import FixedPoint
 from metagrad.tree import Params
 
@@ -36,9 +37,8 @@ class Neumann:
     lr: float
 
     def __post_init__(self) -> None:
-        require_positive(lr=self.lr)
-        if self.terms < 1:
-            raise ValueError(f"terms must be at least 1, got {self.terms}")
+        scalars.require_positive(self, "lr")
+        scalars.require_whole(self, "terms")
 
     def __call__(self, operator: Operator, b: Params, *, x0: Params | None = None) -> LinearSolution:
         """Solve ``operator u = b``; see :class:`LinearSolution`."""

@@ -1,7 +1,7 @@
 """How the inner problem is solved, one file a solver."""
 
 from metagrad.implicit.solvers.adam import Adam
-from metagrad.implicit.solvers.base import Bound, InnerSolver, Solution
+from metagrad.implicit.solvers.base import Bound, InnerSolver, Solution, Watch
 from metagrad.implicit.solvers.gradient_descent import GradientDescent
 from metagrad.implicit.solvers.hessian_free import HessianFree
 from metagrad.implicit.solvers.lbfgs import LBFGS
@@ -18,4 +18,5 @@ __all__ = [
     "Nesterov",
     "Solution",
     "TorchOptimizer",
+    "Watch",
 ]

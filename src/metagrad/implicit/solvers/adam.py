@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metagrad import scalars
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, descend, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, descend
 from metagrad.tree import Hyper, Params, resolve
 
 
@@ -43,9 +44,11 @@ class Adam:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        require_options(self, ("lr", "eps"), tol=self.tol, max_steps=self.max_steps)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+        scalars.require_positive(self, "lr", learnable=True)
+        scalars.require_positive(self, "eps")
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol")
+        scalars.require_fraction(self, "betas")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""

@@ -6,7 +6,6 @@ detached (implicit differentiation) and with a graph (unrolling).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,8 @@ class Solution:
     Attributes
     ----------
     value:
-        phi, each tensor with the leading task axis; differentiable as the adjoint says.
+        phi, built as the start was, each tensor with the leading task axis; differentiable as the adjoint says. With
+        ``batched=False`` neither this nor what follows has a task axis.
     steps:
         ``(T,)`` int64, inner steps taken.
     grad_norm:
@@ -39,18 +39,22 @@ class Solution:
         what is known of the curvature at ``value``; filled in by :class:`~metagrad.Implicit`.
     """
 
-    value: Params
+    value: Any
     steps: Tensor
     grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
     convexity: Convexity | None = None
     # Filled by the backward pass. A list shared with it: holding the whole Solution there would make a
     # reference cycle through the graph, and its memory would wait for the garbage collector.
     _linear: list[LinearSolution] = field(default_factory=list, repr=False)
+    # From what the core has to what the caller has: nests, and no task axis where there is one problem.
+    _shown: Callable[[LinearSolution], LinearSolution] | None = field(default=None, repr=False)
 
     @property
     def linear(self) -> LinearSolution | None:
         """The adjoint's linear solve (u, residual, steps, curvature); ``None`` before ``backward``."""
-        return self._linear[-1] if self._linear else None
+        if not self._linear:
+            return None
+        return self._shown(self._linear[-1]) if self._shown else self._linear[-1]
 
     @property
     def delta(self) -> Bound | None:
@@ -111,7 +115,38 @@ InnerSolver = Callable[[Problem, Params], Solution | Params]
 
 
 class Watch:
-    """Which tasks go on: those whose inner gradient norm is above ``tol``; at 0, all of them, and nothing is masked."""
+    """Which tasks go on: those whose inner gradient norm is above ``tol``; at 0, all of them, and nothing is masked.
+
+    What a solver of one's own needs so that each task stops by itself, also where the steps are recorded.
+
+    Parameters
+    ----------
+    tol:
+        gradient norm at which a task stops.
+    init:
+        where the solver begins.
+
+    Attributes
+    ----------
+    active:
+        ``(T,)`` bool, which tasks go on.
+    steps:
+        ``(T,)`` int64, steps taken.
+    norm:
+        ``(T,)``, gradient norm at the last look; infinite before the first, and where ``tol`` is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad.implicit import Problem, Watch
+    >>> problem = Problem(lambda phi, theta, data: (phi["w"] - data).square() / 2, {}, torch.tensor([0.0, 8.0]))
+    >>> phi = {"w": torch.zeros(2)}
+    >>> watch = Watch(0.1, phi)
+    >>> while not watch.done(slope := problem.grad(phi)):
+    ...     phi = watch.step(phi, {"w": phi["w"] - 0.5 * slope["w"]})
+    >>> watch.solution(phi).steps
+    tensor([0, 7])
+    """
 
     def __init__(self, tol: float, init: Params) -> None:
         leaf = next(iter(init.values()))
@@ -133,7 +168,7 @@ class Watch:
         return host.may_look(self.active) and not bool(self.active.any())
 
     def step(self, old: Params, new: Params) -> Params:
-        """Count a step; tasks that have stopped keep what they have."""
+        """Count a step and return where it leads; tasks that have stopped keep what they have."""
         self.steps = self.steps + self.active
         return new if self.tol == 0 else tree.where(self.active, new, old)
 
@@ -147,24 +182,6 @@ def descend(phi: Params, direction: Params, lr: Any) -> Params:
     if isinstance(lr, float):
         return {name: leaf.sub(direction[name], alpha=lr) for name, leaf in phi.items()}
     return {name: leaf - lr[name] * direction[name] for name, leaf in phi.items()}
-
-
-def require_options(solver: Any, positive: tuple[str, ...] = (), *, tol: float = 0.0, max_steps: int = 1) -> None:
-    """Refuse options outside their range; a function of theta is looked at when it is used.
-
-    Raises
-    ------
-    ValueError
-        naming the option.
-    """
-    for name in positive:
-        value = getattr(solver, name)
-        if not callable(value) and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
-    if not tol >= 0:
-        raise ValueError(f"tol must not be negative, got {tol}")
 
 
 def require_detached(problem: Problem, solver: Any) -> None:

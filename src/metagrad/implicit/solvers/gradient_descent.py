@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, descend, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, descend
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Hyper, Params, resolve
 
@@ -46,9 +46,10 @@ class GradientDescent:
     line_search: bool = False
 
     def __post_init__(self) -> None:
-        require_options(self, ("lr",), tol=self.tol, max_steps=self.max_steps)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        scalars.require_positive(self, "lr", learnable=True)
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol")
+        scalars.require_fraction(self, "momentum")
         if self.line_search and (self.momentum or callable(self.lr)):
             raise ValueError("line_search goes with neither momentum nor a learned lr")
 

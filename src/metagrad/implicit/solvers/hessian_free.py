@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.curvature import Curvature, Operator
 from metagrad.implicit.linear import CG
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, require_detached
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Params
 
@@ -52,9 +52,8 @@ class HessianFree:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        require_options(self, ("cg_steps",), tol=self.tol, max_steps=self.max_steps)
-        if not self.damping >= 0:
-            raise ValueError(f"damping must not be negative, got {self.damping}")
+        scalars.require_whole(self, "max_steps", "cg_steps")
+        scalars.require_not_negative(self, "tol", "damping")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metagrad import tree
+from metagrad import scalars, tree
+from metagrad.implicit import host
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, require_detached, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, require_detached
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
@@ -42,71 +42,107 @@ class LBFGS:
     history: int = 10
 
     def __post_init__(self) -> None:
-        require_options(self, ("history",), tol=self.tol, max_steps=self.max_steps)
+        scalars.require_whole(self, "max_steps", "history")
+        scalars.require_not_negative(self, "tol")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""
         require_detached(problem, self)
-        watch = Watch(self.tol, init)
-        here = Point(init, *problem.value_and_grad(init))
-        assert here.gradient is not None
-        pairs: deque[_Pair] = deque(maxlen=self.history)
+        watch, laid = Watch(self.tol, init), _Laid(problem, init)
+        start = {"": tree.ravel(init)}
+        here, pairs = Point(start, *laid.value_and_grad(start)), _Pairs(start[""], self.history)
         for _ in range(self.max_steps):
             assert here.gradient is not None
             if watch.done(here.gradient):
                 break
-            g = tree.ravel(here.gradient, init)
-            d = -_inverse(pairs, g)
-            slope = _dot(g, d)
-            lost = ~(slope < 0)
-            d = torch.where(lost[:, None], -g, d)
-            slope = torch.where(lost, -_dot(g, g), slope)
+            g = here.gradient[""]
+            with full_digits(g.device.type):  # autocast would take the products in half the digits
+                d, slope = _downhill(-pairs.inverse(g), g)
             # The first direction is a gradient, whose length says nothing: begin with one of length 1 at most.
-            first = torch.clamp(1 / d.norm(dim=1), max=1.0) if not pairs else torch.ones_like(slope)
-            new, length = backtrack(problem, here, tree.unravel(d, init), slope, torch.where(watch.active, first, 0.0))
+            first = torch.ones_like(slope) if pairs.seen else torch.clamp(1 / d.norm(dim=1), max=1.0)
+            if self.tol > 0:
+                first = torch.where(watch.active, first, 0.0)
+            new, length = backtrack(laid, here, {"": d}, slope, first)
             assert new.gradient is not None
-            pairs.append(_Pair.of(length[:, None] * d, tree.ravel(new.gradient, init) - g))
+            with full_digits(g.device.type):
+                pairs.add(length[:, None] * d, new.gradient[""] - g)
             watch.step(here.phi, new.phi)  # a task that stopped was given length 0
             here = new
-        return watch.solution(here.phi)
+        return watch.solution(tree.unravel(here.phi[""], init))
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A step ``s`` and the change ``y`` of the gradient over it; ``rho`` is 1 / sᵀy, 0 where that is not positive."""
+class _Laid:
+    """A problem whose phi is one tensor, ``(T, P)``."""
 
-    s: Tensor
-    y: Tensor
-    rho: Tensor
-    scale: Tensor  # sᵀy / yᵀy, 0 where the pair is left out
+    problem: Problem
+    like: Params
 
-    @staticmethod
-    def of(s: Tensor, y: Tensor) -> _Pair:
-        sy, yy = _dot(s, y), _dot(y, y)
-        good = sy > 10 * torch.finfo(s.dtype).eps * s.norm(dim=1) * y.norm(dim=1)
-        return _Pair(
-            s,
-            y,
-            torch.where(good, 1 / torch.where(good, sy, 1.0), 0.0),
-            torch.where(good, sy / torch.where(good, yy, 1.0), 0.0),
-        )
+    def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
+        value, gradient = self.problem.value_and_grad(tree.unravel(phi[""], self.like))
+        return value, {"": tree.ravel(gradient, self.like)}
+
+    def value(self, phi: Params) -> Tensor:
+        return self.problem.value(tree.unravel(phi[""], self.like))
 
 
-def _inverse(pairs: deque[_Pair], g: Tensor) -> Tensor:
-    """Multiply g with the inverse Hessian that the pairs describe (two loops)."""
-    q, weights = g.clone(), []
-    for pair in reversed(pairs):
-        weights.append(pair.rho * _dot(pair.s, q))
-        q.addcmul_(weights[-1][:, None], pair.y, value=-1)
-    scale = torch.ones_like(g[:, 0])
-    for pair in pairs:  # the latest that counts
-        scale = torch.where(pair.scale > 0, pair.scale, scale)
-    q.mul_(scale[:, None])
-    for pair, weight in zip(pairs, reversed(weights), strict=True):
-        q.addcmul_((weight - pair.rho * _dot(pair.y, q))[:, None], pair.s)
-    return q
+def _downhill(d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the direction and g's slope along it; the steepest where a task's own does not go down."""
+    slope = torch.linalg.vecdot(g, d)
+    lost = ~(slope < 0)
+    if host.may_look(lost) and not lost.any():
+        return d, slope
+    return torch.where(lost[:, None], -g, d), torch.where(lost, -torch.linalg.vecdot(g, g), slope)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    with full_digits(a.device.type):
-        return torch.linalg.vecdot(a, b)
+class _Pairs:
+    """The last steps s and changes y of the gradient over them, and the inverse Hessian that they describe.
+
+    Each pair is divided by the root of sᵀy, so that ``sᵀy = 1``; one whose curvature is not positive is zero. The two
+    loops of Liu and Nocedal are the solution of two triangular systems with the products ``sᵢᵀyⱼ`` of pairs j that are
+    later than i (Byrd, Nocedal and Schnabel 1994): a few products of matrices, where the loops would call many.
+    """
+
+    def __init__(self, like: Tensor, most: int) -> None:
+        self.seen, self.most = 0, most
+        self.scale = torch.ones_like(like[:, 0])  # sᵀy / yᵀy of the latest pair that counts
+        self.s = like.new_zeros(len(like), 0, like.shape[1])
+        self.y = self.s
+        self.products = like.new_zeros(len(like), 0, 0)  # from the oldest to the latest; s and y go round
+
+    def add(self, s: Tensor, y: Tensor) -> None:
+        """Add a pair, in place of the oldest if there are enough."""
+        sy, yy, ss = torch.linalg.vecdot(s, y), torch.linalg.vecdot(y, y), torch.linalg.vecdot(s, s)
+        good = sy > 10 * torch.finfo(s.dtype).eps * (ss * yy).sqrt()
+        self.scale = torch.where(good, sy / yy, self.scale)
+        root = torch.where(good, sy, torch.inf).rsqrt()[:, None]
+        s, y = (s * root)[:, None], (y * root)[:, None]
+        if self.seen < self.most:
+            self.s, self.y = torch.cat([self.s, s], 1), torch.cat([self.y, y], 1)
+        else:
+            self.s[:, self.seen % self.most], self.y[:, self.seen % self.most] = s[:, 0], y[:, 0]
+            self.products = self.products[:, 1:, 1:]
+        self.seen += 1
+        column = self._in_order((self.s @ y.mT)[..., 0])[..., None]
+        column[:, -1] = 1.0
+        below = torch.zeros_like(column[:, :-1]).mT
+        self.products = torch.cat([torch.cat([self.products, below], 1), column], 2)
+
+    def inverse(self, g: Tensor) -> Tensor:
+        """Multiply g, ``(T, P)``, with the inverse Hessian."""
+        if not self.seen:
+            return g.clone()
+        first = self._solved(self.products, self.s @ g[..., None], upper=True)
+        q = torch.baddbmm(g[..., None], self.y.mT, first, alpha=-1).mul_(self.scale[:, None, None])
+        second = self._solved(self.products.mT, torch.baddbmm(first, self.y, q, alpha=-1), upper=False)
+        return q.baddbmm_(self.s.mT, second)[..., 0]
+
+    def _solved(self, matrix: Tensor, b: Tensor, *, upper: bool) -> Tensor:
+        wide = torch.promote_types(b.dtype, torch.float32)  # there is no such function in fewer digits
+        found = torch.linalg.solve_triangular(matrix.to(wide), self._in_order(b).to(wide), upper=upper)
+        return self._in_order(found.to(b.dtype), back=True)
+
+    def _in_order(self, part: Tensor, *, back: bool = False) -> Tensor:
+        """Turn what has a row for each pair as stored, so that the oldest is first; or back."""
+        oldest = self.seen % self.most if self.seen > self.most else 0
+        return part.roll(oldest if back else -oldest, 1) if oldest else part

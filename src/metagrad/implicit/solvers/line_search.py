@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
-from metagrad.implicit.problem import Problem
 from metagrad.tree import Params
 
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo 1966)
+
+
+class Measures(Protocol):
+    """What a line search asks of a problem."""
+
+    def value(self, phi: Params) -> Tensor:
+        """Return g, ``(T,)``."""
+        ...
+
+    def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
+        """Return g and dg/dphi."""
+        ...
 
 
 class Point(NamedTuple):
@@ -24,7 +35,7 @@ class Point(NamedTuple):
 
 
 def backtrack(
-    problem: Problem, start: Point, direction: Params, slope: Tensor, first: Tensor, *, tries: int = 20
+    problem: Measures, start: Point, direction: Params, slope: Tensor, first: Tensor, *, tries: int = 20
 ) -> tuple[Point, Tensor]:
     """Halve each task's step until ``g(phi + a d) ≤ g(phi) + 1e-4 · a · slope``.
 
@@ -45,17 +56,21 @@ def backtrack(
     tuple
         the new point, and the lengths ``(T,)``: 0 where ``tries`` halvings found none.
     """
+    looks = host.may_look(first)
     slack = 4 * torch.finfo(start.value.dtype).eps * start.value.abs()
     length, accepted, best = first, first == 0, start
-    for _ in range(tries):
-        if host.may_look(accepted) and accepted.all():
+    for number in range(tries):
+        if looks and number and accepted.all():
             break
         trial = tree.add(start.phi, direction, length)
         now = Point(trial, *problem.value_and_grad(trial)) if start.gradient else Point(trial, problem.value(trial))
         level = now.value <= start.value + slack
         if now.gradient:  # on a parabola the same as enough decrease (Hager and Zhang 2005), and free of rounding
             level &= tree.dot(now.gradient, direction) <= (2 * _SUFFICIENT - 1) * slope
-        here = ~accepted & ((now.value <= start.value + _SUFFICIENT * length * slope - slack) | level)
+        level |= now.value <= start.value + _SUFFICIENT * length * slope - slack
+        if looks and not number and level.all() and bool((first != 0).all()):
+            return now, length
+        here = ~accepted & level
         best = _where(here, now, best)
         accepted = accepted | here
         length = torch.where(accepted, length, length / 2)

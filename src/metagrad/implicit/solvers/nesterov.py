@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, descend, require_options
+from metagrad.implicit.solvers.base import Solution, Watch, descend
 from metagrad.tree import Hyper, Params, resolve
 
 
@@ -44,13 +44,16 @@ class Nesterov:
     convexity: float | None = None
 
     def __post_init__(self) -> None:
-        require_options(self, ("lr",), tol=self.tol, max_steps=self.max_steps)
+        scalars.require_positive(self, "lr", learnable=True)
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol")
         if self.convexity is None:
             return
+        scalars.require_positive(self, "convexity")
         if callable(self.lr):
             raise ValueError("convexity goes with a number as lr, not with a learned one")
-        if not 0 < self.convexity * self.lr <= 1:
-            raise ValueError(f"convexity must be positive and at most 1/lr = {1 / self.lr}, got {self.convexity}")
+        if self.convexity * self.lr > 1:
+            raise ValueError(f"convexity must be at most 1/lr = {1 / self.lr}, got {self.convexity}")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, optim
 
-from metagrad import tree
+from metagrad import scalars, tree
 from metagrad.implicit.problem import Problem
-from metagrad.implicit.solvers.base import Solution, Watch, require_options
+from metagrad.implicit.solvers.base import Solution, Watch
 from metagrad.tree import Params
 
 # Rules that treat every number by itself, so that stacking tasks changes nothing. Not so LBFGS, Adafactor or Muon,
@@ -52,7 +52,8 @@ class TorchOptimizer:
     tol: float = 0.0
 
     def __post_init__(self) -> None:
-        require_options(self, tol=self.tol, max_steps=self.max_steps)
+        scalars.require_whole(self, "max_steps")
+        scalars.require_not_negative(self, "tol")
 
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""

@@ -1,0 +1,55 @@
+"""What a source of tasks is: anything that draws tasks when it is called."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from metagrad.errors import MetagradError
+
+if TYPE_CHECKING:
+    from metagrad.fewshot.episodes import Tasks
+
+
+class TaskSource(Protocol):
+    """Draws tasks: ``source(num_tasks, generator=g)``. Training, evaluation and calibration ask nothing else of it.
+
+    :class:`EpisodeSampler` and :class:`Sinusoids` are sources; so is a function of your own. All its randomness comes
+    from ``generator``: the same generator state gives the same tasks.
+
+    Example
+    -------
+    >>> import torch
+    >>> from metagrad.fewshot import Batch, Tasks
+    >>> def lines(num_tasks, *, generator):
+    ...     slope = torch.randn(num_tasks, 1, 1, generator=generator)
+    ...     x = torch.randn(num_tasks, 15, 1, generator=generator)
+    ...     return Tasks(Batch(x[:, :5], slope * x[:, :5]), Batch(x[:, 5:], slope * x[:, 5:]))
+    >>> lines(4, generator=torch.Generator().manual_seed(0)).query.y.shape
+    torch.Size([4, 10, 1])
+    """
+
+    def __call__(self, num_tasks: int, /, *, generator: torch.Generator) -> Tasks:
+        """Draw ``num_tasks`` tasks: those of one call have the same shapes."""
+        ...
+
+
+def whole(name: str, value: Any, least: int, error: type[Exception] = MetagradError) -> int:
+    """Return ``value`` as an int; numpy's integers are ints, booleans and floats are not.
+
+    Raises
+    ------
+    MetagradError
+        (or ``error``) if it is no whole number of at least ``least``.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise error(f"{name} must be a whole number, got {value!r}")
+    if number < least:
+        raise error(f"{name} must be at least {least}, got {number}")
+    return number

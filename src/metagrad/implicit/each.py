@@ -1,0 +1,60 @@
+"""A function of one task, for T tasks at once. Nothing else calls ``vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metagrad import task_functions, tree
+
+
+def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[int, ...] = ()) -> Tensor:
+    """Call ``function`` for every task; return what it gives, task axis first.
+
+    Every tensor among the arguments has a leading task axis; the first argument is a tensor, or a dictionary of them.
+    What is no tensor (a number, a text, ``None``) is handed over as it is. A single task is no batch: the function is
+    called as it stands, which takes less time.
+
+    Parameters
+    ----------
+    shared:
+        places of the arguments that have no task axis.
+    """
+    first = arguments[0] if isinstance(arguments[0], Tensor) else next(iter(arguments[0].values()))
+    single = len(first) == 1
+    if single:
+        arguments = tuple(part if place in shared else _only(part) for place, part in enumerate(arguments))
+    # Some of torch's functions are wrong for many tasks at once, or not there, or have no second derivative.
+    with task_functions.exact():
+        found = function(*arguments) if single else _mapped(function, arguments, shared)
+    return found.unsqueeze(0) if single else found
+
+
+def _only(part: Any) -> Any:
+    """Take the one task there is; by hand in the usual nests, since a solver asks at every step."""
+    if isinstance(part, Tensor):
+        return part.squeeze(0)
+    kind = type(part)
+    if kind is dict:
+        return {name: _only(leaf) for name, leaf in part.items()}
+    if kind is tuple or kind is list:
+        return kind([_only(leaf) for leaf in part])
+    return tree.map_tensors(lambda leaf: leaf.squeeze(0), part)
+
+
+def _mapped(function: Callable[..., Tensor], arguments: tuple[Any, ...], shared: tuple[int, ...]) -> Tensor:
+    dims = tuple(None if place in shared else 0 for place in range(len(arguments)))
+    leaves, spec = pytree.tree_flatten([part for place, part in enumerate(arguments) if place not in shared])
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        return torch.vmap(function, in_dims=dims)(*arguments)
+
+    def one(mine: list[Tensor]) -> Tensor:
+        rest = iter(mine)
+        own = iter(pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec))
+        return function(*(part if place in shared else next(own) for place, part in enumerate(arguments)))
+
+    return torch.vmap(one)([leaf for leaf in leaves if isinstance(leaf, Tensor)])

@@ -1,0 +1,229 @@
+"""A look at an objective before it is solved: what would silently go wrong is refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from metagrad import tree
+from metagrad.errors import MetagradError, NotFiniteError
+from metagrad.implicit import host
+from metagrad.implicit.checked import Looks
+from metagrad.implicit.derivatives import ancestors, grads, leaves_of
+from metagrad.implicit.each import each_task
+from metagrad.implicit.objective import Composed, Objective, Proximal
+from metagrad.implicit.structure import at
+from metagrad.tree import Params
+
+_LOOKS = Looks()
+
+
+def check_objective(
+    objective: Objective, init: Params, theta: Params, data: Any, *, guessed: bool = False
+) -> list[str]:
+    """Evaluate the objective on the first task and refuse what would silently go wrong.
+
+    Once for the same objective, captured objects and shapes: see :class:`~metagrad.implicit.checked.Looks`. Return the
+    names of phi that it makes no use of.
+
+    Parameters
+    ----------
+    guessed:
+        whether nobody said that phi has a task axis.
+
+    Raises
+    ------
+    ValueError
+        if the value is not a scalar; if it does not depend on phi; if it still requires a gradient when all arguments
+        are detached: then it captured a tensor from outside, which would get no gradient; if the functions of all
+        tasks say something else than those of one; or if phi can be read with and without a task axis, and it matters.
+    """
+    if isinstance(objective, Composed) and isinstance(objective.regulariser, Proximal):
+        _require_centre(objective.regulariser, init, theta)
+        objective.regulariser.require_positive(theta, init)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
+    guessed = guessed and tree.num_tasks(init) > 1
+    place = _LOOKS.at(objective, (init, theta, data, guessed))
+    if place is not None and (known := _LOOKS.get(place[0])) is not None:
+        return known
+    found = _look(objective, init, theta, data, guessed)
+    # Data say by their own axis what the tasks are.
+    if guessed and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data)):
+        _require_task_axis(objective, init, theta, data)
+    if place is not None:
+        _LOOKS.put(*place, found)
+    return found
+
+
+def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed: bool) -> list[str]:
+    batched, whole = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data)), data
+    phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
+    theta = tree.detach(theta)
+    given = [leaf for leaf in pytree.tree_leaves((phi, theta, data)) if isinstance(leaf, Tensor)]
+    versions = [leaf._version for leaf in given]
+    with torch.enable_grad():
+        try:
+            value = objective(phi, theta, data)
+        except Exception as error:
+            ours = isinstance(error, MetagradError)
+            if guessed and not ours and _as_one_problem(objective, init, theta, whole) is not None:
+                raise ValueError(f"the objective fails with phi of one task: {_NO_AXIS}") from error
+            if isinstance(error, RuntimeError | TypeError) and (why := mismatch(phi, theta, data)):
+                raise ValueError(f"the objective fails, and {why}") from error
+            raise
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the objective must return a scalar for one task, got {shape}")
+        if value.requires_grad:
+            raise ValueError(
+                "the objective captured a tensor that requires a gradient and would silently get none: "
+                "pass it in theta (shared by the tasks) or in data (one per task)"
+            )
+        if [leaf._version for leaf in given] != versions:
+            raise ValueError(
+                "the objective writes into phi, theta or data, which then differ at each call: let it work on copies "
+                "(x + 1 in place of x.add_(1))"
+            )
+        if host.may_look(value) and not math.isfinite(value):
+            _require_finite_parts(phi, theta, data)
+            raise NotFiniteError("the objective is not finite at the start, in task 0")
+        leaves = leaves_of(phi)
+        used = ancestors(objective(leaves, theta, data))
+        if isinstance(objective, Composed) and (objective.outputs_of_tasks or objective.loss_of_tasks):
+            _require_agreement(objective, batched, theta, phi, data)
+    if not used:
+        raise ValueError("the objective does not depend on phi: there is nothing to minimise")
+    return [name for name, leaf in leaves.items() if id(leaf) not in used]
+
+
+def _require_finite_parts(phi: Params, theta: Params, data: Any) -> None:
+    """Say which of the arguments is not finite, if one is.
+
+    Raises
+    ------
+    NotFiniteError
+        naming it.
+    """
+    for what, part in (("theta", theta), ("init", phi), ("data", data)):
+        for leaf in pytree.tree_leaves(part):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+                raise NotFiniteError(f"{what} holds a number that is not finite (NaN or infinite)")
+
+
+def _require_agreement(objective: Composed, batched: Any, theta: Params, phi: Params, data: Any) -> None:
+    """Compare the functions of all tasks with those of one, on one task; not under autocast, where both are rough."""
+    if torch.is_autocast_enabled(next(iter(phi.values())).device.type):
+        return
+    one = objective.loss(objective.outputs(phi, theta, data), data)
+    (all_of_them,) = objective.fit(batched[0], theta, batched[1])
+    slack = 1e-6 if all_of_them.dtype == torch.float64 else 1e-2  # a GPU's convolutions may have 11 bits
+    if not torch.allclose(all_of_them, one.to(all_of_them.dtype), rtol=slack, atol=slack, equal_nan=True):
+        raise ValueError(
+            f"outputs_of_tasks and loss_of_tasks say {all_of_them.item():.6g} for the first task, outputs and loss "
+            f"{one.item():.6g}: they must be the same for each task"
+        )
+
+
+def _require_centre(proximal: Proximal, init: Params, theta: Params) -> None:
+    if proximal.towards != "theta":
+        return
+    for name, leaf in init.items():
+        centre = theta.get(name)
+        if centre is None or centre.shape != leaf.shape[1:]:
+            there = "is not there" if centre is None else f"is {tuple(centre.shape)}"
+            if centre is not None and centre.shape == leaf.shape:
+                there += " (one problem without a task axis goes with batched=False)"
+            raise ValueError(
+                f"Proximal pulls phi{at(name)}, {tuple(leaf.shape[1:])} in each task, towards theta{at(name)}, which "
+                f"{there}: give theta one of that name and shape, or towards='zero'"
+            )
+
+
+def mismatch(phi: Params, theta: Params, data: Any) -> str | None:
+    """Return how theta or data differ from phi, as a reason why an objective may have failed."""
+    mine = next(iter(phi.values()))
+    others = [leaf for leaf in (*theta.values(), *pytree.tree_leaves(data)) if isinstance(leaf, Tensor)]
+    for leaf in others:
+        if leaf.device != mine.device and (leaf.dim() or leaf.device.type != "cpu"):
+            return f"phi is on {mine.device}, theta or data on {leaf.device}: put them on one device"
+    for leaf in others:
+        if leaf.is_floating_point() and leaf.dtype != mine.dtype:
+            return f"phi is {mine.dtype}, theta or data {leaf.dtype}: give them one dtype"
+    return None
+
+
+_NO_AXIS = (
+    "if it is one problem, without a task axis, say batched=False; if its first axis is one of tasks, say batched=True"
+)
+
+
+def _require_task_axis(objective: Objective, init: Params, theta: Params, data: Any) -> None:
+    """Refuse to guess where phi makes sense as T tasks and as one problem, and the solutions differ.
+
+    It is not asked where nothing joins the tasks' numbers (each reading has the same solution), nor where phi's numbers
+    are vectors and nothing that the objective looks at has the shape of all of phi.
+    """
+    for step in (0.5, 0.05):  # not at the start itself, where all tasks may be equal; nor out of the domain
+        apart = {name: leaf.detach() + step * (1 + leaf.detach().abs()) * _waves(leaf) for name, leaf in init.items()}
+        whole = _as_one_problem(objective, apart, theta, data)
+        if whole is None:
+            return
+        leaves = leaves_of(apart)
+        with torch.enable_grad():
+            total = each_task(objective, leaves, tree.detach(theta), data, shared=(1,)).sum()
+            each = grads(total, leaves, create_graph=False)
+        a, b = (torch.cat([part[name].flatten() for name in init]).double() for part in (whole, each))
+        if a.isfinite().all() and b.isfinite().all():
+            break
+    else:
+        return
+    slack = 1e-4 * (a.norm() + b.norm())
+    tasks = tree.num_tasks(init)
+    if (a - b).norm() <= slack or (a - b / tasks).norm() <= slack:  # a sum over the numbers, or a mean
+        return
+    if all(leaf.dim() == 1 for leaf in init.values()) or _sees_shape_of(objective, init, theta, data):
+        raise ValueError(f"phi can be read as {tasks} tasks or as one problem, which have other solutions: {_NO_AXIS}")
+
+
+def _waves(leaf: Tensor) -> Tensor:
+    return torch.arange(1, leaf.numel() + 1, device=leaf.device).to(leaf).sin().view(leaf.shape)
+
+
+def _as_one_problem(objective: Objective, phi: Params, theta: Params, data: Any) -> Params | None:
+    """Return the gradient of the objective at all of phi; ``None`` where it is no objective of that."""
+    leaves = leaves_of(phi)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = objective(leaves, tree.detach(theta), tree.detach(data))
+            if isinstance(value, Tensor) and value.dim() == 0 and value.requires_grad:
+                return grads(value, leaves, create_graph=False)
+    except Exception:  # whatever a function says of arguments that it is not made for
+        return None
+    return None
+
+
+def _sees_shape_of(objective: Objective, init: Params, theta: Params, data: Any) -> bool:
+    """Whether the objective of one task calls anything with a tensor of the shape of all of phi."""
+    shapes = {leaf.shape for leaf in init.values()}
+    phi = {name: leaf[0].detach() for name, leaf in init.items()}
+    with _Shapes() as seen:
+        objective(phi, tree.detach(theta), data)
+    return bool(shapes & seen.found)
+
+
+class _Shapes(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.Size] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= {part.shape for part in args if isinstance(part, Tensor)}
+        return func(*args, **(kwargs or {}))

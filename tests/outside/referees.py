@@ -1,0 +1,34 @@
+"""Other people's packages that are asked for the same number: where they are found, how far two answers are apart."""
+
+import os
+
+import pytest
+import torch
+
+
+def referee(name):
+    """Return the package, or skip the test with how to have it."""
+    return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'metagrad[referees]'")
+
+
+def jax_in_double():
+    """Return jax in float64 throughout; XLA would optimise for seconds what runs for milliseconds."""
+    level = "--xla_backend_optimization_level=0"
+    if level not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {level}"  # read when jax first compiles
+    jax = referee("jax")
+    jax.config.update("jax_enable_x64", True)
+    return jax
+
+
+def joined(parts):
+    """Return tensors, arrays or a dictionary of them as one vector of float64."""
+    parts = parts.values() if isinstance(parts, dict) else parts
+    return torch.cat([torch.as_tensor(part).detach().flatten().double() for part in parts])
+
+
+def distance(found, expected):
+    """Return the relative distance of two nests of the same order."""
+    found, expected = joined(found), joined(expected)
+    assert expected.norm() > 1e-6, "nothing to compare"
+    return ((found - expected).norm() / expected.norm()).item()
