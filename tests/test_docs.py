@@ -85,11 +85,11 @@ def test_a_documented_command_is_one(page, line):
     if words[-1] == "…" or "|" in words:
         words = words[: words.index("…" if words[-1] == "…" else "|")]
     try:
-        command = cli._parse(words)
+        command = cli.command_of(words)
     except MetagradError as error:
         pytest.fail(f"{page}: metagrad {line}: {error}")
     if words[0] == "train" and command.dataset is not None:
-        command.config.resolved(command.dataset)
+        command.experiment()
 
 
 def test_the_site_builds_and_its_notebooks_run(tmp_path):

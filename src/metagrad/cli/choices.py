@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from metagrad.experiment.experiment import Experiment
 
 _FIELDS = {"loss": "loss", "inner-solver": "solver", "linear-solver": "adjoint"}  # of a method, by what is chosen
-_ALWAYS = {"outer": "Outer", "budget": "Budget", "compute": "Compute"}
+_ALWAYS = ("outer", "budget", "compute")
 _OLD = {"--keep-every": "--checkpoint", "--learn-inner-lr": "--learn-lr"}  # of metagrad 0.1
 _WORDS = {
     "method": "what adapts, and how the meta-gradient is taken",
@@ -50,7 +50,7 @@ class Plan:
         """
         source = _source(words)
         own = source is not None and ":" in source
-        parts = {"tasks": Part.of("tasks", str(source), path=str(source) if own else "metagrad.experiment:Episodes")}
+        parts = {"tasks": Part.of("tasks", str(source) if own else "episodes")}
         method = parts["method"] = Part.of("method", _chosen(words, "method") or "imaml")
         linear = _chosen(words, "linear-solver", "none")
         for role, name in _FIELDS.items():
@@ -58,15 +58,14 @@ class Plan:
                 parts[role] = _nested(role, _chosen(words, role), method)
         if "linear-solver" in parts:
             adjoint = fields_of(method.parts["adjoint"])
-            parts["adjoint"] = Part.of("adjoint", "implicit", adjoint, path="metagrad:Implicit")
+            parts["adjoint"] = Part.of("adjoint", "implicit", adjoint)
         network = _chosen(words, "network", *PRESETS)
         if network is not None:
             parts["network"] = Part.of("network", network)
         elif not own:
             known = table()["data"].get(source) or table()["data"]["glyphs"]
             parts["network"] = Part.of("network", name_of("network", known["network"]), fields_of(known["network"]))
-        for role, name in _ALWAYS.items():
-            parts[role] = Part.of(role, name.lower(), path=f"metagrad.experiment:{name}")
+        parts |= {role: Part.of(role, role) for role in _ALWAYS}
         return cls(parts, source, first_order=linear == "none" and "adjoint" in method.parts)
 
     def sections(self) -> list[Section]:
@@ -94,7 +93,7 @@ class Plan:
         owners = [name for name in table()["choices"]["method"] if flag in _all_flags(name)]
         if owners:
             return f"{flag} is for {', '.join(owners)}, not {self.parts['method'].choice}: leave it out"
-        if any(flag == one["flag"] for one in table()["values"]["metagrad.experiment:Episodes"]["options"]):
+        if flag in _flags("tasks", "episodes"):
             return f"{flag} is for data sets, not {self.source}: leave it out"
         return None
 
@@ -235,7 +234,7 @@ def _made(part: Part, given: Given, *, named: bool = False) -> Any:
 def _flags(role: str, choice: str) -> set[str]:
     found = {option.flag for option in Part.of(role, choice).options}
     if role == "linear-solver":
-        found |= {option.flag for option in Part.of("adjoint", "implicit", path="metagrad:Implicit").options}
+        found |= {option.flag for option in Part.of("adjoint", "implicit").options}
     return found
 
 

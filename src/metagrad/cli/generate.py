@@ -20,11 +20,7 @@ from metagrad.experiment.values import path_of, to_json
 from metagrad.fewshot.losses import ExampleLoss
 
 # What training does not look at, what it decides itself, and the positional argument.
-_LEFT_OUT = {
-    ("metagrad:CG", "history"),
-    ("metagrad:Implicit", "measure"),
-    ("metagrad.experiment:Episodes", "dataset"),
-}
+_LEFT_OUT = {(implicit.CG, "history"), (implicit.Implicit, "measure"), (experiment.Episodes, "dataset")}
 
 
 def table() -> dict[str, Any]:
@@ -40,8 +36,10 @@ def table() -> dict[str, Any]:
             if callable(getattr(made, "build", None)) and not getattr(made, "_is_protocol", False)
         },
     }
-    parts = (experiment.Episodes, experiment.Outer, experiment.Budget, experiment.Compute, implicit.Implicit)
-    made = {path_of(part): _record(part) for part in parts}
+    for part in (experiment.Outer, experiment.Budget, experiment.Compute):
+        choices[part.__name__.lower()] = {part.__name__.lower(): part}
+    choices |= {"tasks": {"episodes": experiment.Episodes}, "adjoint": {"implicit": implicit.Implicit}}
+    made: dict[str, Any] = {}
     for known in choices.values():
         kin = tuple(part for part in known.values() if isinstance(part, type))
         made |= {path_of(part): _record(part, kin) for part in known.values()}
@@ -56,7 +54,7 @@ def text() -> str:
 
 def _record(made: Made, kin: Sequence[Made] = ()) -> dict[str, Any]:
     found = described(made, kin=kin)
-    options = [option for option in found["options"] if (path_of(made), option["name"]) not in _LEFT_OUT]
+    options = [option for option in found["options"] if (made, option["name"]) not in _LEFT_OUT]
     return {**found, "options": options}
 
 

@@ -77,7 +77,7 @@ def _command(words: list[str]) -> int:
         code = 0
     else:
         try:
-            code = int(_parse(words).main(words))
+            code = int(command_of(words).main(words))
         except SystemExit:  # of --help
             _flush()
             raise
@@ -178,7 +178,7 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
     return show
 
 
-def _parse(words: list[str]) -> Any:
+def command_of(words: list[str]) -> Any:
     """Return the command that words give."""
     known, prog, about, rest = _COMMANDS, "metagrad", DESCRIPTION, words
     if words[0] == "reproduce":

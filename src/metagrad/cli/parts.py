@@ -44,7 +44,7 @@ class Part:
     preset: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, role: str, choice: str, preset: Mapping[str, Any] | None = None, *, path: str = "") -> Part:
+    def of(cls, role: str, choice: str, preset: Mapping[str, Any] | None = None) -> Part:
         """Return the part of a choice; code of one's own is imported to be asked.
 
         Raises
@@ -53,7 +53,7 @@ class Part:
             for a choice that there is not.
         """
         choice, more = PRESETS.get(choice, (SHORT.get(choice, choice), {}))
-        path = path or table()["choices"].get(role, {}).get(choice, choice)
+        path = table()["choices"][role].get(choice, choice)
         record = table()["values"].get(path) or own(role, path)
         flags = {one["name"]: flag_of(role, choice, one["name"]) for one in record["options"]}
         preset = {name: value for name, value in {**(preset or {}), **more}.items() if name in flags}
