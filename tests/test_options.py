@@ -46,6 +46,10 @@ def help_of(capsys, words):
     return capsys.readouterr().out
 
 
+def flat(text):
+    return " ".join(text.split())
+
+
 def flags_in(text):
     """Return the options that a help text explains."""
     heads = [line.strip().split("  ")[0] for line in text.splitlines() if re.match(r"  -", line)]
@@ -95,7 +99,9 @@ def test_help_follows_every_choice(capsys):
     first = flags_in(help_of(capsys, "train --linear-solver none"))
     assert "--linear-solver" in first
     assert not {"--curvature", "--cg-steps"} & first
-    assert "(default: conv4-pool)" not in help_of(capsys, "train mini-imagenet --network conv4")
+    assert "photographs. (default: yes)" in flat(help_of(capsys, "train mini-imagenet")), "of --pooling"
+    assert "(default: yes)" not in flat(help_of(capsys, "train mini-imagenet --network conv4"))
+    assert "Here: maml." in flat(help_of(capsys, "train --method maml"))
 
 
 @pytest.mark.parametrize("method", METHODS)

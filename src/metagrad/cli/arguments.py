@@ -86,7 +86,8 @@ class Option:
 
     def add_to(self, group: Any) -> None:
         """Add the option to a parser, or a group of one; nothing is set where it is not given."""
-        told = "" if self.default in (None, ()) or self.kind == "bool" else f" (default: {_shown(self.default)})"
+        unsaid = any(self.default is value for value in (None, False)) or self.default == ()
+        told = "" if unsaid else f" (default: {_shown(self.default)})"
         said: dict[str, Any] = {"help": (self.help + told).replace("%", "%%"), "default": argparse.SUPPRESS}
         if self.positional:
             group.add_argument(self.name, metavar=self.flag, **said)
@@ -300,6 +301,8 @@ def _usage(option: Option) -> str:
 
 
 def _shown(default: Any) -> str:
+    if default is True:
+        return "yes"
     if isinstance(default, tuple | list):
         return " ".join(map(str, default))
     if isinstance(default, float) and math.isfinite(default):

@@ -22,7 +22,7 @@ _WORDS = {
     "method": "what adapts, and how the meta-gradient is taken",
     "loss": "what a task's outputs cost",
     "inner-solver": "how a task is solved",
-    "linear-solver": "how the linear system of the meta-gradient is solved; none: first order",
+    "linear-solver": "how the linear system of the meta-gradient is solved",
     "network": "what is meta-learned",
 }
 _USUAL = {"loss": "cross-entropy", "inner-solver": "gradient-descent", "linear-solver": "cg"}
@@ -249,11 +249,10 @@ def _all_flags(method: str) -> set[str]:
 
 
 def _choice(role: str, chosen: str) -> Option:
-    names = ", ".join([*table()["choices"][role], *(PRESETS if role == "network" else ())])
-    return Option(
-        name=f"choose.{role}", flag=f"--{role}", kind="str", default=chosen, metavar="NAME",
-        help=f"{_WORDS[role]}: {names}, or package.module:name of your own",
-    )  # fmt: skip
+    more = {"network": list(PRESETS), "linear-solver": ["none (first order)"]}.get(role, [])
+    names = ", ".join([*table()["choices"][role], *more])
+    said = f"{_WORDS[role]}: {names}, or package.module:name of your own. Here: {chosen}."
+    return Option(name=f"choose.{role}", flag=f"--{role}", kind="str", metavar="NAME", help=said)
 
 
 def _require_together(method: Any, tasks: Any) -> None:
