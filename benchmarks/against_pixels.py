@@ -25,7 +25,6 @@ from torch import Tensor
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import for_ways
 from metagrad.experiment.run import Run
-from metagrad.experiment.setup import load_data
 from metagrad.fewshot import EpisodeSampler
 
 
@@ -41,8 +40,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=5, help="images a class to label (5)")
     options = parser.parse_args()
     run = Run.open(options.run)
-    learner, dataset = Learner.of(options.run), load_data(run, data_dir=options.data_dir, progress=None)
-    ways, shots = options.ways or run.config.ways, options.shots or run.config.shots
+    learner, dataset = Learner.of(options.run), run.open_tasks(data_dir=options.data_dir).dataset
+    ways, shots = options.ways or learner.episodes.ways, options.shots or learner.episodes.shots
     sampler = EpisodeSampler(classes=getattr(dataset, options.split), ways=ways, shots=shots, queries=options.queries)
     level = replace(learner, theta=_level(learner))
     found: dict[str, list[float]] = {}
@@ -50,7 +49,7 @@ def main() -> None:
     for first in range(0, options.tasks, 16):
         drawn = sampler(min(16, options.tasks - first), generator=generator)
         images, y = (drawn.support.x * 255).round().to(torch.uint8), drawn.support.y
-        solved = {run.config.method: learner.solved(images, y, ways), "from equal rows": level.solved(images, y, ways)}
+        solved = {run.method_name: learner.solved(images, y, ways), "from equal rows": level.solved(images, y, ways)}
         for task in range(len(y)):
             x, truth = drawn.query.x[task], drawn.query.y[task]
             with torch.inference_mode():
@@ -65,9 +64,9 @@ def main() -> None:
     for name, values in table.items():
         print(f"{name:28} {_shown(values)}")
     best = max(("logistic regression", "nearest neighbour"), key=lambda name: float(table[name].mean()))
-    gain = table["from equal rows"] - table[run.config.method]
-    print(f"from equal rows above {run.config.method}: {_shown(gain)}")
-    print(f"{run.config.method} above {best}: {_shown(table[run.config.method] - table[best])}")
+    gain = table["from equal rows"] - table[run.method_name]
+    print(f"from equal rows above {run.method_name}: {_shown(gain)}")
+    print(f"{run.method_name} above {best}: {_shown(table[run.method_name] - table[best])}")
 
 
 def _level(learner: Learner) -> dict[str, Tensor]:

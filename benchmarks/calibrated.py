@@ -45,7 +45,7 @@ def main() -> None:
     print("size     right  said   error, own size  here   known lost, own size  here   others found, own size  here")
     for ways, shots in _SIZES:
         seen = Seen()
-        tasks = max(12, -(-600 // (ways * learner.config.queries)))
+        tasks = max(12, -(-600 // (ways * learner.episodes.queries)))
         for _ in looked_at(learner, classes, seen, ways=ways, shots=shots, tasks=tasks, seed=1):
             pass
         scores, y, near, far = (torch.cat(part) for part in (seen.known, seen.labels, seen.near, seen.far))

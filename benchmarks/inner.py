@@ -14,7 +14,8 @@ from torch import nn
 
 from metagrad.data import Dataset, omniglot
 from metagrad.errors import MetagradError
-from metagrad.experiment.run import Run, versions
+from metagrad.experiment.record import versions
+from metagrad.experiment.run import Run
 from metagrad.fewshot import IMAML, Conv4, EpisodeSampler, Tasks
 from metagrad.fewshot.algorithms.base import Inner
 from metagrad.implicit import Problem
@@ -88,9 +89,9 @@ def scene(options: argparse.Namespace, dataset: Dataset | None = None) -> Scene:
     filters, saved = options.filters, None
     if options.run is not None:
         run = Run.open(options.run)
-        if run.config.ways != 5:
-            raise MetagradError(f"{options.run} is a run of {run.config.ways} ways; these tasks have 5")
-        filters, saved = run.config.filters, run.load("best").tensors
+        if run.outputs != 5:
+            raise MetagradError(f"{options.run} is a run of {run.outputs} ways; these tasks have 5")
+        filters, saved = run.experiment.network.filters, run.load("best").tensors
     model = Conv4(5, filters=filters, generator=torch.Generator().manual_seed(0))
     theta = {
         name: (leaf if saved is None else saved[f"theta/{name}"]).detach() for name, leaf in model.named_parameters()

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from metagrad.cli.allocator import keep_memory
-from metagrad.experiment.run import versions
+from metagrad.experiment.record import versions
 from metagrad.fewshot import meta_gradient
 from metagrad.ranks import joined
 from workload import Workload, add_options, chosen, least, taken

@@ -25,7 +25,7 @@ import torch
 
 from contestants import exact_hessian
 from metagrad.cli.allocator import keep_memory
-from metagrad.experiment.run import versions
+from metagrad.experiment.record import versions
 from workload import Workload, add_options, chosen, least
 
 SWEEPS = {

@@ -68,11 +68,11 @@ class MemoryReducedTable:
         from metagrad.cli.interrupt import Interrupt
         from metagrad.cli.progress import WorkProgress, console, data_progress
         from metagrad.recipes.figures import draw_heads
-        from metagrad.recipes.heads import config, run_method, seconds_spent
+        from metagrad.recipes.heads import experiment, run_method, seconds_spent
 
         screen = console()
         for method in self.methods:  # impossible values are named before the data are loaded
-            config(method, self.dataset, protocol)
+            experiment(method, self.dataset, protocol)
         dataset = data.load(self.dataset, data_dir=self.data_dir, progress=data_progress(screen))
         says = (
             f"{self.dataset}, 5-way {self.shots}-shot, {self.queries} queries a class, {self.tasks} tasks a meta-step, "

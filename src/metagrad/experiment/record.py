@@ -18,7 +18,7 @@ from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.values import CLASS, CODE, NotNamedError, from_json
+from metagrad.experiment.values import CLASS, NotNamedError, from_json
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
 
@@ -85,32 +85,30 @@ def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment |
         _require_record(record)
         if written == 1:
             experiment, data = format1.of_record(record)
+            if given is not None:
+                experiment = _same(experiment.as_json(), given, folder)
         else:
-            experiment, data = _experiment(record["experiment"], code, given), record["data"]
-    except NotNamedError:
+            asked, data = record["experiment"], record["data"]
+            experiment = _experiment(asked, code) if given is None else _same(asked, given, folder)
+    except (NotNamedError, _AnotherError):
         raise
     except (KeyError, TypeError, ValueError, MetagradError) as error:
         raise MetagradError(f"{path} is damaged ({in_short(error)}): restore it, or begin a new run") from error
-    if given is not None and trained_as(given.as_json()) != trained_as(experiment.as_json()):
-        raise MetagradError(
-            f"{folder} is a run of another experiment ({_difference(given, experiment)}): choose another run"
-        )
     return Record(record, experiment, data)
 
 
-def _experiment(written: Any, code: Collection[str], given: Experiment | None) -> Experiment:
-    if given is not None:  # what it names is there already; only numbers may differ from what was written
-        code = [*code, *_paths(written)]
+class _AnotherError(MetagradError):
+    """A run is of another experiment than the one that was given."""
+
+
+def _experiment(written: Any, code: Collection[str]) -> Experiment:
+    """Return the experiment that was written, whose code is imported from where it names."""
     network = written.get("network") if isinstance(written, dict) else None
     if isinstance(network, dict) and "module" in network:
-        if given is None:
-            raise NotNamedError(
-                f"the run's network was given as a module of {network['module']}: give the experiment again "
-                "(Run.open(folder, experiment=...))"
-            )
-        written = {**written, "network": None}
-        found = from_json({**written, "network": "metagrad.given:network"}, code=code)
-        return replace(found, network=given.network)
+        raise NotNamedError(
+            f"the run's network was given as a module of {network['module']}: give the experiment again "
+            "(Run.open(folder, experiment=...))"
+        )
     found = from_json(written, code=code)
     if not isinstance(found, Experiment):
         raise ValueError("it holds no experiment")
@@ -123,14 +121,19 @@ def _experiment(written: Any, code: Collection[str], given: Experiment | None) -
     return found
 
 
-def _paths(written: Any) -> list[str]:
-    """Return all import paths in a JSON."""
-    if isinstance(written, dict):
-        own = [written[key] for key in (CLASS, CODE) if isinstance(written.get(key), str)]
-        return own + [path for part in written.values() for path in _paths(part)]
-    if isinstance(written, list):
-        return [path for part in written for path in _paths(part)]
-    return [written] if isinstance(written, str) and ":" in written else []
+def _same(written: Any, given: Experiment, folder: Path) -> Experiment:
+    """Return the experiment that was given, for as many meta-steps as were written; nothing is imported.
+
+    Raises
+    ------
+    MetagradError
+        if what was written is another: names the first field.
+    """
+    here = trained_as(given.as_json())
+    there = trained_as(written)
+    if (off := _difference(here, there)) is not None:
+        raise _AnotherError(f"{folder} is a run of another experiment ({off}): choose another run")
+    return replace(given, budget=replace(given.budget, meta_steps=written["budget"]["meta_steps"]))
 
 
 def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
@@ -143,17 +146,19 @@ def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(one: Experiment, other: Experiment) -> str:
-    """Name the first field in which two experiments differ."""
-    here, there = trained_as(one.as_json()), trained_as(other.as_json())
-    key = next(key for key in here if here[key] != there.get(key))
-    if isinstance(here[key], dict) and isinstance(there.get(key), dict):
-        inner = next((part for part in here[key] if here[key][part] != there[key].get(part)), None)
-        if inner is not None:
-            return (
-                f"{key}.{inner} is {in_short(there[key].get(inner), 40)} there, {in_short(here[key][inner], 40)} here"
-            )
-    return f"{key} is {in_short(there.get(key), 40)} there, {in_short(here[key], 40)} here"
+def _difference(here: Any, there: Any, place: str = "") -> str | None:
+    """Name the first field in which two experiments differ; one that was not there when it was written counts not."""
+    if isinstance(here, dict) and isinstance(there, dict) and here.get(CLASS) == there.get(CLASS):
+        for key in [key for key in here if key in there]:
+            found = _difference(here[key], there[key], f"{place}.{key}".lstrip("."))
+            if found is not None:
+                return found
+        return None
+    return None if here == there else f"{place} is {_short(there)} there, {_short(here)} here"
+
+
+def _short(value: Any) -> str:
+    return in_short(value[CLASS] if isinstance(value, dict) and CLASS in value else value, 40)
 
 
 def _require_record(record: dict[str, Any]) -> None:

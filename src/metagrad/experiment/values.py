@@ -136,8 +136,9 @@ def path_of(code: Any) -> str:
     MetagradError
         for a lambda, a function inside a function, or what another module of that name would not give back.
     """
-    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
-    if module is None or "<" in name:
+    # What is typed in has no module.
+    module, name = getattr(code, "__module__", None) or "__main__", getattr(code, "__qualname__", "")
+    if not name or "<" in name:
         raise MetagradError(
             f"{in_short(getattr(code, '__name__', code))} cannot be imported by name: define it at the top of a module"
         )

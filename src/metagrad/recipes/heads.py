@@ -11,13 +11,14 @@ import torch
 
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.experiment.config import TrainConfig
+from metagrad.experiment import Budget, Conv4Config, Episodes, Experiment, Outer
 from metagrad.experiment.episodes import episodes_of
-from metagrad.experiment.format1 import experiment_of
 from metagrad.experiment.loop import Event, train_run
 from metagrad.experiment.measure import measure
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for
+from metagrad.fewshot import ANIL, MAML, ITDBiO, MemoryReduced, Method
+from metagrad.implicit import GradientDescent
 from metagrad.recipes.memory_compute import peak
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 
@@ -61,42 +62,32 @@ class CurveRow:
     accuracy: float
 
 
-def config(method: HeadMethod, dataset: str, protocol: HeadsProtocol) -> TrainConfig:
+def experiment(method: HeadMethod, dataset: str, protocol: HeadsProtocol) -> Experiment:
     """Return the paper's settings of a method: MAML 3 inner steps, ANIL 10 (FC100: 5), ITD-BiO 20.
 
     Memory-reduced with its 20 steps of descent is ``memory-reduced-descent``; by itself it has our default solver.
     """
-    fc100 = dataset == "fc100"
-    head_lr = 0.05 if fc100 else 0.1
-    settings: dict[HeadMethod, dict[str, Any]] = {
-        "maml": {"inner_steps": 3, "inner_lr": head_lr},
-        "anil": {"inner_steps": 5 if fc100 else 10, "inner_lr": head_lr, "features": protocol.features},
-        "itd-bio": {"inner_steps": 20, "inner_lr": head_lr, "features": protocol.features},
-        "memory-reduced": {"features": protocol.features},
-        "memory-reduced-descent": {
-            "inner_solver": "gd",
-            "inner_steps": 20,
-            "inner_lr": head_lr,
-            "cg_steps": 20,
-            "features": protocol.features,
-        },
+    lr, features = 0.05 if dataset == "fc100" else 0.1, protocol.features
+    methods: dict[HeadMethod, Method] = {
+        "maml": MAML(inner_lr=lr, inner_steps=3),
+        "anil": ANIL(inner_lr=lr, inner_steps=5 if dataset == "fc100" else 10, features=features),
+        "itd-bio": ITDBiO(inner_lr=lr, inner_steps=20, features=features),
+        "memory-reduced": MemoryReduced(features=features),
+        "memory-reduced-descent": MemoryReduced(solver=GradientDescent(lr=lr, max_steps=20), features=features),
     }
-    return TrainConfig(
-        method="memory-reduced" if method == "memory-reduced-descent" else method,
-        ways=5,
-        shots=protocol.shots,
-        queries=protocol.queries,
-        tasks=protocol.tasks,
-        filters=protocol.filters,
-        network="conv4-pool",
-        outer_lr=protocol.outer_lr,
-        schedule="constant",
-        meta_steps=10**7,
-        val_every=_VALIDATE,
-        test_tasks=protocol.test_tasks,
+    return Experiment(
+        tasks=Episodes(dataset, ways=5, shots=protocol.shots, queries=protocol.queries),
+        network=Conv4Config(filters=protocol.filters, pooling=True),
+        method=methods[method],
+        outer=Outer(lr=protocol.outer_lr, schedule="constant"),
+        budget=Budget(
+            meta_steps=10**7,
+            tasks_per_step=protocol.tasks,
+            val_every=_VALIDATE,
+            test_tasks=protocol.test_tasks,
+        ),
         seed=protocol.seed,
-        **settings[method],
-    ).resolved(dataset)
+    )
 
 
 def run_method(
@@ -116,7 +107,7 @@ def run_method(
     MetagradError
         if ``folder`` holds a run of other settings.
     """
-    wanted = experiment_of(config(method, dataset.name, protocol), dataset.name)
+    wanted = experiment(method, dataset.name, protocol)
     episodes = episodes_of(wanted.tasks)
     assert episodes is not None
     sources = episodes.of(dataset)
