@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -14,7 +15,10 @@ from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from metagrad.experiment.loop import Event
+    from metagrad.recipes.heads import HeadsRow
 
 _DEFAULT = HeadsProtocol()
 
@@ -109,16 +113,14 @@ class MemoryReducedTable:
                     return 130
                 rows.append(done[0])
                 curves += done[1]
-        shown = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
-        for row in rows:
-            accuracy = f"{row.accuracy:.1%} ± {row.ci95:.1%}"
-            shown.add_row(
-                row.method,
-                accuracy,
-                f"{row.meta_steps}",
-                f"{row.cpu_seconds / row.meta_steps:.2f}",
-                f"{row.megabytes:.0f}",
-            )
-        screen.print(shown)
+        screen.print(_table(rows))
         write_figure(screen, self.out, f"{self.dataset}", draw_heads(curves, says), rows, protocol)
         return 0
+
+
+def _table(rows: Sequence[HeadsRow]) -> Table:
+    shown = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
+    for row in rows:
+        accuracy, seconds = f"{row.accuracy:.1%} ± {row.ci95:.1%}", row.cpu_seconds / row.meta_steps
+        shown.add_row(row.method, accuracy, f"{row.meta_steps}", f"{seconds:.2f}", f"{row.megabytes:.0f}")
+    return shown
