@@ -5,6 +5,8 @@ The names below are imported on first use, so that the command line answers ``--
 
 from __future__ import annotations
 
+from metagrad.version import VERSION
+
 TYPE_CHECKING = False  # typing's takes 10 ms, in which Ctrl-C would end the command in a traceback
 if TYPE_CHECKING:
     from typing import Any
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from metagrad.implicit import attach as attach
     from metagrad.implicit import check_meta_gradient as check_meta_gradient
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     **dict.fromkeys(("DivergedError", "MetagradError", "MetagradWarning", "NotFiniteError"), "metagrad.errors"),

@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+from metagrad.errors import MetagradError
+
 
 def number(value: Any) -> float | int | None:
     """Return a number as Python's own; ``None`` for what is none (a bool, a text, a tensor)."""
@@ -89,3 +91,19 @@ def require_fraction(owner: Any, *names: str) -> None:
 def _keep(owner: Any, name: str, value: Any) -> None:
     """Store a field of a frozen dataclass; only while it is made."""
     object.__setattr__(owner, name, value)
+
+
+def whole(name: str, value: Any, least: int, error: type[Exception] = MetagradError) -> int:
+    """Return ``value`` as an int of at least ``least``.
+
+    Raises
+    ------
+    MetagradError
+        (or ``error``) if it is none.
+    """
+    found = number(value)
+    if not isinstance(found, int):
+        raise error(f"{name} must be a whole number, got {value!r}")
+    if found < least:
+        raise error(f"{name} must be at least {least}, got {found}")
+    return found

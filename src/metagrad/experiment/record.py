@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import metagrad
 from metagrad import strict_json
 from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
@@ -21,6 +20,7 @@ from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.values import CLASS, NotNamedError, from_json
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
+from metagrad.version import VERSION
 
 FORMAT = 2
 LARGEST_IMAGE = 4096  # pixels a side
@@ -202,7 +202,7 @@ def _are_texts(value: Any) -> bool:
 def versions() -> dict[str, str]:
     """Return the versions that a number may depend on, and the commit of a source checkout."""
     found = {
-        "metagrad": metagrad.__version__,
+        "metagrad": VERSION,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -215,7 +215,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    root = Path(metagrad.__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():  # an installed copy: whatever repository surrounds it is not ours
         return "unknown"
     try:

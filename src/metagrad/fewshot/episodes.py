@@ -12,8 +12,8 @@ from torch import Tensor
 from metagrad import tree
 from metagrad.data.classes import Classes, ImageClasses
 from metagrad.errors import MetagradError
-from metagrad.fewshot.source import whole
 from metagrad.fewshot.tasks import Batch, Tasks
+from metagrad.scalars import whole
 
 
 @dataclass(frozen=True, kw_only=True)

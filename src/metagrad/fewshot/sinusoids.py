@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.source import whole
 from metagrad.fewshot.tasks import Batch, Tasks
+from metagrad.scalars import whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import torch
 
-from metagrad.errors import MetagradError
-
-if TYPE_CHECKING:
-    from metagrad.fewshot.episodes import Tasks
+from metagrad.fewshot.tasks import Tasks
 
 
 class TaskSource(Protocol):
@@ -34,22 +30,3 @@ class TaskSource(Protocol):
     def __call__(self, num_tasks: int, /, *, generator: torch.Generator) -> Tasks:
         """Draw ``num_tasks`` tasks: those of one call have the same shapes."""
         ...
-
-
-def whole(name: str, value: Any, least: int, error: type[Exception] = MetagradError) -> int:
-    """Return ``value`` as an int; numpy's integers are ints, booleans and floats are not.
-
-    Raises
-    ------
-    MetagradError
-        (or ``error``) if it is no whole number of at least ``least``.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None:
-        raise error(f"{name} must be a whole number, got {value!r}")
-    if number < least:
-        raise error(f"{name} must be at least {least}, got {number}")
-    return number

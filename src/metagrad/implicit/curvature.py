@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +16,29 @@ from metagrad.implicit.each import each_task
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.tree import Params
 
-if TYPE_CHECKING:
-    from metagrad.implicit.problem import Problem
-
 Curvature = Literal["hessian", "gauss_newton"]
+
+
+class Posed(Protocol):
+    """What is asked of a :class:`~metagrad.implicit.Problem` here."""
+
+    @property
+    def objective(self) -> Any:
+        """Of one task."""
+
+    @property
+    def theta(self) -> Params:
+        """What tasks share."""
+
+    @property
+    def data(self) -> Any:
+        """What each has of its own."""
+
+    def without_proximal(self) -> tuple[Posed, Proximal | None]:
+        """Part it in what autograd differentiates and a proximal term."""
+
+    def value(self, phi: Params) -> Tensor:
+        """Return the objective of each task."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +208,7 @@ def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
     )
 
 
-def hessian(problem: Problem, phi: Params) -> Linearisation:
+def hessian(problem: Posed, phi: Params) -> Linearisation:
     """Linearise with the exact Hessian: products are derivatives of the kept gradient."""
     rest, proximal = problem.without_proximal()
     with torch.enable_grad():
@@ -211,7 +230,7 @@ def hessian(problem: Problem, phi: Params) -> Linearisation:
     return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp, _convexity(problem, phi, "hessian"))
 
 
-def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
+def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
     """Linearise with ``JᵀBJ + Λ``.
 
     For cross-entropy of a softmax and for squared errors, JᵀBJ is the Fisher matrix too, so that has no name of its own
@@ -296,7 +315,7 @@ def _require_convex(forward: Tensor, bent: Tensor) -> None:
         raise ValueError("the loss is not convex in the outputs, so Gauss-Newton says nothing: use curvature='hessian'")
 
 
-def _convexity(problem: Problem, phi: Params, kind: Curvature) -> Convexity | None:
+def _convexity(problem: Posed, phi: Params, kind: Curvature) -> Convexity | None:
     objective = problem.objective
     if not isinstance(objective, Composed) or not isinstance(objective.regulariser, Proximal):
         return None
