@@ -109,7 +109,8 @@ def check_meta_gradient(
     Raises
     ------
     ValueError
-        if an objective with functions of all tasks mixes them; if outer is no scalar of phi; and as :func:`~metagrad.argmin` does.
+        if an objective with functions of all tasks mixes them; if outer is no scalar of phi; and as
+        :func:`~metagrad.argmin` does.
     """
     torch_modes.require_no_transform("check_meta_gradient")
     require_parts(objective, solver, adjoint)
