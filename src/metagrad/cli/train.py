@@ -146,7 +146,8 @@ class Train:
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
         """Open the tasks and open or make the run; of several ranks, the first does it before the others."""
         from metagrad.experiment.experiment import described
-        from metagrad.experiment.run import Run, versions
+        from metagrad.experiment.record import versions
+        from metagrad.experiment.run import Run
 
         opened: tuple[Run, Sources, bool] | MetagradError | None = None
         if ranks.first:

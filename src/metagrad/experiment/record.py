@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+import secrets
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.sources import Sources
 from metagrad.experiment.values import CLASS, NotNamedError, from_json
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
@@ -44,6 +46,23 @@ class Record:
     written: dict[str, Any]
     experiment: Experiment
     data: dict[str, Any]
+
+
+def new_record(
+    experiment: Experiment, sources: Sources, *, command: Sequence[str], launch: str | None, init: str | None
+) -> dict[str, Any]:
+    """Return what a new run writes into ``config.json``; a part that cannot be written down is refused."""
+    size = {"inputs": list(sources.inputs), "outputs": sources.outputs}
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
+        "experiment": experiment.as_json(),
+        "data": {"digest": sources.digest, **size, **sources.record},
+        "streams": RULE,
+        "command": list(command),
+        "versions": versions(),
+    }
+    return record | {key: value for key, value in (("launch", launch), ("init", init)) if value is not None}
 
 
 def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment | None = None) -> Record:
@@ -131,7 +150,7 @@ def _same(written: Any, given: Experiment, folder: Path) -> Experiment:
     """
     here = trained_as(given.as_json())
     there = trained_as(written)
-    if (off := _difference(here, there)) is not None:
+    if (off := difference(here, there)) is not None:
         raise _AnotherError(f"{folder} is a run of another experiment ({off}): choose another run")
     return replace(given, budget=replace(given.budget, meta_steps=written["budget"]["meta_steps"]))
 
@@ -146,11 +165,11 @@ def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(here: Any, there: Any, place: str = "") -> str | None:
+def difference(here: Any, there: Any, place: str = "") -> str | None:
     """Name the first field in which two experiments differ; one that was not there when it was written counts not."""
     if isinstance(here, dict) and isinstance(there, dict) and here.get(CLASS) == there.get(CLASS):
         for key in [key for key in here if key in there]:
-            found = _difference(here[key], there[key], f"{place}.{key}".lstrip("."))
+            found = difference(here[key], there[key], f"{place}.{key}".lstrip("."))
             if found is not None:
                 return found
         return None

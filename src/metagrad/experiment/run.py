@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,29 +23,28 @@ import filelock
 from metagrad import strict_json, tensorfile
 from metagrad.data import Progress
 from metagrad.data.reading import Reading
-from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.experiment import format1, metrics_file
+from metagrad.errors import MetagradError
+from metagrad.experiment import format1, metrics_file, run_files
 from metagrad.experiment.adapt import Adapted, adapt
 from metagrad.experiment.check import check_run
-from metagrad.experiment.checkpoint import State, require_facts
+from metagrad.experiment.checkpoint import State
 from metagrad.experiment.episodes import Episodes, episodes_of
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.measure import measure
-from metagrad.experiment.record import FORMAT, Record, read_record, trained_as, versions
+from metagrad.experiment.record import Record, new_record, read_record, trained_as
 from metagrad.experiment.setup import open_sources
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.storage import APPENDED, require_own, require_unused, storage_error
 from metagrad.files import (
     append_line,
     remove_leftovers,
-    require_readable,
     require_text,
     sync_file,
     sync_folder,
     write_text,
 )
 from metagrad.ranks import ALONE, Ranks
-from metagrad.seeds import RULE, Seeds
+from metagrad.seeds import Seeds
 
 
 class Run:
@@ -90,19 +87,8 @@ class Run:
         """
         folder = Path(folder)
         require_text(folder, *command)
-        size = {"inputs": list(sources.inputs), "outputs": sources.outputs}
-        data = {"digest": sources.digest, **size, **sources.record}
-        record: dict[str, Any] = {
-            "format": FORMAT,
-            "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
-            "experiment": experiment.as_json(),
-            "data": data,
-            "streams": RULE,
-            "command": list(command),
-            "versions": versions(),
-        }  # fmt: skip
-        record |= {key: value for key, value in (("launch", launch), ("init", init)) if value is not None}
-        run = cls(folder, Record(record, experiment, data))
+        record = new_record(experiment, sources, command=command, launch=launch, init=init)
+        run = cls(folder, Record(record, experiment, record["data"]))
         try:
             if folder.exists() and not folder.is_dir():
                 raise MetagradError(f"{folder} is a file: choose another --run")
@@ -341,43 +327,12 @@ class Run:
         state: State | MetagradError | None = None
         if ranks.first:
             try:
-                state = self._read(name)
+                state = run_files.read_state(self.folder, self.record, self._trained_as(), name)
             except MetagradError as error:
                 state = error
         found = ranks.from_first(state)
         assert isinstance(found, State)
         return found
-
-    def _read(self, name: str) -> State:
-        path = self.folder / f"{name}.safetensors"
-        again = f"{self.folder} has not come to its first validation: metagrad train --resume {self.folder}"
-        require_readable(path, missing=again)
-        try:
-            stored = tensorfile.read(path, key="facts")
-            require_facts(stored.facts)
-            if name == "last" and "generator" not in stored.tensors:
-                raise ValueError("the generator is missing")
-        except (OSError, ValueError, MemoryError) as error:
-            raise MetagradError(
-                f"{path} is damaged ({in_short(error)}): start the run anew, or restore the file"
-            ) from error
-        facts = stored.facts
-        if facts.get("run") != self.record.get("run"):
-            raise MetagradError(f"{path} is a checkpoint of another run: restore the file of {self.folder}")
-        trained_as = facts["trained_as"]
-        if {name: value for name, value in self._trained_as().items() if name in trained_as} != trained_as:
-            raise MetagradError(f"{self.folder}/config.json was changed since {path.name} was written: change it back")
-        if stored.digest is None and "run" in self.record:
-            raise MetagradError(f"{path} has no checksum, and this run writes them: restore the file of {self.folder}")
-        if stored.digest is None and self.folder not in _SAID:
-            _SAID.add(self.folder)
-            warnings.warn(
-                f"{self.folder} has checkpoints without a checksum, written by an older metagrad: whether they are as "
-                "they were written cannot be told",
-                MetagradWarning,
-                stacklevel=2,
-            )
-        return State(stored.tensors, facts, stored.digest)
 
     def _trained_as(self) -> dict[str, Any]:
         """Return what a checkpoint depends on; the number of meta-steps may be raised later."""
@@ -413,21 +368,7 @@ class Run:
         """
         if not self.writes:
             return
-        if state is not None:
-            said = self.metrics_fault(state)
-        elif self.has("best") or metrics_file.size_of(self.metrics_path):
-            said = (
-                f"{self.folder} has no last.safetensors: it was stopped before its first checkpoint, or the file is "
-                "gone; training begins again, and the seed makes it the same"
-            )
-        else:
-            said = None
-        try:
-            metrics_file.rewind(self.metrics_path, 0 if state is None else state.facts["metrics_bytes"])
-        except OSError as error:
-            raise storage_error(self.metrics_path, error) from error
-        if said is not None:
-            warnings.warn(said, MetagradWarning, stacklevel=2)
+        run_files.rewind(self.folder, state, begun=self.has("best"))
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of the run in one step, with a digest of what is in it.
@@ -466,30 +407,4 @@ class Run:
         MetagradError
             if the file is damaged, altered or another run's.
         """
-        path = self.folder / name
-        require_own(path)
-        again = f"remove it; metagrad train --resume {self.folder} makes it anew"
-        try:
-            found = strict_json.read(path)
-            if not isinstance(found, dict):
-                raise ValueError("it is no JSON object")
-            if "run" in self.record or "digest" in found:  # metagrad 0.1 wrote neither
-                strict_json.require_unaltered(found)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise MetagradError(f"{path} is damaged ({in_short(error)}): {again}") from error
-        if found.get("run") != self.record.get("run"):
-            raise MetagradError(f"{path} is another run's: {again}")
-        if found.get("weights") is not None and weights is not None and found["weights"] != weights:
-            warnings.warn(
-                f"{path} was measured on earlier weights of this run and is left aside: metagrad train --resume "
-                f"{self.folder} makes it anew",
-                MetagradWarning,
-                stacklevel=2,
-            )
-            return None
-        return found
-
-
-_SAID: set[Path] = set()  # runs of which it was said, once in a process, that they have no checksums
+        return run_files.read_measured(self.folder, self.record, name, weights)
