@@ -10,7 +10,7 @@ from torch import nn
 from metagrad import GradientDescent, Implicit
 from metagrad.errors import MetagradError
 from metagrad.fewshot import FOMAML, IMAML, MAML, MLP, Batch, Chunks, Conv4, Tasks, meta_gradient
-from metagrad.fewshot.meta import auto_chunks
+from metagrad.fewshot.chunks import auto_chunks
 
 
 def drawn(tasks=5, queries=3, size=14):

@@ -24,7 +24,8 @@ from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.algorithms import summary
-from metagrad.fewshot.meta import Chunks, Metrics
+from metagrad.fewshot.chunks import Chunks
+from metagrad.fewshot.meta import Metrics
 from metagrad.fewshot.task_set import Warm
 from metagrad.implicit import Implicit
 from metagrad.ranks import ALONE, Ranks

@@ -23,11 +23,12 @@ from metagrad.fewshot.algorithms import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
 from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError
-from metagrad.fewshot.meta import Chunks, Metrics, meta_gradient
+from metagrad.fewshot.meta import Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
-from metagrad.fewshot import losses
+from metagrad.fewshot import judging, losses
 from metagrad.fewshot.algorithms.base import Algorithm, judge_outputs, judged, loss_of
-from metagrad.fewshot.meta import auto_chunks, require_same_digits
+from metagrad.fewshot.chunks import auto_chunks
+from metagrad.fewshot.meta import require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
 from metagrad.implicit import Solution
@@ -24,7 +25,7 @@ from metagrad.tree import Params
 
 
 @dataclass(frozen=True)
-class Evaluation(losses.Scored):
+class Evaluation(judging.Scored):
     """Mean metric over tasks.
 
     Attributes
@@ -108,7 +109,7 @@ def evaluate(
         loss=float(lost.mean()),
         tasks=tasks,
         transductive=judge.transductive,
-        metric=losses.metric_name(judge.loss, judge.metric),
+        metric=judging.metric_name(judge.loss, judge.metric),
         per_task=scores,
     )
 
@@ -138,7 +139,7 @@ class _Judge:
         """Return metric and loss of tasks of one shape, float64 ``(2, T)``."""
         tasks = Tasks(*ordinary((given.support, given.query, given.classes)))
         require_same_digits(self.theta, tasks.support.x)
-        losses.require_targets(self.loss, tasks.query, "query")
+        judging.require_targets(self.loss, tasks.query, "query")
         rows = torch.zeros(2, len(tasks), dtype=torch.float64, device=tasks.device)
         begin, end = ranks.mine(len(tasks))
         size = auto_chunks(tasks).query

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.meta import Chunks, Metrics, auto_chunks, joined, part_of_gradient
+from metagrad.fewshot.chunks import Chunks, auto_chunks
+from metagrad.fewshot.meta import Metrics, joined, part_of_gradient
 from metagrad.fewshot.tasks import AnyBatch, Tasks
 from metagrad.implicit import Implicit, Solution
 from metagrad.tree import Params

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.fewshot import losses, many, module_lock, norms
+from metagrad.fewshot import judging, losses, many, module_lock, norms
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Objective, Proximal, Solution, argmin
@@ -23,7 +23,7 @@ from metagrad.tree import Hyper, Params
 
 
 @dataclass(frozen=True)
-class MetaLoss(losses.Scored):
+class MetaLoss(judging.Scored):
     """What one batch of tasks says about theta.
 
     Attributes
@@ -162,7 +162,7 @@ class AdaptsWeights(Method):
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the inner problems of the tasks in ``support``."""
-        losses.require_targets(self.loss, support, "support")
+        judging.require_targets(self.loss, support, "support")
         return self.inner(model, theta, support).solve()
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
@@ -201,7 +201,7 @@ def query_loss(
 ) -> MetaLoss:
     """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is taken at once."""
     for what, batch in (("support", tasks.support), ("query", tasks.query)):
-        losses.require_targets(loss_of(algorithm), batch, what)
+        judging.require_targets(loss_of(algorithm), batch, what)
     solution = algorithm.adapt(model, theta, tasks.support)
     size, total = query_chunk or len(tasks), len(tasks)
     shared = [leaf for leaf in theta.values() if leaf.requires_grad]
@@ -241,9 +241,9 @@ def judged(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solu
 
 def judge_outputs(loss: losses.Loss, metric: losses.Metric | None, outputs: Tensor, query: AnyBatch) -> Judged:
     """Return each task's loss and metric of the outputs for its query set."""
-    found = losses.loss_of_tasks(loss, outputs, query)
+    found = judging.loss_of_tasks(loss, outputs, query)
     with torch.no_grad():
-        return Judged(found, losses.score_of_tasks(loss, metric, outputs.detach(), query.y, found))
+        return Judged(found, judging.score_of_tasks(loss, metric, outputs.detach(), query.y, found))
 
 
 def loss_of(algorithm: Algorithm) -> losses.Loss:
@@ -254,7 +254,7 @@ def loss_of(algorithm: Algorithm) -> losses.Loss:
 
 def metric_of(algorithm: Algorithm) -> str:
     """Return the name of a method's metric."""
-    return losses.metric_name(loss_of(algorithm), getattr(algorithm, "metric", None))
+    return judging.metric_name(loss_of(algorithm), getattr(algorithm, "metric", None))
 
 
 class _Known(torch.autograd.Function):
@@ -292,10 +292,10 @@ def support_loss(
         outputs=lambda phi, theta, batch: module_lock.call(
             model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
         ),
-        loss=lambda outputs, batch: losses.loss_of_one(loss, outputs, batch),
+        loss=lambda outputs, batch: judging.loss_of_one(loss, outputs, batch),
         regulariser=None if lam is None else Proximal(lam),
         outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, whole(phi, theta), batch.x),
-        loss_of_tasks=lambda outputs, batch: losses.loss_of_tasks(loss, outputs, batch),
+        loss_of_tasks=lambda outputs, batch: judging.loss_of_tasks(loss, outputs, batch),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import task_functions, tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import losses
+from metagrad.fewshot import judging
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import Adjoint, GradientDescent, Implicit, InnerSolver, Objective, Solution
@@ -93,7 +93,7 @@ class Bilevel(base.Method):
         score = found.detach()
         if self.metric is not None:
             with torch.no_grad():
-                score = losses.of_each_task(self.metric, solution.value, theta, query)
+                score = judging.of_each_task(self.metric, solution.value, theta, query)
         return base.Judged(found, score)
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:

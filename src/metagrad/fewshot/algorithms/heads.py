@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import losses, many, module_lock
+from metagrad.fewshot import judging, many, module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import weights_of
 from metagrad.fewshot.algorithms.maml import parted
@@ -75,7 +75,7 @@ class AdaptsHead(base.AdaptsWeights):
                     regulariser=regulariser,
                     outputs_of_tasks=lambda phi, theta, batch: head.outputs(phi, batch.x),
                     loss_of_tasks=composed.loss_of_tasks,
-                    convex=linear and losses.is_convex(self.loss),
+                    convex=linear and judging.is_convex(self.loss),
                 ),
                 {},
                 support._replace(x=head.features(self._shared(model, theta), support.x)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import losses, module_lock
+from metagrad.fewshot import judging, module_lock
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
 from metagrad.fewshot.split import Adapts, Head, adapted
@@ -58,7 +58,7 @@ class ProtoNet(base.Method):
         """Return the class means: what minimises the squared distances to each class's features."""
         if support.y.is_floating_point():
             raise ValueError("ProtoNet needs labels: for other targets take R2D2, or a method that adapts weights")
-        losses.require_targets(self.loss, support, "support")
+        judging.require_targets(self.loss, support, "support")
         data = seen(model, theta, self.head, support)
         hot = data.wanted if support.weight is None else data.wanted * support.weight[..., None].to(data.wanted)
         count = hot.sum(1)
@@ -126,7 +126,7 @@ class R2D2(base.Method):
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the ridge regressions."""
-        losses.require_targets(self.loss, support, "support")
+        judging.require_targets(self.loss, support, "support")
         data = seen(model, theta, self.head, support)
         if support.weight is not None:  # squares that count by their weights
             root = support.weight.sqrt()[..., None].to(data.features)
