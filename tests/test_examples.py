@@ -1,6 +1,8 @@
 """The examples run as commands, and what each says of itself is so, with fewer steps than it takes by itself."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import sequences
 import sinusoid
 
 from metagrad.cli.describe import call
+from metagrad.cli.main import main
 
 
 def run(main, *args):
@@ -53,3 +56,35 @@ def test_sources_are_told_apart_by_their_texts(capsys):
     assert result.after > result.before + 0.2
     assert result.after > 2 * result.chance
     assert "new sources, 3 texts each" in capsys.readouterr().out
+
+
+PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "examples" / "rhythms.py")]
+
+
+def test_an_own_network_loss_and_tasks_are_killed_resumed_and_checked(tmp_path):
+    process = subprocess.Popen([*PROGRAM, "run", "40"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "best.safetensors").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    said = [subprocess.run([*PROGRAM, name, "40"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+            for name in ("run", "whole")]  # fmt: skip
+    last, other = (text.splitlines()[-2:] for text in said)
+    assert last == other, "killed and resumed is bit for bit the same"
+    assert last[0].startswith("test_accuracy 0.")
+    assert float(last[1].split()[-1]) < 1e-3
+
+
+def test_the_same_from_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1] / "examples")
+    own = ["rhythms:rhythms", "--network", "rhythms:Hearing", "--loss", "rhythms:smooth", "--metric",
+           "metagrad.fewshot:accuracy"]  # fmt: skip
+    small = ["--method", "memory-reduced", "--l2", "0.1", "--meta-steps", "6", "--tasks-per-step", "2",
+             "--val-tasks", "4", "--test-tasks", "4"]  # fmt: skip
+    assert main(["train", *own, *small, "--run", str(tmp_path / "run")]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert main(["check", str(tmp_path / "run")]) == 2
+    named = [word for path in ("rhythms:rhythms", "rhythms:Hearing", "rhythms:smooth") for word in ("--code", path)]
+    assert main(["check", str(tmp_path / "run"), "--tasks", "1", *named]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--tasks", "4", *named]) == 0

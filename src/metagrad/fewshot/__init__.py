@@ -27,7 +27,7 @@ from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
-from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError
+from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError, accuracy
 from metagrad.fewshot.meta import Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
@@ -74,6 +74,7 @@ __all__ = [
     "Tasks",
     "Warm",
     "WeightedBatch",
+    "accuracy",
     "admit",
     "check_network",
     "classification",

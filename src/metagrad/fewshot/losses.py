@@ -179,6 +179,20 @@ class CrossEntropy(ExampleLoss):
 CROSS_ENTROPY = CrossEntropy()
 
 
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return how many of one task's labels are the largest logit's, a fraction: a metric for a loss of your own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from metagrad.fewshot import MAML, accuracy
+    >>> method = MAML(loss=torch.nn.functional.cross_entropy, metric=accuracy)
+    >>> accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
+    0.75
+    """
+    return CROSS_ENTROPY.score(outputs.unsqueeze(0), targets.unsqueeze(0)).squeeze(0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SquaredError(ExampleLoss):
     """Mean squared difference of outputs and targets of the same shape, ``(N, ...)``; its metric is the same number.
