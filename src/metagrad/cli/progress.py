@@ -159,8 +159,9 @@ def describe(line: dict[str, Any]) -> str:
     metric = metric_of(line)
     called = "acc" if metric == "accuracy" else metric.replace("_", " ")
     text = f"query {called} {number(metric, line[metric])}  inner grad {line['grad_norm']:.2g}"
-    if "residual" in line:
-        text += f"  residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
+    for name, said in (("residual", "residual"), ("min_curvature", "curvature seen")):
+        if name in line:
+            text += f"  {said} {line[name]:.2g}"
     if line.get("stopped"):
         text += f"  stopped early {line['stopped']:.0%}"
     for name in ("lam", "lr"):

@@ -156,7 +156,7 @@ def _command(run: Shown) -> str:
     asked = run.record["experiment"]
     if isinstance(asked["network"], dict) and "module" in asked["network"]:
         return f"# {run.label} began in Python, with a module for its network: run that program again"
-    named = set(re.findall(r'"([\w.]+:[\w.]+)"', json.dumps(asked, ensure_ascii=False)))
+    named = set(re.findall(r'"([^\W\d][\w.]*:[^\W\d][\w.]*)"', json.dumps(asked, ensure_ascii=False)))
     code = sorted(name for name in named if not name.startswith(("metagrad:", "metagrad.", "torch.nn")))
     return (
         f"# {run.label} began in Python\nfrom metagrad import Run, train\n"
