@@ -2,17 +2,21 @@
 
 import io
 import json
+from dataclasses import replace
 
 import own_code
 import pytest
+import torch
 from html_page import Seen
+from strokes import dataset
+from torch.nn import functional as F
 
-from metagrad import MetagradError
+from metagrad import GradientDescent, MetagradError, data
 from metagrad.cli import progress
 from metagrad.cli.main import main
-from metagrad.experiment import Budget, Experiment, MLPConfig, Outer, Run, train
+from metagrad.experiment import Budget, Episodes, Experiment, MLPConfig, Outer, Run, train
 from metagrad.experiment.loop import Event
-from metagrad.fewshot import MAML, Sinusoids, SquaredError
+from metagrad.fewshot import MAML, Bilevel, Sinusoids, SquaredError
 from metagrad.report.episodes import Confusion, Guess, Row
 from metagrad.report.figures import panels
 from metagrad.report.page import Shown, page
@@ -72,6 +76,7 @@ def test_an_own_experiment_is_watched_and_reported(tmp_path, monkeypatch, capsys
     assert Run.open("own-again", code=code).read_measured("result.json", None)["value"] == outcome.result["value"]
 
 
+@pytest.mark.filterwarnings("ignore:.*one by one")
 def test_runs_of_several_metrics_stand_beside_each_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("sinusoids", "own metric"):
@@ -87,6 +92,35 @@ def test_runs_of_several_metrics_stand_beside_each_other(tmp_path, monkeypatch):
     assert ", squared error" in seen.said
     assert f"{margin:.4g} ±" in seen.said
     assert "not finished" in seen.said
+
+
+def template():
+    return {"template": torch.zeros(28 * 28, 5)}
+
+
+def begin(theta):
+    return dict(theta)
+
+
+def far(phi, theta, batch):
+    return F.cross_entropy(batch.x.flatten(1) @ phi["template"], batch.y)
+
+
+def pulled(phi, theta, batch):
+    return far(phi, theta, batch) + (phi["template"] - theta["template"]).square().sum()
+
+
+def test_a_bilevel_problem_of_a_data_set_has_a_page_without_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda *args, **options: dataset())
+    method = Bilevel(theta=template, phi=begin, inner_objective=pulled, outer_objective=far,
+                     solver=GradientDescent(lr=0.1, max_steps=3))  # fmt: skip
+    train(Experiment(tasks=Episodes("omniglot", queries=2), method=method, budget=SHORT), "own")
+    words = [word for name in ("template", "begin", "far", "pulled") for word in ("--code", f"{__name__}:{name}")]
+    assert main(["report", "own", *words]) == 0
+    seen = Seen((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "omniglot test" in seen.said
+    assert "img" not in seen.tags
 
 
 def run_named(name):
@@ -192,6 +226,14 @@ def test_tasks_of_a_result_are_told_as_far_as_its_protocol_goes():
     assert asked_of({**bare, "ways": 5, "shots": 1, "queries": 3}) == (
         "rhythms test, 5-way 1-shot, 3 queries a class, 6 tasks, not transductive"
     )
+
+
+def test_a_run_s_name_ends_no_comment_of_the_program():
+    shown = replace(
+        run_named("a"), label="a\nimport os", record={"versions": {}, "command": [], "experiment": {"network": {}}}
+    )
+    text = next(text for text in Seen(page([shown])).text if "import Run" in text)
+    assert [line.split()[0] for line in text.splitlines()] == ["#", "from", "train(Run.open('a\\nimport"]
 
 
 def test_a_module_given_in_python_is_repeated_by_its_program(tmp_path, monkeypatch):

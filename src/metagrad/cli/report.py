@@ -90,12 +90,10 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     best = run.load("best").digest if run.has("best") else None
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
-    if dataset is not None and run.has("best"):
-        try:
-            with screen.status("looking at tasks"):
-                grids, hardest = looked_at(Learner.of(run), dataset)
-        except MetagradError as error:  # not every method and loss makes a classifier
-            screen.print(f"no pictures of {label}: {error}", highlight=False, markup=False, soft_wrap=True)
+    # A bilevel problem gives no network that says something of a picture.
+    if dataset is not None and run.has("best") and hasattr(run.experiment.method, "weights"):
+        with screen.status("looking at tasks"):
+            grids, hardest = looked_at(Learner.of(run), dataset)
     calibration = Calibration.of_run(run, best)
     return Shown(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
 

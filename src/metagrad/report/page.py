@@ -155,10 +155,10 @@ def _command(run: Shown) -> str:
         return shlex.join(run.record["command"])
     asked = run.record["experiment"]
     if isinstance(asked["network"], dict) and "module" in asked["network"]:
-        return f"# {run.label} began in Python, with a module for its network: run that program again"
+        return f"# {run.label!r} began in Python, with a module for its network: run that program again"
     named = set(re.findall(r'"([^\W\d][\w.]*:[^\W\d][\w.]*)"', json.dumps(asked, ensure_ascii=False)))
     code = sorted(name for name in named if not name.startswith(("metagrad:", "metagrad.", "torch.nn")))
     return (
-        f"# {run.label} began in Python\nfrom metagrad import Run, train\n"
+        f"# {run.label!r} began in Python\nfrom metagrad import Run, train\n"
         f"train(Run.open({run.label!r}{f', code={code!r}' if code else ''}).experiment, {f'{run.label}-again'!r})"
     )
