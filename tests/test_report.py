@@ -4,41 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import pytest
+from html_page import Seen
 from strokes import dataset
 from toyruns import rewritten
 
 from metagrad import data
 from metagrad.cli.main import main
 from metagrad.report.figures import Curve, Panel, described, legend, panels, svg
-
-
-class Seen(HTMLParser):
-    """Collects elements, and checks that each that is opened is closed."""
-
-    VOID = ("meta", "link", "img", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.text = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, text):
-        self.text.append(text)
 
 
 @pytest.fixture
@@ -143,7 +117,7 @@ def test_figures_take_the_page_s_colours_and_say_what_they_show():
     assert "#000000" not in drawn
     ids = re.findall(r'id="([^"]+)"', drawn)
     assert all(one.startswith("fquerylossontrainingtask") for one in ids)
-    assert "b: from 1 nats at meta-step 1 to 0.2 nats at 5; min 0.2 nats" in described(loss)
+    assert "b: from 1 nats at meta-step 1 to 0.2 nats at 5; least 0.2 nats, greatest 1 nats" in described(loss)
     assert "<svg" in svg(Panel("t", "", [Curve("one point", [1.0], [0.0])], log=True))
 
 

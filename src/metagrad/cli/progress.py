@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from metagrad.report.quantities import metric_of, number
+
 if TYPE_CHECKING:
     from metagrad.experiment.loop import Event
 
@@ -95,13 +97,14 @@ class TrainProgress:
         self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
         self.validation = ""
         digits = len(str(meta_steps))
+        # On a narrow terminal the text at the end is cut, not the count, the rate and the time left.
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self.bar = Progress(
-            # On a narrow terminal the text at the end is cut, not the count, the rate and the time left.
             TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}", table_column=_whole(2 * digits + 1)),
             BarColumn(bar_width=20 if console.width >= 110 else 6),
             TextColumn("{task.fields[rate]:.1f}/s", table_column=_whole(5)),
             TimeRemainingColumn(table_column=_whole(7)),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=cut),
             console=console,
             disable=not console.is_terminal or console.quiet,
         )
@@ -126,9 +129,11 @@ class TrainProgress:
             self.console.print("\n".join(line["init"]), highlight=False, markup=False, soft_wrap=True)
             return
         if "val_ci95" in line:
-            metric = next(name for name in line if name.startswith("val_")).removeprefix("val_")
-            self.validation = f"val {_number(metric, line[f'val_{metric}'])} ±{_number(metric, line['val_ci95'])}"
-            self._say(event, f"step {event.step}: validation {self.validation.removeprefix('val ')}")
+            metric = metric_of(line)
+            found = f"{number(metric, line[f'val_{metric}'])} ±{number(metric, line['val_ci95'], 2)}"
+            self.validation = f"val {found}"
+            called = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
+            self._say(event, f"step {event.step}: validation {called}{found}")
             return
         text = describe(line)
         seconds = time.monotonic() - self.began
@@ -141,7 +146,7 @@ class TrainProgress:
 
     def _say(self, event: Event, text: str) -> None:
         if not self.console.is_terminal or "validation" in text:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
             sys.stdout.flush()
 
 
@@ -151,12 +156,12 @@ def _whole(width: int) -> Column:
 
 def describe(line: dict[str, Any]) -> str:
     """Say in a few words what a metrics line says: the metric, and how well both systems were solved."""
-    names = list(line)
-    metric = "accuracy" if "accuracy" in line else names[names.index("loss") + 1]
+    metric = metric_of(line)
     called = "acc" if metric == "accuracy" else metric.replace("_", " ")
-    text = f"query {called} {_number(metric, line[metric])}  inner grad {line['grad_norm']:.2g}"
-    if "residual" in line:
-        text += f"  residual {line['residual']:.2g}  curvature seen {line['min_curvature']:.2g}"
+    text = f"query {called} {number(metric, line[metric])}  inner grad {line['grad_norm']:.2g}"
+    for name, said in (("residual", "residual"), ("min_curvature", "curvature seen")):
+        if name in line:
+            text += f"  {said} {line[name]:.2g}"
     if line.get("stopped"):
         text += f"  stopped early {line['stopped']:.0%}"
     for name in ("lam", "lr"):
@@ -165,10 +170,6 @@ def describe(line: dict[str, Any]) -> str:
         if f"{name}_min" in line:
             text += f" ({line[f'{name}_min']:.2g} to {line[f'{name}_max']:.2g})"
     return text
-
-
-def _number(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric.endswith("accuracy") else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one page of runs: curves, tasks with what was said of them, mistakes, options, the command."""
+    """Make one page of runs: curves, options, the command; of a data set's classes, tasks and mistakes too."""
 
     runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
     """Directories of runs; several are shown beside each other."""
@@ -68,7 +68,7 @@ class Report:
 
         run = Run.open(folder, code=self.code)
         dataset = None
-        if run.has("best"):
+        if run.dataset is not None and run.has("best"):
             try:
                 dataset = open_sources(
                     run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen)
@@ -90,7 +90,8 @@ def shown(screen: Console, run: Run, label: str, dataset: Dataset | None) -> Sho
     best = run.load("best").digest if run.has("best") else None
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
-    if dataset is not None and run.has("best"):
+    # A bilevel problem gives no network that says something of a picture.
+    if dataset is not None and run.has("best") and hasattr(run.experiment.method, "weights"):
         with screen.status("looking at tasks"):
             grids, hardest = looked_at(Learner.of(run), dataset)
     calibration = Calibration.of_run(run, best)
@@ -110,6 +111,8 @@ def write_page(screen: Console, runs: list[Shown], out: Path, *, follow: bool = 
 
     ``follow``: if ``out`` is a link, what it leads to is replaced; for a path that a person named.
     """
+    from jinja2 import TemplateError
+
     from metagrad.files import write_text
     from metagrad.report.page import page
 
@@ -119,7 +122,7 @@ def write_page(screen: Console, runs: list[Shown], out: Path, *, follow: bool = 
     with screen.status("writing the page"):
         try:
             text = page(runs)
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, TemplateError) as error:
             which = ", ".join(run.label for run in runs)
             raise MetagradError(
                 f"a file of {which} is damaged ({type(error).__name__}: {error}): restore it"
@@ -136,7 +139,7 @@ def _result(run: Run, weights: str | None) -> dict[str, Any]:
         protocol = found["protocol"]
         numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
         numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
-        texts = [protocol["dataset"], protocol["split"]]
+        texts = [protocol["dataset"], protocol["split"], found.get("metric", "")]
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("a number or a name is none")
         found["protocol"]["transductive"] = bool(protocol["transductive"])

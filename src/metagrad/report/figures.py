@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from metagrad.report.quantities import Quantity, metric_of, quantities
 
 if TYPE_CHECKING:
     from metagrad.report.episodes import Row
@@ -41,38 +43,31 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a figure shows."""
+    """What a figure shows; ``more``: few people ask for it."""
 
     title: str
     unit: str
     curves: list[Curve]
     log: bool = False
+    more: bool = False
 
 
 def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
-    """Return the figures that the runs' metrics make, ``(label, lines)`` each."""
-
-    def of(title: str, unit: str, key: str, *, log: bool = False, scale: float = 1.0) -> Panel:
-        curves = []
-        for number, (label, lines) in enumerate(runs):
-            found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
-            if not found or (log and not any(value for _, value, _ in found)):  # nothing was to be solved
-                continue
-            ci = [line.get("val_ci95", 0.0) * scale for *_, line in found] if key == "val_accuracy" else None
-            curves.append(_thinned(Curve(label, [f[0] for f in found], [f[1] for f in found], ci, number)))
-        return Panel(title, unit, curves, log)
-
-    found = [
-        of("Accuracy on validation classes", "%", "val_accuracy", scale=100),
-        of("Accuracy on training tasks", "%", "accuracy", scale=100),
-        of("Query loss on training tasks", "nats", "loss"),
-        of("Inner gradient norm: how far tasks are from solved", "", "grad_norm", log=True),
-        of("Residual of the linear system: how far it is from solved", "", "residual", log=True),
-        of("Smallest curvature met", "", "min_curvature"),
-        of("Tasks that stopped at negative curvature", "%", "stopped", scale=100),
-        of("Processor time", "s", "cpu_seconds"),
-    ]
+    """Return the figures that the runs' metrics make, ``(label, lines)`` each: one for each key that has numbers."""
+    found = [_panel(one, runs) for one in quantities([line for _, lines in runs for line in lines])]
     return [panel for panel in found if any(value != 0 for curve in panel.curves for value in curve.values)]
+
+
+def _panel(quantity: Quantity, runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> Panel:
+    key, scale, curves = quantity.key, quantity.scale, []
+    for number, (label, lines) in enumerate(runs):
+        found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
+        if not found or (quantity.log and not any(value for _, value, _ in found)):  # nothing was to be solved
+            continue
+        ci = [line.get("val_ci95", 0.0) * scale for *_, line in found if key == f"val_{metric_of(line)}"]
+        steps, values = [step for step, *_ in found], [value for _, value, _ in found]
+        curves.append(_thinned(Curve(label, steps, values, ci if len(ci) == len(found) else None, number)))
+    return Panel(quantity.title, quantity.unit, curves, quantity.log, quantity.more)
 
 
 def _thinned(curve: Curve) -> Curve:
@@ -137,7 +132,7 @@ def _embedded(text: str, title: str) -> str:
     """Return the ``<svg>`` element alone, its names its own, as wide as the page lets it be."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S).replace(_INK, "currentColor")
-    prefix = "f" + "".join(char for char in title.lower() if char.isalnum())[:24]
+    prefix = "f" + "".join(char if char.isalnum() else f"{ord(char):x}" for char in title.lower() if char != " ")
     body = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", body)
     body = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{prefix}-\1"', body)
@@ -177,11 +172,12 @@ def described(panel: Panel) -> str:
     unit = f" {panel.unit}" if panel.unit else ""
 
     def said(curve: Curve) -> str:
-        best: Callable[[list[float]], float] = min if "loss" in panel.title.lower() else max
-        first, last = f"{curve.values[0]:.3g}{unit}", f"{curve.values[-1]:.3g}{unit}"
+        first, last, least, greatest = (
+            f"{value:.3g}{unit}" for value in (curve.values[0], curve.values[-1], min(curve.values), max(curve.values))
+        )
         return (
             f"{curve.label}: from {first} at meta-step {curve.steps[0]:.0f} to {last} at {curve.steps[-1]:.0f}; "
-            f"{best.__name__} {best(curve.values):.3g}{unit}"
+            f"least {least}, greatest {greatest}"
         )
 
     return "; ".join(said(curve) for curve in panel.curves)

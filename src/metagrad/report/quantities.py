@@ -1,0 +1,114 @@
+"""What the numbers of a run are called and how they are written: known keys of ``metrics.jsonl``, and any others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A key of ``metrics.jsonl``: its title and unit, what it is multiplied by, and whether its axis may be a log one.
+
+    ``more``: metagrad does not know what it means, or few people ask for it.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+    log: bool = False
+    more: bool = False
+
+
+_SOLVED = (
+    Quantity("grad_norm", "Inner gradient norm: how far tasks are from solved", log=True),
+    Quantity("residual", "Residual of the linear system: how far it is from solved", log=True),
+    Quantity("min_curvature", "Smallest curvature met"),
+    Quantity("stopped", "Tasks that stopped at negative curvature", "%", 100),
+    Quantity("cpu_seconds", "Processor time", "s"),
+    Quantity("seconds", "Time", "s", more=True),
+    Quantity("inner_steps", "Inner steps taken", more=True),
+    Quantity("max_curvature", "Largest curvature met", more=True),
+    Quantity("delta", "Inner solutions are off by at most (δ)", log=True, more=True),
+    Quantity("delta_at_least", "Inner solutions are off by at least (δ)", log=True, more=True),
+    Quantity("delta_prime", "Solutions of the linear system are off by at most (δ′)", log=True, more=True),
+    Quantity("delta_prime_at_least", "Solutions of the linear system are off by at least (δ′)", log=True, more=True),
+)
+
+
+def metric_of(line: dict[str, Any]) -> str:
+    """Return the metric's name in a line of ``metrics.jsonl``, as it is written there; ``"loss"`` where it is the loss.
+
+    Examples
+    --------
+    >>> metric_of({"step": 10, "val_squared_error": 0.5, "val_ci95": 0.1, "val_loss": 0.5})
+    'squared_error'
+    >>> metric_of({"step": 10, "loss": 0.5, "accuracy": 0.8, "grad_norm": 0.1})
+    'accuracy'
+    """
+    names = list(line)
+    validated = [name.removeprefix("val_") for name in names if name.startswith("val_")]
+    if validated:
+        return next((name for name in validated if name not in ("ci95", "loss")), "loss")
+    if "loss" in line and "grad_norm" in line:
+        names = names[names.index("loss") + 1 : names.index("grad_norm")]
+        return names[0] if names else "loss"
+    return "loss"
+
+
+def quantities(lines: Sequence[dict[str, Any]]) -> list[Quantity]:
+    """Return what can be drawn of these lines: what is known first, then every other key."""
+    metrics = dict.fromkeys(metric_of(line) for line in lines)
+    found = []
+    for name in metrics:
+        said = name.replace("_", " ")
+        percent = ("%", 100.0) if is_share(name) else ("", 1.0)
+        if name != "loss":
+            found.append(Quantity(f"val_{name}", f"{said[:1].upper()}{said[1:]} on validation tasks", *percent))
+            found.append(Quantity(name, f"{said[:1].upper()}{said[1:]} on training tasks", *percent))
+    unit = "nats" if "accuracy" in metrics else ""
+    losses = [
+        Quantity("val_loss", "Query loss on validation tasks", unit),
+        Quantity("loss", "Query loss on training tasks", unit),
+    ]
+    found += [one for one in losses if not _twice(one.key, lines)]
+    found += _SOLVED
+    known = {one.key for one in found} | {"step", "val_ci95", "val_loss", "loss"}
+    others = dict.fromkeys(key for line in lines for key in line if key not in known)
+    return found + [Quantity(key, key.replace("_", " "), more=True) for key in others]
+
+
+def _twice(key: str, lines: Sequence[dict[str, Any]]) -> bool:
+    """Whether a loss is everywhere the metric itself."""
+    prefix = key.removesuffix("loss")
+    having = [(line[key], line, metric_of(line)) for line in lines if key in line]
+    return all(metric != "loss" and line.get(prefix + metric) == value for value, line, metric in having)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a fraction that people read in per cent."""
+    return metric.endswith("accuracy")
+
+
+def number(metric: str, value: float, digits: int = 3) -> str:
+    """Return a metric's value as text: an accuracy in per cent."""
+    return f"{value:.1%}" if is_share(metric) else f"{value:.{digits}g}"
+
+
+def metric_of_result(result: dict[str, Any]) -> str:
+    """Return the metric of a ``result.json``, in words."""
+    return str(result.get("metric", "accuracy")).removeprefix("test_").removeprefix("val_").replace("_", " ")
+
+
+def asked_of(protocol: dict[str, Any]) -> str:
+    """Say how the tasks of a result were drawn, as far as its protocol tells."""
+    words = [f"{protocol['dataset']} {protocol['split']}"]
+    if "ways" in protocol:
+        words.append(f"{protocol['ways']}-way {protocol['shots']}-shot")
+        words.append(f"{protocol['queries']} queries a class")
+    words.append(f"{protocol['tasks']} tasks")
+    if protocol["transductive"] or "ways" in protocol:
+        words.append("transductive" if protocol["transductive"] else "not transductive")
+    return ", ".join(words)
