@@ -333,7 +333,7 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
 
 def show_result(screen: Console, result: dict[str, Any]) -> None:
     """Print a result with its interval and protocol, in one line."""
-    from metagrad.report.page import asked_of
+    from metagrad.report.quantities import asked_of
 
     metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
     figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
