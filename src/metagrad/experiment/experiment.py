@@ -258,7 +258,7 @@ def described(experiment: Experiment) -> dict[str, Any]:
             plain = value is None or isinstance(value, str | int | float | tuple)
             found[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
             return
-        if holder:
+        if holder and not isinstance(value, Outer | Budget | Compute):
             found[holder] = getattr(value, "name", type(value).__name__)
         for one in dataclasses.fields(value):
             inner = getattr(value, one.name)

@@ -97,7 +97,7 @@ def measure(
         "network": to_json(experiment.network) if not hasattr(experiment.network, "parameters") else "a module",
         "weights": state.digest,
         "weights_of_step": state.facts["best_step"],
-        "val_score": state.facts["best_score"],
+        "val_score": state.facts["best_score"] * (1 if found.metric == "accuracy" else -1),  # else it is the loss
         "precision": experiment.compute.precision,
         "seed": experiment.seed,
         "versions": versions(),
