@@ -47,7 +47,7 @@ def test_an_objective_that_writes_into_its_data_is_refused():
 
 
 def test_a_mean_over_no_examples_is_not_finite_though_its_gradient_is():
-    with pytest.raises(NotFiniteError, match="not finite at the start, in task 0"):
+    with pytest.raises(NotFiniteError, match="not finite at the start, first in task 0"):
         solve(data=(torch.zeros(T, 0, 2), torch.zeros(T, 0)), solver=LBFGS(max_steps=3))
 
 

@@ -93,7 +93,7 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
             )
         if host.may_look(value) and not math.isfinite(value):
             require_finite_parts(theta, phi, data)
-            raise NotFiniteError("the objective is not finite at the start, in task 0")
+            raise NotFiniteError("the objective is not finite at the start, first in task 0")
         leaves = leaves_of(phi)
         used = ancestors(objective(leaves, theta, data))
         if isinstance(objective, Composed) and (objective.outputs_of_tasks or objective.loss_of_tasks):
