@@ -15,7 +15,7 @@ from metagrad.cli.main import main
 from metagrad.recipes import figures, meta_gradient_error, rates
 from metagrad.recipes.least_squares import line, power_law
 from metagrad.recipes.protocols import ErrorProtocol, RateProtocol
-from metagrad.recipes.regression import Found, dense, diagonal, few, meta_gradient, relative_error, solve, spread
+from metagrad.recipes.regression import as_found, dense, diagonal, few, meta_gradient, relative_error, solve, spread
 
 KAPPA, DIMS = 1000.0, 50
 
@@ -30,7 +30,7 @@ def errors(regression, solver, adjoint, start=None):
 
 def cg_error(regression, steps):
     """Error of the linear solve alone: at the exact inner solution."""
-    return errors(regression, Found(), Implicit(linear_solver=CG(max_steps=steps)), regression.solution)
+    return errors(regression, as_found, Implicit(linear_solver=CG(max_steps=steps)), regression.solution)
 
 
 @pytest.mark.parametrize("make", [dense, diagonal])
@@ -83,8 +83,8 @@ def test_spread_eigenvalues_five_cg_steps_leave_most_of_the_error():
 def test_many_inner_steps_and_five_of_cg_are_exact_with_few_eigenvalues(solver):
     r = drawn()
     phi = solve(r, solver)
-    assert (errors(r, Found(), Implicit(linear_solver=CG(max_steps=5)), phi) < 1e-10).all()
-    assert (errors(r, Found(), Implicit(linear_solver=CG(max_steps=2)), phi) > 0.05).all()
+    assert (errors(r, as_found, Implicit(linear_solver=CG(max_steps=5)), phi) < 1e-10).all()
+    assert (errors(r, as_found, Implicit(linear_solver=CG(max_steps=2)), phi) > 0.05).all()
     assert (errors(r, solver, Unroll()) < 1e-10).all()
 
 
@@ -92,7 +92,7 @@ def test_found_first_and_differentiated_afterwards_is_one_argmin():
     r, solver = drawn(spread), Nesterov(lr=1 / KAPPA, max_steps=30, convexity=1.0)
     adjoint = Implicit(linear_solver=CG(max_steps=7))
     whole = meta_gradient(r, solver, adjoint)
-    torch.testing.assert_close(meta_gradient(r, Found(), adjoint, solve(r, solver)), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(meta_gradient(r, as_found, adjoint, solve(r, solver)), whole, rtol=1e-12, atol=0)
 
 
 def test_unrolled_error_falls_at_the_rate_of_gradient_descent():

@@ -53,14 +53,9 @@ def load(
     if not source.exists():
         raise MetagradError(f"{source} does not exist: pass the folder or zip of pictures with --data-dir")
     written, where = (split, "the split given") if split is not None else _written(source)
+    nested = _names_nested(written)
     found = pictures.load(
-        source,
-        size=size,
-        strict=strict,
-        anew=anew,
-        cache_dir=cache_dir,
-        progress=progress,
-        nested=_names_nested(written),
+        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, nested=nested
     )
     counts, by_folder, beside = _by_folder(found.counts)
     if split is None:

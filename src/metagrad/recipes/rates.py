@@ -20,7 +20,7 @@ from torch import Tensor
 from metagrad.implicit import CG, GradientDescent, Implicit, InnerSolver, Nesterov, Unroll
 from metagrad.recipes.least_squares import Fit, power_law
 from metagrad.recipes.protocols import RateProtocol
-from metagrad.recipes.regression import Found, Regression, diagonal, meta_gradient, relative_error, solve, spread
+from metagrad.recipes.regression import Regression, as_found, diagonal, meta_gradient, relative_error, solve, spread
 
 _CHUNK = 1000
 
@@ -154,7 +154,7 @@ class _Counter:
 
     def _implicit_error(self, phi: Tensor, products: int) -> float:
         adjoint = Implicit(linear_solver=CG(max_steps=products, tol=0.0))
-        return self._worst(meta_gradient(self.regression, Found(), adjoint, phi))
+        return self._worst(meta_gradient(self.regression, as_found, adjoint, phi))
 
     def _unrolled_error(self, solver: InnerSolver, steps: int) -> float:
         self.work(3 * steps)
