@@ -93,6 +93,43 @@ def test_a_cut_file_and_another_shape_are_damage(tmp_path, cut):
     assert mapped.open_rows(path, made.shape) is None
 
 
+def test_rows_of_version_0_1_are_read(tmp_path):
+    """Their header has 256 bytes, numpy's own 128."""
+    made = rows()
+    path = save(tmp_path, made)
+    text = str({"descr": "|u1", "fortran_order": False, "shape": made.shape})
+    path.write_bytes(
+        b"\x93NUMPY\x01\x00" + (246).to_bytes(2, "little") + text.ljust(245).encode() + b"\n" + made.tobytes()
+    )
+    assert np.array_equal(mapped.open_rows(path, made.shape).numpy(), made)
+
+
+@pytest.mark.parametrize("made", [
+    rows().astype(np.int8), np.asfortranarray(rows()), rows()[:29],
+    np.array([None] * 30),
+])  # fmt: skip
+def test_another_array_in_the_place_of_rows_is_damage(tmp_path, made):
+    path = save(tmp_path, rows())
+    np.save(path, made)
+    with pytest.raises(Damaged, match="cut"):
+        mapped.open_rows(path, (30, 3, 20, 20))
+
+
+def test_rows_that_are_replaced_while_they_are_opened_are_damage(tmp_path, monkeypatch):
+    """Those that are checked and those that are mapped must be the same ones."""
+    path = save(tmp_path, rows())
+    mapping = np.lib.format.open_memmap
+
+    def replaced(*args, **options):
+        (tmp_path / "new").write_bytes(path.read_bytes()[:-1] + b"\0")
+        (tmp_path / "new").replace(path)
+        return mapping(*args, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", replaced)
+    with pytest.raises(Damaged, match="replaced"):
+        mapped.open_rows(path, (30, 3, 20, 20))
+
+
 def test_a_large_file_is_checked_when_it_is_another_than_before_or_on_demand(tmp_path, blocks, monkeypatch):
     made = rows()
     path = save(tmp_path, made)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.data import arrays, cache, glyphs
+from metagrad.data import arrays, cache, class_splits, glyphs
+from metagrad.data import glyph_drawing as drawing
 from metagrad.data.classes import Dataset
 from metagrad.errors import MetagradError
 
@@ -42,27 +43,27 @@ def built(cache_dir: Path, progress: list[tuple[int, int, str]]) -> Dataset:
 
 
 def test_class_lists_hold_letters_and_no_script_is_in_two_splits() -> None:
-    listed = glyphs.class_lists()
+    listed = class_splits.published_split("glyphs")
     assert len(listed["test"]) >= 100
     assert len(listed["val"]) >= 60
     assert sum(map(len, listed.values())) > 800
-    scripts = [{name.split("/")[0] for name in listed[split]} for split in glyphs.SPLITS]
+    scripts = [{name.split("/")[0] for name in listed[split]} for split in class_splits.SPLITS]
     assert all(len(found) >= 3 for found in scripts)
     assert len(set.union(*scripts)) == sum(map(len, scripts))
-    names = [name for split in glyphs.SPLITS for name in listed[split]]
-    assert len(set(map(glyphs.letter, names))) == len(names)
+    names = [name for split in class_splits.SPLITS for name in listed[split]]
+    assert len(set(map(drawing.letter, names))) == len(names)
     for name in names:
-        character = glyphs.letter(name)
+        character = drawing.letter(name)
         assert unicodedata.category(character) in ("Lu", "Ll", "Lo")
         assert unicodedata.decomposition(character) == ""
         assert name.split("/")[1] == f"U+{ord(character):04X} {unicodedata.name(character)}"
 
 
 def test_load_gives_uint8_pictures_with_bright_ink(built: Dataset) -> None:
-    listed = glyphs.class_lists()
+    listed = class_splits.published_split("glyphs")
     assert (built.name, built.rotations) == ("glyphs", False)
     assert "\n" not in built.preprocessing
-    for split in glyphs.SPLITS:
+    for split in class_splits.SPLITS:
         part = getattr(built, split)
         assert part.names == tuple(listed[split])
         assert part.counts.tolist() == [20] * len(part.names)
@@ -79,7 +80,7 @@ def test_load_gives_uint8_pictures_with_bright_ink(built: Dataset) -> None:
 
 
 def test_progress_counts_up_to_all_classes(built: Dataset, progress: list[tuple[int, int, str]]) -> None:
-    total = sum(len(getattr(built, split).names) for split in glyphs.SPLITS)
+    total = sum(len(getattr(built, split).names) for split in class_splits.SPLITS)
     assert progress[-1] == (total, total, "drawing glyphs")
     assert [done for done, _, _ in progress] == sorted({done for done, _, _ in progress})
 
@@ -105,7 +106,7 @@ def test_drawings_depend_on_neither_threads_nor_company_nor_global_seed(built: D
         for number in (1, 2):
             torch.set_num_threads(number)
             torch.manual_seed(number)
-            drawn = torch.from_numpy(glyphs.draw_classes(names, glyphs.font_folder())).view(-1, 20, 1, 28, 28)
+            drawn = torch.from_numpy(drawing.draw_classes(names, drawing.font_folder())).view(-1, 20, 1, 28, 28)
             for name, drawings in zip(names, drawn, strict=True):
                 assert torch.equal(drawings, built.test.images[20 * place[name] : 20 * place[name] + 20])
     finally:
@@ -127,39 +128,39 @@ def test_nearest_pixels_are_a_fair_but_not_sufficient_classifier(built: Dataset)
 
 
 def test_cyrillic_is_not_drawn_in_italic_serif() -> None:
-    points = glyphs.covered(glyphs.font_folder())
-    assert "DejaVuSerif-Italic" in glyphs.faces_for("a", points)
-    assert "DejaVuSerif-Italic" not in glyphs.faces_for("т", points)
-    assert "DejaVuSerif" in glyphs.faces_for("т", points)
+    points = drawing.covered(drawing.font_folder())
+    assert "DejaVuSerif-Italic" in drawing.faces_for("a", points)
+    assert "DejaVuSerif-Italic" not in drawing.faces_for("т", points)
+    assert "DejaVuSerif" in drawing.faces_for("т", points)
     # Georgian an and jhani, Armenian now: Serif draws them by another pattern, jhani differs in Mono too.
-    assert all("Serif" not in face for letter in "\u10a0\u10ef\u0576" for face in glyphs.faces_for(letter, points))
-    assert all("Mono" not in face for face in glyphs.faces_for("\u10ef", points))
+    assert all("Serif" not in face for letter in "\u10a0\u10ef\u0576" for face in drawing.faces_for(letter, points))
+    assert all("Mono" not in face for face in drawing.faces_for("\u10ef", points))
 
 
 def test_another_seed_gives_other_drawings() -> None:
-    folder = glyphs.font_folder()
-    other = dataclasses.replace(glyphs.RECIPE, seed=glyphs.RECIPE.seed + 1)
-    assert not np.array_equal(glyphs.draw_classes(SAMPLE, folder), glyphs.draw_classes(SAMPLE, folder, other))
+    folder = drawing.font_folder()
+    other = dataclasses.replace(drawing.RECIPE, seed=drawing.RECIPE.seed + 1)
+    assert not np.array_equal(drawing.draw_classes(SAMPLE, folder), drawing.draw_classes(SAMPLE, folder, other))
 
 
 def test_cache_key_follows_everything_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = glyphs.font_folder()
+    folder = drawing.font_folder()
     copy = tmp_path / "fonts"
     shutil.copytree(folder, copy)
-    key = glyphs._cache_key(folder, SAMPLE, glyphs.RECIPE)
-    assert glyphs._cache_key(copy, SAMPLE, glyphs.RECIPE) == key
+    key = glyphs._cache_key(folder, SAMPLE, drawing.RECIPE)
+    assert glyphs._cache_key(copy, SAMPLE, drawing.RECIPE) == key
     with (copy / "DejaVuSerif.ttf").open("ab") as font:
         font.write(b"\0")
     others = {
-        glyphs._cache_key(copy, SAMPLE, glyphs.RECIPE),
-        glyphs._cache_key(folder, SAMPLE[:2], glyphs.RECIPE),
-        glyphs._cache_key(folder, SAMPLE, dataclasses.replace(glyphs.RECIPE, bend=1.0)),
+        glyphs._cache_key(copy, SAMPLE, drawing.RECIPE),
+        glyphs._cache_key(folder, SAMPLE[:2], drawing.RECIPE),
+        glyphs._cache_key(folder, SAMPLE, dataclasses.replace(drawing.RECIPE, bend=1.0)),
     }
     monkeypatch.setattr(glyphs, "CODE_VERSION", -1)
-    others.add(glyphs._cache_key(folder, SAMPLE, glyphs.RECIPE))
+    others.add(glyphs._cache_key(folder, SAMPLE, drawing.RECIPE))
     monkeypatch.undo()
     monkeypatch.setattr("PIL.__version__", "0")
-    others.add(glyphs._cache_key(folder, SAMPLE, glyphs.RECIPE))
+    others.add(glyphs._cache_key(folder, SAMPLE, drawing.RECIPE))
     assert len(others - {key}) == 5
 
 

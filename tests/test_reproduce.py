@@ -13,8 +13,9 @@ from test_cli import complaint
 from metagrad import CG, GradientDescent, Implicit, Nesterov, Unroll, argmin
 from metagrad.cli.main import main
 from metagrad.recipes import figures, meta_gradient_error, rates
+from metagrad.recipes.least_squares import line, power_law
 from metagrad.recipes.protocols import ErrorProtocol, RateProtocol
-from metagrad.recipes.regression import Found, dense, diagonal, few, meta_gradient, relative_error, solve, spread
+from metagrad.recipes.regression import as_found, dense, diagonal, few, meta_gradient, relative_error, solve, spread
 
 KAPPA, DIMS = 1000.0, 50
 
@@ -29,7 +30,7 @@ def errors(regression, solver, adjoint, start=None):
 
 def cg_error(regression, steps):
     """Error of the linear solve alone: at the exact inner solution."""
-    return errors(regression, Found(), Implicit(linear_solver=CG(max_steps=steps)), regression.solution)
+    return errors(regression, as_found, Implicit(linear_solver=CG(max_steps=steps)), regression.solution)
 
 
 @pytest.mark.parametrize("make", [dense, diagonal])
@@ -82,8 +83,8 @@ def test_spread_eigenvalues_five_cg_steps_leave_most_of_the_error():
 def test_many_inner_steps_and_five_of_cg_are_exact_with_few_eigenvalues(solver):
     r = drawn()
     phi = solve(r, solver)
-    assert (errors(r, Found(), Implicit(linear_solver=CG(max_steps=5)), phi) < 1e-10).all()
-    assert (errors(r, Found(), Implicit(linear_solver=CG(max_steps=2)), phi) > 0.05).all()
+    assert (errors(r, as_found, Implicit(linear_solver=CG(max_steps=5)), phi) < 1e-10).all()
+    assert (errors(r, as_found, Implicit(linear_solver=CG(max_steps=2)), phi) > 0.05).all()
     assert (errors(r, solver, Unroll()) < 1e-10).all()
 
 
@@ -91,7 +92,7 @@ def test_found_first_and_differentiated_afterwards_is_one_argmin():
     r, solver = drawn(spread), Nesterov(lr=1 / KAPPA, max_steps=30, convexity=1.0)
     adjoint = Implicit(linear_solver=CG(max_steps=7))
     whole = meta_gradient(r, solver, adjoint)
-    torch.testing.assert_close(meta_gradient(r, Found(), adjoint, solve(r, solver)), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(meta_gradient(r, as_found, adjoint, solve(r, solver)), whole, rtol=1e-12, atol=0)
 
 
 def test_unrolled_error_falls_at_the_rate_of_gradient_descent():
@@ -142,13 +143,17 @@ def test_least_finds_the_first_that_reaches(answer, start, rate, stairs):
     assert len(tried) < 60
 
 
-def test_slope_is_least_squares_with_its_standard_error():
+def test_power_law_is_least_squares_with_its_standard_error():
     x, y = [1.0, 2.0, 5.0, 9.0, 30.0], [3.0, 7.0, 12.0, 40.0, 77.0]
-    (value, _), covariance = np.polyfit(np.log(x), np.log(y), 1, cov=True)
-    found = rates.slope(x, y)
-    assert (found.value, found.error) == pytest.approx((value, math.sqrt(covariance[0, 0])), rel=1e-10)
+    u, v = (np.log(values) - np.log(values).mean() for values in (x, y))
+    value = (u @ v) / (u @ u)
+    rest = v - value * u
+    found = power_law(x, y)
+    assert (found.value, found.error) == pytest.approx((value, math.sqrt(rest @ rest / 3 / (u @ u))), rel=1e-10)
+    straight = line([1, 2, 3, 7], [5, 7, 9, 17])
+    assert (straight.value, straight.error) == pytest.approx((2, 0), abs=1e-12)
     with pytest.raises(ValueError, match="three points"):
-        rates.slope([1, 2], [1, 2])
+        power_law([1, 2], [1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +170,7 @@ def test_gradient_descent_takes_kappa_and_nesterov_its_root(counted):
     assert 0.45 < fits["MAML", "Nesterov"].value < 0.58
     assert ("MAML", "gradient descent") not in fits, "two points have no fit"
     linear = [row for row in rows if (row.method, row.solver) == ("iMAML", "Nesterov")]
-    assert 0.4 < rates.slope([row.kappa for row in linear], [row.products for row in linear]).value < 0.52
+    assert 0.4 < power_law([row.kappa for row in linear], [row.products for row in linear]).value < 0.52
 
 
 def test_counts_are_those_of_the_solvers_and_one_step_fewer_misses(counted):

@@ -51,7 +51,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import avg_pool2d, conv2d, grid_sample
 
-from metagrad.data.glyphs import RECIPE, SPLITS, covered, font_folder, normalised, open_font
+from metagrad.data.class_splits import SPLITS
+from metagrad.data.glyph_drawing import RECIPE, covered, font_folder, normalised, open_font
 
 OUT = Path(__file__).parents[1] / "src" / "metagrad" / "data" / "splits" / "glyphs.json"
 

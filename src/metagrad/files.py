@@ -25,7 +25,7 @@ _OWN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr
 
 
 def write_atomically(
-    path: Path, write: Callable[[Path], None], *, refused: Callable[[OSError], MetagradError], follow: bool = False
+    path: Path, write: Callable[[Path], object], *, refused: Callable[[OSError], MetagradError], follow: bool = False
 ) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
@@ -79,11 +79,7 @@ def write_atomically(
 
 def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradError], follow: bool = False) -> None:
     """Write a text file as :func:`write_atomically` does, in UTF-8."""
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write, refused=refused, follow=follow)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"), refused=refused, follow=follow)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -271,12 +267,8 @@ def _unshare(path: Path) -> None:
         return
     if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         data = path.read_bytes()
-        write_atomically(path, lambda part: _ignore(part.write_bytes(data)), refused=_as_it_is)
+        write_atomically(path, lambda part: part.write_bytes(data), refused=_as_it_is)
 
 
 def _as_it_is(error: OSError) -> MetagradError:
     raise error
-
-
-def _ignore(count: int) -> None:
-    del count

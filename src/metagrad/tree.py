@@ -6,7 +6,7 @@ A solver treats such a dictionary as T vectors. Products and norms are per task,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -127,6 +127,17 @@ def detach(tree: Any) -> Any:
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply ``fn`` to every tensor of a nest of dictionaries, tuples and lists; leave other leaves."""
     return pytree.tree_map(lambda leaf: fn(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def partition(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """Return the tensors of a nest in a fixed order, and what puts others in their places; other leaves stay."""
+    leaves, spec = pytree.tree_flatten(tree)
+
+    def combine(tensors: Sequence[Tensor]) -> Any:
+        rest = iter(tensors)
+        return pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], combine
 
 
 def differentiable(tree: Any) -> list[Tensor]:

@@ -98,10 +98,10 @@ def main() -> int:
     rng = random.Random(asked.seed)
     with tempfile.TemporaryDirectory(prefix="campaign-") as work:
         base = Path(work).resolve() / "base"
-        every_glyph = glyphs.class_lists
+        every_split = glyphs.published_split
         fixtures.data_sets(base)
         if asked.drawn:
-            glyphs.class_lists = every_glyph
+            glyphs.published_split = every_split
         print("| cache | who | rounds | not all the same |\n|---|---|---|---|")
         for name, load in _loaders(base).items():
             for processes, threads in ((2, 1), (6, 1), (1, 6)):

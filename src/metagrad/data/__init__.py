@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metagrad.data.classes import Classes, Dataset, ImageClasses
+from metagrad.data.rows import Progress
 from metagrad.torch_modes import default_modes
-
-Progress = Callable[[int, int, str], None]
 
 __all__ = ["DATASETS", "About", "Classes", "Dataset", "ImageClasses", "load"]
 

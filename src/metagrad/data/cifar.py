@@ -19,6 +19,7 @@ import numpy as np
 from metagrad.data import mapped
 from metagrad.data.archive import fingerprint
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.class_splits import SPLITS, dataset, published_split, require_split
 from metagrad.data.classes import Dataset
 from metagrad.data.sources import Progress, data_directory, download, find
 from metagrad.errors import MetagradError
@@ -86,11 +87,11 @@ def load(
         source = find(place, "CIFAR-100", _PLACES, _is_there)
     rows, labels = _unpacked(source, cache, progress, anew)
     counts = dict.fromkeys(labels, _PER_CLASS)
-    split = mapped.published_split(name)
+    split = published_split(name)
     if name == "fc100":  # by groups
-        split = {which: [one for one in labels if one.split("/")[0] in split[which]] for which in mapped.SPLITS}
-    split = mapped.require_split(split, labels, f"the split of {name}")
-    return mapped.dataset(name, rows, counts, split, preprocessing=PREPROCESSING, content=RECORDS)
+        split = {which: [one for one in labels if one.split("/")[0] in split[which]] for which in SPLITS}
+    split = require_split(split, labels, f"the split of {name}")
+    return dataset(name, rows, counts, split, preprocessing=PREPROCESSING, content=RECORDS)
 
 
 def _is_there(path: Path) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from metagrad import strict_json
-from metagrad.data import mapped, pictures
+from metagrad.data import pictures
 from metagrad.data.archive import open_members
 from metagrad.data.class_folders import SPLIT_FOLDERS, spelt_as
+from metagrad.data.class_splits import SPLITS, dataset, require_split
 from metagrad.data.classes import Dataset
 from metagrad.data.names import short
 from metagrad.data.sources import Progress
@@ -23,7 +25,6 @@ def load(
     *,
     size: int,
     split: dict[str, Any] | None = None,
-    seed: int = 0,
     strict: bool = False,
     anew: bool = False,
     cache_dir: Path | None = None,
@@ -36,8 +37,9 @@ def load(
     source:
         a folder or a zip file. Either it has the folders ``train``, ``val`` and ``test``, and class folders in them; or
         class folders and a ``split.json`` that names the classes of each; or class folders alone, which are then
-        parted by ``seed``: 64 % of the classes to train on, 16 % to validate, 20 % to test. Folders in a class folder
-        are part of the class, unless a split names them as classes of their own (``"alphabet/character"``).
+        parted at random, always alike: 64 % of the classes to train on, 16 % to validate, 20 % to test. Folders in a
+        class folder are part of the class, unless a split names them as classes of their own
+        (``"alphabet/character"``).
     size, strict, anew, cache_dir:
         see :func:`metagrad.data.pictures.load`.
     split:
@@ -53,39 +55,36 @@ def load(
     written, where = (split, "the split given") if split is not None else _written(source)
     nested = _names_nested(written)
     found = pictures.load(
-        source,
-        size=size,
-        strict=strict,
-        anew=anew,
-        cache_dir=cache_dir,
-        progress=progress,
-        nested=nested,
+        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, nested=nested
     )
     counts, by_folder, beside = _by_folder(found.counts)
     if split is None:
         split, where = (written, where) if by_folder is None else (by_folder, str(source))
     if split is None:
         where = str(source)
-        split = _parted(list(counts), seed, source)
-    chosen = mapped.require_split(_as_spelt(split, counts), counts, where)
-    notes = list(found.notes())
-    if beside:
-        notes.append(f"left out the folder {short(beside[0])!r} beside train, val and test" + _more(beside))
-    used = {name for names in chosen.values() for name in names}
-    unused = sorted(name for name in counts.keys() - used if not name.endswith("/"))
-    if unused:
-        notes.append(f"{where} leaves out the class {short(unused[0])!r}" + _more(unused))
+        split = _parted(list(counts), source)
+    chosen = require_split(_as_spelt(split, counts), counts, where)
     if strict:
         _refuse_shared(found, counts, chosen, source)
-    return mapped.dataset(
+    return dataset(
         source.stem or source.absolute().stem,
         found.images,
         counts,
         chosen,
-        preprocessing=f"upright, RGB, middle square, bicubic to {size}x{size}, scaled to [0, 1], no augmentation",
+        preprocessing=pictures.preprocessing(size),
         content=found.digest,
-        notes=tuple(notes),
+        notes=(*found.notes(), *_left_out(beside, chosen, counts, where)),
     )
+
+
+def _left_out(beside: list[str], chosen: dict[str, list[str]], counts: dict[str, int], where: str) -> Iterator[str]:
+    """Say which folders and classes are in no split."""
+    if beside:
+        yield f"left out the folder {short(beside[0])!r} beside train, val and test" + _more(beside)
+    used = {name for names in chosen.values() for name in names}
+    unused = sorted(name for name in counts.keys() - used if not name.endswith("/"))
+    if unused:
+        yield f"{where} leaves out the class {short(unused[0])!r}" + _more(unused)
 
 
 def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[str]] | None, list[str]]:
@@ -99,7 +98,7 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
     beside = sorted({label.split("/")[0] for label in counts.keys() - inside})
     if not inside or (beside and len(named) < 3):
         return counts, None, []
-    split: dict[str, list[str]] = {which: [] for which in mapped.SPLITS}
+    split: dict[str, list[str]] = {which: [] for which in SPLITS}
     renamed: dict[str, int] = {}
     for label, count in counts.items():
         if label not in inside:
@@ -108,7 +107,7 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
         top, _, name = label.partition("/")
         which = SPLIT_FOLDERS[top.lower()]
         if name in renamed:
-            other = next(place for place in mapped.SPLITS if name in split[place])
+            other = next(place for place in SPLITS if name in split[place])
             raise MetagradError(
                 f"the class {short(name)!r} is in {other} and in {which}: take one out, classes must differ"
             )
@@ -169,14 +168,14 @@ def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
             raise MetagradError(f"{source}: {short(name)} is not JSON ({error})") from error
 
 
-def _parted(names: list[str], seed: int, source: Path) -> dict[str, list[str]]:
+def _parted(names: list[str], source: Path) -> dict[str, list[str]]:
     if len(names) < 6:
         raise MetagradError(
             f"{source} has {len(names)} classes: to part them into training, validation and test classes takes six or "
             "more, two of each"
         )
     shuffled = sorted(names)
-    random.Random(seed).shuffle(shuffled)
+    random.Random(0).shuffle(shuffled)
     train, val = (max(2, round(share * len(names))) for share in _SHARES)
     train = min(train, len(names) - 4)
     return {

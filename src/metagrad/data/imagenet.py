@@ -20,6 +20,7 @@ from metagrad import strict_json
 from metagrad.data import mapped, pictures
 from metagrad.data.archive import fingerprint
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.class_splits import SPLITS, dataset, published_split
 from metagrad.data.classes import Dataset
 from metagrad.data.names import short
 from metagrad.data.pickled import read_arrays
@@ -64,34 +65,25 @@ def load(
     if place is None:
         raise MetagradError(f"{name} may not be handed on, so it is not downloaded: name its folder with --data-dir")
     source = find(place, name, (name, name.replace("-", "_"), f"{name}.zip", "."), Path.exists)
-    split = mapped.published_split(name)
+    split = published_split(name)
     if name == "mini-imagenet" and (source / _PICKLED.format(which="train")).is_file():
         return _from_pickles(name, source, split, size, anew, cache_dir, progress)
     labels = None
     if name == "mini-imagenet" and (source / "train.csv").is_file() and (source / "images").is_dir():
         labels = _by_tables(source).get
     found = pictures.load(
-        source,
-        size=size,
-        strict=strict,
-        anew=anew,
-        cache_dir=cache_dir,
-        progress=progress,
-        labels=labels,
-        nested=True,
+        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, labels=labels, nested=True
     )
     renamed = {label.rpartition("/")[2]: count for label, count in found.counts.items()}
     if len(renamed) != len(found.counts):
         raise MetagradError(f"{source} has a class in several folders: leave one of them")
     _require(renamed, split, name, source)
-    says = f"upright, RGB, middle square, bicubic to {size}x{size}, scaled to [0, 1], no augmentation"
-    return mapped.dataset(
-        name, found.images, renamed, split, preprocessing=says, content=found.digest, notes=found.notes()
-    )
+    says = pictures.preprocessing(size)
+    return dataset(name, found.images, renamed, split, preprocessing=says, content=found.digest, notes=found.notes())
 
 
 def _require(counts: dict[str, int], split: dict[str, list[str]], name: str, source: Path) -> None:
-    missing = [label for which in mapped.SPLITS for label in split[which] if label not in counts]
+    missing = [label for which in SPLITS for label in split[which] if label not in counts]
     if missing:
         raise MetagradError(
             f"{source} lacks {len(missing)} classes of {name} ({', '.join(missing[:3])}, ...): complete it, or train "
@@ -105,7 +97,7 @@ def _require(counts: dict[str, int], split: dict[str, list[str]], name: str, sou
 def _by_tables(source: Path) -> dict[str, str]:
     """Return the class of each file name, as the three tables say."""
     labels: dict[str, str] = {}
-    for which in mapped.SPLITS:
+    for which in SPLITS:
         path = source / f"{which}.csv"
         try:
             with path.open(newline="", encoding="utf-8") as file:
@@ -130,7 +122,7 @@ def _from_pickles(
 ) -> Dataset:
     """Read ``{"image_data": (N, 84, 84, 3) uint8, "class_dict": {class: rows}}`` for each split."""
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
-    files = [source / _PICKLED.format(which=which) for which in mapped.SPLITS]
+    files = [source / _PICKLED.format(which=which) for which in SPLITS]
     seen = "\0".join([str(_RECIPE), str(size), *(f"{path.resolve()} {fingerprint(path)}" for path in files)])
     stem = f"pickled-{hashlib.sha256(seen.encode()).hexdigest()[:24]}"
     facts_at = cache / f"{stem}.json"
@@ -175,7 +167,7 @@ def _from_pickles(
     says = (
         f"84x84 RGB as pickled{'' if size == 84 else f', bicubic to {size}x{size}'}, scaled to [0, 1], no augmentation"
     )
-    return mapped.dataset(name, rows, counts, split, preprocessing=says, content=digest)
+    return dataset(name, rows, counts, split, preprocessing=says, content=digest)
 
 
 def _pickled_classes(path: Path) -> Iterator[tuple[str, np.ndarray]]:

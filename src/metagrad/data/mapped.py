@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,17 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad import strict_json
 from metagrad.data.cache import Damaged, atomic_save, is_plain, read_facts, storage_error, write_facts
-from metagrad.data.classes import Dataset, ImageClasses
-from metagrad.data.names import short
+from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 from metagrad.files import sync_folder
 
-SPLITS = ("train", "val", "test")
-Progress = Callable[[int, int, str], None]
-
-_HEADER = 256  # bytes of the .npy file before the array
 _BLOCK = 4 * 2**20
 _ALWAYS = 256 * 2**20  # bytes that are checked at every opening: a quarter of a second
 _THREADS = 4  # hashlib lets go of the interpreter
@@ -104,12 +96,12 @@ def open_rows(
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            if status.st_size != _HEADER + size or file.read(_HEADER) != _header(shape):
-                raise Damaged(path, "it is cut, or has another shape")
+            found = _mapped(path, shape)
+            if status.st_size != found.offset + size or _identity(path.stat()) != _identity(status):
+                raise Damaged(path, "it is cut, or was replaced meanwhile")
             same = facts.get("file") == _identity(status)
             if full or not same or size <= _ALWAYS:
-                _check(path, file, digests, progress)
-            mapped = np.memmap(file, dtype=np.uint8, mode="c", offset=_HEADER, shape=shape)
+                _check(path, file, found.offset, digests, progress)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -117,7 +109,7 @@ def open_rows(
     if not same:
         with contextlib.suppress(MetagradError):  # a cache that may only be read is checked again the next time
             write_facts(_facts_of(path), {**facts, "file": _identity(status)})
-    return torch.from_numpy(mapped)
+    return torch.from_numpy(found)
 
 
 def _facts_of(path: Path) -> Path:
@@ -128,13 +120,28 @@ def _identity(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
-    text = str({"descr": "|u1", "fortran_order": False, "shape": shape})
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Map a .npy file, for reading and for writes that stay in memory."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="c")
+    except OSError:
+        raise
+    except Exception as error:  # numpy's parser of headers raises nearly anything
+        raise Damaged(path, f"it is cut, or no array: {str(error)[:80]}") from error
+    if found.shape != shape or found.dtype != np.uint8 or not found.flags.c_contiguous:
+        raise Damaged(path, "it is cut, or has another shape")
+    return found
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Write the array; return its shape and digests, which are of what came, not of what the disk has."""
+    """Write the array; return its shape and digests, which are of what came, not of what the disk has.
+
+    Not through memory: on a full disk that ends the process.
+    """
     count, digests, waiting = 0, [], bytearray()
     with path.open("wb") as file:
 
@@ -145,7 +152,8 @@ def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> di
                 file.write(block)
                 del waiting[:_BLOCK]
 
-        file.write(_header((0, *shape)))
+        _write_header(file, (0, *shape))
+        start = file.tell()
         for row in rows:
             if row.shape != shape or row.dtype != np.uint8:
                 raise ValueError(f"a row is {row.dtype} {row.shape}, not uint8 {shape}")
@@ -154,11 +162,13 @@ def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> di
             flush(_BLOCK)
         flush(1)
         file.seek(0)
-        file.write(_header((count, *shape)))
+        _write_header(file, (count, *shape))  # numpy leaves room in a header for more rows
+        if file.tell() != start:
+            raise ValueError(f"the header of {count} rows has another length than that of none")
     return {"shape": [count, *shape], "block": _BLOCK, "sha256s": digests}
 
 
-def _check(path: Path, file: IO[bytes], digests: list[Any], progress: Progress | None) -> None:
+def _check(path: Path, file: IO[bytes], start: int, digests: list[Any], progress: Progress | None) -> None:
     """Raise `Damaged` unless every block is as it was written.
 
     What is read here, and not through memory: a disk that cannot give a page back would end the process there.
@@ -167,7 +177,7 @@ def _check(path: Path, file: IO[bytes], digests: list[Any], progress: Progress |
 
     def same(number: int) -> bool:
         with reading:
-            file.seek(_HEADER + number * _BLOCK)
+            file.seek(start + number * _BLOCK)
             block = file.read(_BLOCK)
         return hashlib.sha256(block).hexdigest() == digests[number]
 
@@ -177,75 +187,3 @@ def _check(path: Path, file: IO[bytes], digests: list[Any], progress: Progress |
                 progress(number + 1, len(digests), "checking cached pictures")
             if not right:
                 raise Damaged(path, f"bytes {number * _BLOCK} and following are not what was written")
-
-
-def dataset(
-    name: str,
-    images: Tensor,
-    counts: dict[str, int],
-    split: dict[str, list[str]],
-    *,
-    preprocessing: str,
-    content: str,
-    notes: tuple[str, ...] = (),
-) -> Dataset:
-    """Make a data set of images that lie class after class in the order of ``counts``.
-
-    Parameters
-    ----------
-    split:
-        the classes of ``train``, ``val`` and ``test``.
-    content:
-        digest of the images.
-    """
-    first, start = {}, 0
-    for label, count in counts.items():
-        first[label] = start
-        start += count
-
-    def part(names: list[str]) -> ImageClasses:
-        return ImageClasses(
-            images,
-            torch.tensor([counts[name] for name in names], dtype=torch.int64, device="cpu"),
-            tuple(names),
-            torch.tensor([first[name] for name in names], dtype=torch.int64, device="cpu"),
-        )
-
-    train, val, test = (part(split[which]) for which in SPLITS)
-    made_of = json.dumps([content, preprocessing, [split[which] for which in SPLITS]])
-    digest = hashlib.sha256(made_of.encode()).hexdigest()
-    return Dataset(name, train, val, test, False, preprocessing, digest, notes)
-
-
-def require_split(split: Any, available: Iterable[str], where: str) -> dict[str, list[str]]:
-    """Return a split that has been looked at.
-
-    Raises
-    ------
-    MetagradError
-        if it is not three lists of names, a class is in two of them, or there is no such class.
-    """
-    if not isinstance(split, dict) or not all(
-        isinstance(split.get(which), list) and all(isinstance(name, str) for name in split[which]) for which in SPLITS
-    ):
-        raise MetagradError(f'{where} is not a split: it needs "train", "val" and "test", each a list of class names')
-    place: dict[str, str] = {}
-    known = set(available)
-    for which in SPLITS:
-        if not split[which]:
-            raise MetagradError(f"{where} has no class in {which}: give it some")
-        for name in split[which]:
-            if name in place:
-                raise MetagradError(
-                    f"{where} has the class {short(name)!r} in {place[name]} and in {which}: take one out"
-                )
-            if name not in known:
-                raise MetagradError(f"{where} names the class {short(name)!r}, of which there are no pictures")
-            place[name] = which
-    return {which: list(split[which]) for which in SPLITS}
-
-
-def published_split(name: str) -> dict[str, list[str]]:
-    """Return one of the splits that come with metagrad."""
-    found = strict_json.parse((resources.files("metagrad.data") / "splits" / f"{name}.json").read_bytes())
-    return {which: found[which] for which in SPLITS}

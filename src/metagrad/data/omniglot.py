@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from metagrad import strict_json
 from metagrad.data.archive import Members, contents_digest, fingerprint, open_members
 from metagrad.data.arrays import cached_arrays
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
-from metagrad.data.classes import Dataset, ImageClasses
-from metagrad.data.sources import Progress, data_directory, download, md5_of
+from metagrad.data.class_splits import SPLITS, blocks, published_split
+from metagrad.data.classes import Dataset
+from metagrad.data.sources import Progress, data_directory, download, find, md5_of
 from metagrad.errors import MetagradError
 
 DRAWINGS_PER_CLASS = 20
@@ -101,13 +100,7 @@ def load(
         if the archives are not where they should be, are not the official images, cannot be downloaded, or
         the cache cannot be written.
     """
-    return _load(data_dir, cache_dir, progress, _ARCHIVES, _official_split(), anew)
-
-
-def _official_split() -> dict[str, list[str]]:
-    file = resources.files("metagrad.data") / "splits" / "omniglot.json"
-    split: dict[str, list[str]] = strict_json.parse(file.read_bytes())
-    return split
+    return _load(data_dir, cache_dir, progress, _ARCHIVES, published_split("omniglot"), anew)
 
 
 def _load(
@@ -126,7 +119,7 @@ def _load(
             for archive in archives
         }
     else:
-        sources = _find(place, archives)
+        sources = {archive.name: _find(place, archive.name) for archive in archives}
     for archive in archives:
         _accept(archive, sources[archive.name], cache, progress, anew)
     classes = [*split["train"], *split["val"], *split["test"]]
@@ -141,46 +134,21 @@ def _load(
     return _dataset(images, split)
 
 
+def _find(data_dir: Path, name: str) -> Path:
+    """Return the zip or the extracted folder, whichever comes first."""
+    places = [f"{place}/{name}{ending}" for place in _PLACES for ending in (".zip", "")]
+    return find(data_dir, f"Omniglot's {name}", [place.removeprefix("./") for place in places], _is_there)
+
+
+def _is_there(path: Path) -> bool:
+    # An empty folder is what a failed extraction leaves; the zip may still be in another place.
+    return path.is_file() or (path.is_dir() and any(entry.is_dir() for entry in path.iterdir()))
+
+
 def _cache_key(archives: Sequence[_Archive], classes: Sequence[str]) -> str:
     parts = [*(archive.digest for archive in archives), *classes]
     made_from = hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
     return f"images-v{_RECIPE}-{made_from[:24]}"
-
-
-# --- finding the archives --------------------------------------------------------------------------------
-
-
-def _find(data_dir: Path, archives: Sequence[_Archive]) -> dict[str, Path]:
-    if not data_dir.is_dir():
-        raise MetagradError(
-            f"the data directory {data_dir} does not exist; pass another with --data-dir or METAGRAD_DATA, "
-            "or neither to download Omniglot"
-        )
-    places = [data_dir / place for place in _PLACES]
-    sources: dict[str, Path] = {}
-    for archive in archives:
-        source = next((found for place in places if (found := _find_in(place, archive.name))), None)
-        if source is None:
-            looked = ", ".join(str(place) for place in places)
-            raise MetagradError(
-                f"Omniglot needs {archive.name}.zip or the extracted folder {archive.name}, and neither "
-                f"is in {looked}; put it there, or pass another directory with --data-dir or METAGRAD_DATA"
-            )
-        sources[archive.name] = source
-    return sources
-
-
-def _find_in(place: Path, name: str) -> Path | None:
-    archive, folder = place / f"{name}.zip", place / name
-    try:
-        if archive.is_file():
-            return archive
-        # An empty folder is what a failed extraction leaves; the zip may still be in another place.
-        if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
-            return folder
-    except OSError as error:
-        raise MetagradError(f"{place} cannot be read ({error.strerror}); check its permissions") from error
-    return None
 
 
 # --- accepting them --------------------------------------------------------------------------------------
@@ -315,24 +283,9 @@ def _decode(where: str, data: bytes) -> np.ndarray:
 
 def _dataset(images: np.ndarray, split: Mapping[str, Sequence[str]]) -> Dataset:
     """Cut ``images``, which follow the classes of train, val and test, into a `Dataset`."""
+    parts = blocks(torch.from_numpy(images), split, DRAWINGS_PER_CLASS)
     digest = hashlib.sha256()
-    parts: dict[str, ImageClasses] = {}
-    start = 0
-    for part in ("train", "val", "test"):
-        names = tuple(split[part])
-        stop = start + len(names) * DRAWINGS_PER_CLASS
-        pixels = np.ascontiguousarray(images[start:stop])
-        digest.update("\0".join((part, *names)).encode("utf-8") + b"\0")
-        digest.update(pixels.data)
-        counts = torch.full((len(names),), DRAWINGS_PER_CLASS, dtype=torch.int64, device="cpu")
-        parts[part] = ImageClasses(torch.from_numpy(pixels), counts, names)
-        start = stop
-    return Dataset(
-        name="omniglot",
-        train=parts["train"],
-        val=parts["val"],
-        test=parts["test"],
-        rotations=True,
-        preprocessing=PREPROCESSING,
-        digest=digest.hexdigest(),
-    )
+    for which, part in zip(SPLITS, parts, strict=True):
+        digest.update("\0".join((which, *part.names)).encode("utf-8") + b"\0")
+        digest.update(np.ascontiguousarray(part.images.numpy()).data)
+    return Dataset("omniglot", *parts, rotations=True, preprocessing=PREPROCESSING, digest=digest.hexdigest())

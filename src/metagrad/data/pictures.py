@@ -22,12 +22,16 @@ from metagrad.data.class_folders import ENDINGS, Candidate, candidates
 from metagrad.data.decoding import decode, reason
 from metagrad.data.mapped import open_rows, save_rows
 from metagrad.data.names import short
+from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
-
-Progress = Callable[[int, int, str], None]
 
 _NAMED = 3  # files in a note
 _RECIPE = 3  # raise it whenever decoding changes
+
+
+def preprocessing(size: int) -> str:
+    """Say in a line how :func:`load` makes pixels of a picture."""
+    return f"upright, RGB, middle square, bicubic to {size}x{size}, scaled to [0, 1], no augmentation"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 
 from metagrad import strict_json
 from metagrad.data.cache import folder_from, is_plain, locked, storage_error
+from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 from metagrad.files import require_readable
-
-Progress = Callable[[int, int, str], None]
 
 
 def data_directory(data_dir: Path | None) -> Path | None:

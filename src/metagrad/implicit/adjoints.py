@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metagrad import torch_modes, tree
 from metagrad.implicit.ask import measured, solve_detached
@@ -110,8 +109,7 @@ class Implicit:
 
     def __call__(self, problem: Problem, init: Params, solver: InnerSolver) -> Solution:
         """Solve detached, then attach the implicit derivative."""
-        given = [leaf for leaf in pytree.tree_leaves((problem.theta, problem.data)) if isinstance(leaf, Tensor)]
-        torch_modes.require_no_tangents("an implicit gradient", given)
+        torch_modes.require_no_tangents("an implicit gradient", tree.partition((problem.theta, problem.data))[0])
         if self.x0 is not None and self.x0.keys() != init.keys():
             raise ValueError(
                 f"x0 has {', '.join(self.x0) or 'nothing'}, phi has {', '.join(init)}: they must be the same"
@@ -130,16 +128,12 @@ class Implicit:
 
         Each backward appends its linear solve to ``linear``.
         """
-        leaves, spec = pytree.tree_flatten((problem.theta, problem.data))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors, combine = tree.partition((problem.theta, problem.data))
 
         def linearise(point: Params, at: list[Tensor]) -> tuple[Linearisation, list[Tensor]]:
             """Linearise at tensors that stand for ``tensors``; return them too."""
             asked = [now.detach().requires_grad_(was.requires_grad) for now, was in zip(at, tensors, strict=True)]
-            rest = iter(asked)
-            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            theta, data = pytree.tree_unflatten(filled, spec)
-            return Problem(problem.objective, theta, data).linearise(point, self.curvature), asked
+            return Problem(problem.objective, *combine(asked)).linearise(point, self.curvature), asked
 
         # Now, since the inner gradient is part of it; and for one backward, which frees it.
         ready = [linearise(phi, tensors)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,22 +142,19 @@ def check_meta_gradient(
         raise ValueError("outer does not depend on phi: its gradient needs no inner solution")
     assert behind.linear.residual is not None
     assert behind.linear.min_curvature is not None
-    shares: list[float | None] = [None, None, None]
     whole = reference.norm()
+    inner = system = curvature = None
     if isinstance(adjoint, Implicit):
         report("the linear system where the inner solver ended")
-        same, _ = at(phi, Implicit(linear_solver=linear, curvature=adjoint.curvature))
-        hessian = same if adjoint.curvature == "hessian" else at(phi, Implicit(linear_solver=linear))[0]
-        parts = (hessian - reference, sharp - same, same - hessian)
-        shares = [float(part.norm() / whole) for part in parts]
+        inner, system, curvature = _shares(adjoint, lambda kind: at(phi, kind)[0], sharp, reference, linear)
     residual = None if solution.linear is None else solution.linear.residual
     return GradientCheck(
         cosine=float(used @ reference / (used.norm() * whole)),
         error=float((used - reference).norm() / whole),
         arithmetic=float((used - sharp).norm() / whole),
-        inner=shares[0],
-        linear=shares[1],
-        curvature=shares[2],
+        inner=inner,
+        linear=system,
+        curvature=curvature,
         used=used,
         reference=reference,
         grad_norm=door.numbers(solution.grad_norm),
@@ -166,6 +163,16 @@ def check_meta_gradient(
         reference_residual=door.numbers(behind.linear.residual),
         reference_min_curvature=door.numbers(behind.linear.min_curvature),
     )
+
+
+def _shares(
+    adjoint: Implicit, gradient: Callable[[Adjoint], Tensor], sharp: Tensor, reference: Tensor, linear: LinearSolver
+) -> Iterator[float]:
+    """Yield how much of the error the inner solve, the linear solve and the curvature make."""
+    same = gradient(Implicit(linear_solver=linear, curvature=adjoint.curvature))
+    hessian = same if adjoint.curvature == "hessian" else gradient(Implicit(linear_solver=linear))
+    for part in (hessian - reference, sharp - same, same - hessian):
+        yield float(part.norm() / reference.norm())
 
 
 def _flat_start(door: Door, start: Callable[[Any], Any]) -> Callable[[Params], Params]:

@@ -250,8 +250,8 @@ def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
         leaves = leaves_of(phi)
         outputs = objective.outputs_batched(leaves, theta, data)
         cotangent = torch.zeros_like(outputs).requires_grad_()
-        pulled = list(
-            torch.autograd.grad(outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True)
+        pulled = torch.autograd.grad(
+            outputs, list(leaves.values()), cotangent, create_graph=True, materialize_grads=True
         )
         at_outputs = outputs.detach().requires_grad_()
         loss = objective.losses(at_outputs, data).sum()
@@ -260,7 +260,7 @@ def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
     slope = bend.add_gradient(pull_phi([outputs], leaves, [loss_grad.detach()]))
 
     def jvp(v: Params) -> Tensor:
-        (forward,) = pull(pulled, [cotangent], in_order(v, leaves), keep=True)
+        (forward,) = pull(list(pulled), [cotangent], in_order(v, leaves), keep=True)
         return torch.zeros_like(cotangent) if forward is None else forward
 
     def vjp(w: Tensor) -> Params:
@@ -282,13 +282,12 @@ def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
         # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
         # and then the whole mixed derivative is taken.
         probe = pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
-        if any(part is not None for part in probe):
-            with torch.enable_grad():
-                value = objective.losses(outputs, data).sum()
-                gradient = list(grads(value, leaves, create_graph=True).values())
-            through_loss = pull(gradient, inputs, [-part for part in in_order(u, leaves)], keep=False)
-            mixed = [add_optional(a, b) for a, b in zip(mixed, through_loss, strict=True)]
-        return mixed
+        if all(part is None for part in probe):
+            return mixed
+        with torch.enable_grad():
+            gradient = grads(objective.losses(outputs, data).sum(), leaves, create_graph=True)
+        through_loss = pull(list(gradient.values()), inputs, [-part for part in in_order(u, leaves)], keep=False)
+        return [add_optional(a, b) for a, b in zip(mixed, through_loss, strict=True)]
 
     parts = GaussNewton(jvp, vjp, output_hessian, outputs.shape)
     return Linearisation(

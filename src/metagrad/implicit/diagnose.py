@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metagrad import tree
 from metagrad.errors import DivergedError, MetagradWarning, NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.linear import curvature_range
+from metagrad.implicit.look import require_finite_parts
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Nesterov, Solution
 from metagrad.tree import Params
@@ -55,10 +54,7 @@ def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution
     if not host.may_look(solution.grad_norm) or bool(solution.grad_norm.isfinite().all()):
         return
     problem, init = problem.detached(), tree.detach(init)
-    for what, part in (("theta", problem.theta), ("init", init), ("data", problem.data)):
-        for leaf in pytree.tree_leaves(part):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
-                raise NotFiniteError(f"{what} holds a number that is not finite (NaN or infinite)")
+    require_finite_parts(problem.theta, init, problem.data)
     with torch.no_grad():
         finite = problem.value(init).isfinite()
     if not finite.all():

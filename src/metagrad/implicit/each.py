@@ -48,13 +48,13 @@ def _only(part: Any) -> Any:
 
 def _mapped(function: Callable[..., Tensor], arguments: tuple[Any, ...], shared: tuple[int, ...]) -> Tensor:
     dims = tuple(None if place in shared else 0 for place in range(len(arguments)))
-    leaves, spec = pytree.tree_flatten([part for place, part in enumerate(arguments) if place not in shared])
-    if all(isinstance(leaf, Tensor) for leaf in leaves):
+    split = [part for place, part in enumerate(arguments) if place not in shared]
+    if all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(split)):
         return torch.vmap(function, in_dims=dims)(*arguments)
+    tensors, combine = tree.partition(split)
 
     def one(mine: list[Tensor]) -> Tensor:
-        rest = iter(mine)
-        own = iter(pytree.tree_unflatten([next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec))
+        own = iter(combine(mine))
         return function(*(part if place in shared else next(own) for place, part in enumerate(arguments)))
 
-    return torch.vmap(one)([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    return torch.vmap(one)(tensors)

@@ -92,7 +92,7 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
                 "(x + 1 in place of x.add_(1))"
             )
         if host.may_look(value) and not math.isfinite(value):
-            _require_finite_parts(phi, theta, data)
+            require_finite_parts(theta, phi, data)
             raise NotFiniteError("the objective is not finite at the start, first in task 0")
         leaves = leaves_of(phi)
         used = ancestors(objective(leaves, theta, data))
@@ -103,7 +103,7 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
     return [name for name, leaf in leaves.items() if id(leaf) not in used]
 
 
-def _require_finite_parts(phi: Params, theta: Params, data: Any) -> None:
+def require_finite_parts(theta: Params, init: Params, data: Any) -> None:
     """Say which of the arguments is not finite, if one is.
 
     Raises
@@ -111,7 +111,7 @@ def _require_finite_parts(phi: Params, theta: Params, data: Any) -> None:
     NotFiniteError
         naming it.
     """
-    for what, part in (("theta", theta), ("init", phi), ("data", data)):
+    for what, part in (("theta", theta), ("init", init), ("data", data)):
         for leaf in pytree.tree_leaves(part):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
                 raise NotFiniteError(f"{what} holds a number that is not finite (NaN or infinite)")

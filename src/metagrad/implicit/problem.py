@@ -59,23 +59,22 @@ class Problem:
 
     def grad(self, phi: Params) -> Params:
         """Return ``dg/dphi`` per task, shaped as ``phi``."""
-        with torch.enable_grad():
-            leaves = phi if self.create_graph else leaves_of(phi)
-            rest, proximal = self.without_proximal()
-            found = grads(rest.value(leaves).sum(), leaves, create_graph=self.create_graph)
-        return found if proximal is None else with_pull(found, proximal, phi, self.theta)
+        return self._differentiated(phi)[1]
 
     def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
         """Return ``g``, ``(T,)``, and ``dg/dphi`` from one pass."""
+        value, gradient, proximal = self._differentiated(phi)
+        value = value if self.create_graph else value.detach()
+        return value if proximal is None else value + each_task(proximal, phi, self.theta, shared=(1,)), gradient
+
+    def _differentiated(self, phi: Params) -> tuple[Tensor, Params, Proximal | None]:
+        """Return ``g`` without its proximal term, the whole gradient, and that term."""
         with torch.enable_grad():
             leaves = phi if self.create_graph else leaves_of(phi)
             rest, proximal = self.without_proximal()
             value = rest.value(leaves)
             found = grads(value.sum(), leaves, create_graph=self.create_graph)
-        value = value if self.create_graph else value.detach()
-        if proximal is None:
-            return value, found
-        return value + each_task(proximal, phi, self.theta, shared=(1,)), with_pull(found, proximal, phi, self.theta)
+        return value, found if proximal is None else with_pull(found, proximal, phi, self.theta), proximal
 
     def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
         """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metagrad import scalars, tree
 from metagrad.implicit.ask import measured, solve_detached, solved
@@ -103,18 +102,14 @@ def _checkpointed(problem: Problem, start: Params, solver: Any, every: int) -> S
             "checkpoint goes with GradientDescent without momentum, line search and tol, whose steps need nothing but "
             f"phi, not {solver!r}"
         )
-    leaves, spec = pytree.tree_flatten((problem.theta, problem.data))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors, combine = tree.partition((problem.theta, problem.data))
     names, phi = list(start), list(start.values())
 
     def segment(steps: int) -> Callable[..., tuple[Tensor, ...]]:
         part = replace(solver, max_steps=steps)
 
         def run(*given: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(given[len(names) :])
-            filled = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            theta, data = pytree.tree_unflatten(filled, spec)
-            here = Problem(problem.objective, theta, data, create_graph=torch.is_grad_enabled())
+            here = Problem(problem.objective, *combine(given[len(names) :]), create_graph=torch.is_grad_enabled())
             return tuple(part(here, dict(zip(names, given, strict=False))).value.values())
 
         return run

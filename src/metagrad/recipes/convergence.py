@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metagrad.implicit import CG, GradientDescent, Implicit, argmin
+from metagrad.recipes.least_squares import power_law
 from metagrad.recipes.protocols import ConvergenceProtocol
 from metagrad.tree import Params
 
@@ -171,12 +172,6 @@ def rates(rows: list[ConvergenceRow]) -> Rates:
     late = [row for row in late if row.iteration >= late[-1].iteration / 10]
     batches = [row for row in rows if row.form == FIXED]
     return Rates(
-        _slope([row.iteration for row in late], [row.error for row in late]),
-        _slope([row.batch for row in batches], [row.error for row in batches]),
+        power_law([row.iteration for row in late], [row.error for row in late]).value,
+        power_law([row.batch for row in batches], [row.error for row in batches]).value,
     )
-
-
-def _slope(x: list[int], y: list[float]) -> float:
-    a, b = torch.tensor(x, dtype=torch.float64).log(), torch.tensor(y, dtype=torch.float64).log()
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / (a @ a))

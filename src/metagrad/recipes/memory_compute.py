@@ -32,6 +32,7 @@ from metagrad.fewshot import (
     meta_gradient,
 )
 from metagrad.implicit import GradientDescent, HessianFree
+from metagrad.recipes.least_squares import line, power_law
 from metagrad.recipes.protocols import MemoryProtocol
 
 
@@ -188,10 +189,10 @@ def _storages(part: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in pytree.tree_leaves(part) if isinstance(leaf, Tensor)]
 
 
-def duration(algorithm: Algorithm, model: nn.Module, tasks: Tasks, repeats: int = 3) -> float:
-    """Return the seconds of one meta-gradient, the least of several."""
+def duration(algorithm: Algorithm, model: nn.Module, tasks: Tasks) -> float:
+    """Return the seconds of one meta-gradient, the least of three."""
     best = math.inf
-    for _ in range(repeats):
+    for _ in range(3):
         theta = algorithm.init(model)
         began = time.perf_counter()
         meta_gradient(algorithm, model, theta, tasks)
@@ -210,12 +211,6 @@ def slopes(rows: list[MemoryRow]) -> dict[tuple[str, str], Slope]:
         mine = [row for row in rows if (row.network, row.method) == curve]
         if len(mine) < 3:
             continue
-        steps = torch.tensor([row.inner_steps for row in mine], dtype=torch.float64)
-        memory = torch.tensor([row.megabytes for row in mine], dtype=torch.float64)
-        found[curve] = Slope(_slope(steps, memory), _slope(steps.log(), memory.log()), float(memory[-1] / memory[0]))
+        steps, memory = [row.inner_steps for row in mine], [row.megabytes for row in mine]
+        found[curve] = Slope(line(steps, memory).value, power_law(steps, memory).value, memory[-1] / memory[0])
     return found
-
-
-def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    return float(x @ y / (x @ x))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metagrad.implicit import CG, GradientDescent, Implicit, InnerSolver, Nesterov, Unroll
 from metagrad.recipes.protocols import ErrorProtocol
-from metagrad.recipes.regression import Found, Regression, dense, few, meta_gradient, relative_error, solve, spread
+from metagrad.recipes.regression import Regression, as_found, dense, few, meta_gradient, relative_error, solve, spread
 
 CG_STEPS = (2, 5, 20)
 # The residual at which the linear system counts as solved: near what rounding allows at a condition number of 1000.
@@ -98,5 +98,5 @@ def _gradients(regression: Regression, solver: InnerSolver) -> Iterator[tuple[st
     linear_solvers = {str(steps): CG(max_steps=steps) for steps in CG_STEPS}
     linear_solvers["solved"] = CG(max_steps=10 * phi.shape[1], tol=_SOLVED)
     for cg, linear_solver in linear_solvers.items():
-        yield "iMAML", cg, meta_gradient(regression, Found(), Implicit(linear_solver=linear_solver), phi)
+        yield "iMAML", cg, meta_gradient(regression, as_found, Implicit(linear_solver=linear_solver), phi)
     yield "MAML", "", meta_gradient(regression, solver, Unroll())

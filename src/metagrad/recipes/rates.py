@@ -14,13 +14,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metagrad.implicit import CG, GradientDescent, Implicit, InnerSolver, Nesterov, Unroll
+from metagrad.recipes.least_squares import Fit, power_law
 from metagrad.recipes.protocols import RateProtocol
-from metagrad.recipes.regression import Found, Regression, diagonal, meta_gradient, relative_error, solve, spread
+from metagrad.recipes.regression import Regression, as_found, diagonal, meta_gradient, relative_error, solve, spread
 
 _CHUNK = 1000
 
@@ -58,37 +58,13 @@ class RateRow:
     error: float
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Exponent of a power law with its standard error, by least squares on logarithms."""
-
-    value: float
-    error: float
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> Slope:
-    """Fit ``log y = a + value · log x``.
-
-    Raises
-    ------
-    ValueError
-        for fewer than three points, which leave nothing for the error.
-    """
-    if len(x) < 3:
-        raise ValueError(f"a slope with its error needs at least three points, got {len(x)}")
-    u, v = (np.log(values) - np.log(values).mean() for values in (x, y))
-    value = (u @ v) / (u @ u)
-    rest = v - value * u
-    return Slope(float(value), math.sqrt(rest @ rest / (len(x) - 2) / (u @ u)))
-
-
-def fits(rows: Sequence[RateRow]) -> dict[tuple[str, str], Slope]:
+def fits(rows: Sequence[RateRow]) -> dict[tuple[str, str], Fit]:
     """Return the exponent of the gradient evaluations in κ by (method, solver), where there are points enough."""
     curves: dict[tuple[str, str], list[RateRow]] = {}
     for row in rows:
         curves.setdefault((row.method, row.solver), []).append(row)
     return {
-        curve: slope([row.kappa for row in found], [row.evaluations for row in found])
+        curve: power_law([row.kappa for row in found], [row.evaluations for row in found])
         for curve, found in curves.items()
         if len(found) >= 3
     }
@@ -178,7 +154,7 @@ class _Counter:
 
     def _implicit_error(self, phi: Tensor, products: int) -> float:
         adjoint = Implicit(linear_solver=CG(max_steps=products, tol=0.0))
-        return self._worst(meta_gradient(self.regression, Found(), adjoint, phi))
+        return self._worst(meta_gradient(self.regression, as_found, adjoint, phi))
 
     def _unrolled_error(self, solver: InnerSolver, steps: int) -> float:
         self.work(3 * steps)

@@ -48,9 +48,9 @@ class Dense:
             raise ValueError(
                 f"Dense would build {count} × {count} matrices, beyond max_size={self.max_size}: use CG or MINRES"
             )
-        matrix = _dense(product, target)
+        matrix = dense_matrix(product, target)
         finite = matrix.isfinite().flatten(1).all(1)
-        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))  # it reads one triangle
         cut = 4 * count**0.5 * torch.finfo(target.dtype).eps * values.abs().amax(1, keepdim=True)
         inverse = torch.where(values.abs() > cut, 1 / torch.where(values != 0, values, 1.0), 0.0)
         u = vectors @ (inverse[..., None] * (vectors.mT @ target.double()[..., None]))
@@ -64,8 +64,8 @@ class Dense:
         )
 
 
-def _dense(product: Product, like: Tensor) -> Tensor:
-    """Return every task's A, ``(T, P, P)`` in float64; it is symmetric to rounding, and ``eigh`` reads one triangle."""
+def dense_matrix(product: Product, like: Tensor) -> Tensor:
+    """Return every task's A, ``(T, P, P)`` in float64, from its products; symmetric to rounding."""
     tasks, count = like.shape
     matrix = like.new_empty(tasks, count, count, dtype=torch.float64)
     probe = torch.zeros_like(like)

@@ -12,6 +12,7 @@ from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import GaussNewton, Operator
 from metagrad.implicit.linear.base import LinearSolution, scaled
+from metagrad.implicit.linear.dense import dense_matrix
 from metagrad.tree import Params
 
 
@@ -87,12 +88,9 @@ class Woodbury:
 def _root_of_output_hessian(parts: GaussNewton, like: Tensor) -> Tensor:
     """Return S with ``S Sᵀ = B``, ``(T, n, r)`` in float64: r is the largest rank among the tasks (on a GPU, n)."""
     tasks, count = len(like), math.prod(parts.shape[1:])
-    hessian = like.new_empty(tasks, count, count, dtype=torch.float64)
-    probe = like.new_zeros(tasks, count)
-    for column in range(count):
-        probe[:, column] = 1
-        hessian[:, column] = parts.output_hessian(probe.view(parts.shape)).reshape(tasks, count)
-        probe[:, column] = 0
+    hessian = dense_matrix(
+        lambda w: parts.output_hessian(w.view(parts.shape)).reshape(tasks, count), like.new_empty(tasks, count)
+    )
     finite = hessian.isfinite().flatten(1).all(1)[:, None]
     values, vectors = torch.linalg.eigh(torch.where(finite[..., None], (hessian + hessian.mT) / 2, 0.0))
     eps, largest = torch.finfo(like.dtype).eps, values.abs().amax(1, keepdim=True)
