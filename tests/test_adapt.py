@@ -120,12 +120,12 @@ def _written(path, tensors, facts):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t, f: f.update(format=2), "has format 2, this metagrad reads 1"),
+        (lambda t, f: f.update(format=3), "has format 3, this metagrad reads 1 and 2"),
         (lambda t, f: f.update(classes=7), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "a", "b", "c"]), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "b"]), "has shape"),
-        (lambda t, f: f["config"].update(filters=10**6), "has shape"),  # 10 TB, were it built
-        (lambda t, f: f["config"].update(filters="8"), "--filters must be a whole number"),
+        (lambda t, f: f["network"].update(filters=10**6), "has shape"),  # 10 TB, were it built
+        (lambda t, f: f["network"].update(filters="8"), "Conv4Config.filters must be a whole number"),
         (lambda t, f: f.update(temperature=0), "temperature cannot be so"),
         (lambda t, f: f.update(temperature="1"), "temperature cannot be so"),
         (lambda t, f: f.update(strange=float("nan")), "strange cannot be so"),

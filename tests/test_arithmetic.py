@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toyruns import config, new_run, tensors, toy, train
+from toyruns import new_run, tensors, toy, train
 
 from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.experiment import health
+from metagrad.experiment import Compute, health
 from metagrad.experiment.arithmetic import arithmetic
-from metagrad.experiment.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -74,10 +73,10 @@ def test_woodbury_takes_rounded_outputs(tmp_path):
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):
     with pytest.raises(MetagradError, match="tf32 is for GPUs"):
-        config(precision="tf32")
-    assert TrainConfig(precision="tf32", device="cuda").resolved("glyphs").precision == "tf32"
+        Compute(precision="tf32")
+    assert Compute(precision="tf32", device="cuda").precision == "tf32"
     assert main(["train", "glyphs", "--precision", "tf32", "--run", str(tmp_path / "r")]) == 2
-    assert "--device cuda" in capsys.readouterr().err
+    assert "--device" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 
