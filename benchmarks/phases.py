@@ -24,16 +24,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metagrad.cli.allocator import keep_memory
-from metagrad.fewshot import many, meta_gradient
+from metagrad.fewshot import batched_forward, meta_gradient
 from metagrad.implicit import CG, GradientDescent, Implicit, Problem
 from workload import add_options, chosen
 
 # Phase, owner and name of the function that is the phase. One inside another counts for itself only.
 PHASES: tuple[tuple[str, Any, str], ...] = (
-    ("look at the images", many, "prepare"),
+    ("look at the images", batched_forward, "prepare"),
     ("inner steps", GradientDescent, "__call__"),
     ("linearise", Problem, "linearise"),
-    ("query", many, "outputs"),
+    ("query", batched_forward, "outputs"),
     ("linear solve", CG, "__call__"),
 )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner import Scene, add_options, scene, write
-from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.precision import arithmetic
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, MemoryReduced, meta_gradient
 from workload import gap, taken
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 from metagrad.cli.allocator import keep_memory
+from metagrad.distributed import joined
 from metagrad.experiment.record import versions
 from metagrad.fewshot import meta_gradient
-from metagrad.ranks import joined
 from workload import Workload, add_options, chosen, least, taken
 
 RANKS = (1, 2, 4)

@@ -16,8 +16,8 @@ from metagrad.fewshot import (
     Conv4,
     Tasks,
     admit,
+    batched_forward,
     is_transductive,
-    many,
     meta_gradient,
 )
 from metagrad.fewshot.norms import BatchNorm
@@ -179,7 +179,7 @@ def test_a_pretrained_batch_norm_stays_as_it_was_trained(door, recwarn):
     theta = FOMAML().init(model)
     phi = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in theta.items()}
     with torch.no_grad():
-        torch.testing.assert_close(many.outputs(model, phi, x), torch.stack([net(part) for part in x]))
+        torch.testing.assert_close(batched_forward.outputs(model, phi, x), torch.stack([net(part) for part in x]))
         taken = ordinary(model, dict(theta), x[0])
         torch.testing.assert_close(taken(x[1]), net(x[1]))
     assert not recwarn.list

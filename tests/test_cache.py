@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metagrad import MetagradError, MetagradWarning, files
-from metagrad.data import arrays, cache, folder, mapped, pictures, sources
+from metagrad.data import arrays, cache, folder, memmap, pictures, sources
 from metagrad.data.cache import Damaged
 
 SIZE = 16
@@ -28,14 +28,14 @@ def rows(count=30, shape=(3, 20, 20)):
 
 
 def save(folder, made):
-    mapped.save_rows(folder, iter(made), made.shape[1:], name="rows")
+    memmap.save_rows(folder, iter(made), made.shape[1:], name="rows")
     return folder / "rows.npy"
 
 
 @pytest.fixture
 def blocks(monkeypatch):
     """Make blocks so small that a test has many."""
-    monkeypatch.setattr(mapped, "_BLOCK", 1000)
+    monkeypatch.setattr(memmap, "_BLOCK", 1000)
 
 
 def folder_of_pictures(root):
@@ -55,11 +55,11 @@ def folder_of_pictures(root):
 def test_rows_are_what_was_written_and_numpy_reads_them_too(tmp_path, blocks, count):
     made = rows(count)
     path = save(tmp_path, made)
-    found = mapped.open_rows(path, made.shape)
+    found = memmap.open_rows(path, made.shape)
     assert np.array_equal(found.numpy(), made)
     assert np.array_equal(np.load(path), made)
     found += 1  # its own, not the file's
-    assert np.array_equal(mapped.open_rows(path, made.shape).numpy(), made)
+    assert np.array_equal(memmap.open_rows(path, made.shape).numpy(), made)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.npy", "rows.sha256.json"]
 
 
@@ -74,7 +74,7 @@ def test_no_lost_bit_goes_unnoticed(tmp_path, blocks, where, bit, of_facts):
     file.write_bytes(content)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     try:
-        found = mapped.open_rows(path, made.shape)
+        found = memmap.open_rows(path, made.shape)
     except Damaged:
         return
     assert found is None or np.array_equal(found.numpy(), made)  # None: the name of the digest is another
@@ -85,12 +85,12 @@ def test_a_cut_file_and_another_shape_are_damage(tmp_path, cut):
     made = rows()
     path = save(tmp_path, made)
     with pytest.raises(Damaged, match="another shape"):
-        mapped.open_rows(path, (29, 3, 20, 20))
+        memmap.open_rows(path, (29, 3, 20, 20))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(Damaged, match="cut"):
-        mapped.open_rows(path, made.shape)
+        memmap.open_rows(path, made.shape)
     path.unlink()
-    assert mapped.open_rows(path, made.shape) is None
+    assert memmap.open_rows(path, made.shape) is None
 
 
 def test_rows_of_version_0_1_are_read(tmp_path):
@@ -101,7 +101,7 @@ def test_rows_of_version_0_1_are_read(tmp_path):
     path.write_bytes(
         b"\x93NUMPY\x01\x00" + (246).to_bytes(2, "little") + text.ljust(245).encode() + b"\n" + made.tobytes()
     )
-    assert np.array_equal(mapped.open_rows(path, made.shape).numpy(), made)
+    assert np.array_equal(memmap.open_rows(path, made.shape).numpy(), made)
 
 
 @pytest.mark.parametrize("made", [
@@ -112,7 +112,7 @@ def test_another_array_in_the_place_of_rows_is_damage(tmp_path, made):
     path = save(tmp_path, rows())
     np.save(path, made)
     with pytest.raises(Damaged, match="cut"):
-        mapped.open_rows(path, (30, 3, 20, 20))
+        memmap.open_rows(path, (30, 3, 20, 20))
 
 
 def test_rows_that_are_replaced_while_they_are_opened_are_damage(tmp_path, monkeypatch):
@@ -127,29 +127,29 @@ def test_rows_that_are_replaced_while_they_are_opened_are_damage(tmp_path, monke
 
     monkeypatch.setattr(np.lib.format, "open_memmap", replaced)
     with pytest.raises(Damaged, match="replaced"):
-        mapped.open_rows(path, (30, 3, 20, 20))
+        memmap.open_rows(path, (30, 3, 20, 20))
 
 
 def test_a_large_file_is_checked_when_it_is_another_than_before_or_on_demand(tmp_path, blocks, monkeypatch):
     made = rows()
     path = save(tmp_path, made)
-    monkeypatch.setattr(mapped, "_ALWAYS", 0)
+    monkeypatch.setattr(memmap, "_ALWAYS", 0)
     checks = []
-    check = mapped._check
-    monkeypatch.setattr(mapped, "_check", lambda *args: (checks.append(1), check(*args)))
-    mapped.open_rows(path, made.shape)
+    check = memmap._check
+    monkeypatch.setattr(memmap, "_check", lambda *args: (checks.append(1), check(*args)))
+    memmap.open_rows(path, made.shape)
     assert not checks
-    mapped.open_rows(path, made.shape, full=True)
+    memmap.open_rows(path, made.shape, full=True)
     assert len(checks) == 1
     copy = path.read_bytes()
     path.unlink()
     path.write_bytes(copy)  # moved to another disk, say
-    mapped.open_rows(path, made.shape)
-    mapped.open_rows(path, made.shape)
+    memmap.open_rows(path, made.shape)
+    memmap.open_rows(path, made.shape)
     assert len(checks) == 2  # and remembered
     path.write_bytes(copy[:-1] + bytes([copy[-1] ^ 1]))
     with pytest.raises(Damaged, match="bytes 35000 and following"):
-        mapped.open_rows(path, made.shape)
+        memmap.open_rows(path, made.shape)
 
 
 @pytest.mark.parametrize("facts", [
@@ -161,7 +161,7 @@ def test_facts_of_another_kind_are_damage(tmp_path, facts):
     path = save(tmp_path, rows())
     cache.write_facts(tmp_path / "rows.sha256.json", facts)
     with pytest.raises(Damaged):
-        mapped.open_rows(path, (30, 3, 20, 20))
+        memmap.open_rows(path, (30, 3, 20, 20))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 5000, b'{"a": 1, "a": 1}', b'{"sha256": NaN}',
@@ -183,7 +183,7 @@ def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "rows.sha256.json")
     os.mkfifo(tmp_path / "key-2.npz")
     with pytest.raises(MetagradError, match="no plain file"):
-        mapped.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
+        memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
     with pytest.raises(MetagradError, match="no plain file"):
         arrays.cached_arrays("key", dict, shapes={}, what="x", cache_dir=tmp_path)
 
@@ -212,9 +212,9 @@ def test_reading_anew_checks_what_is_trusted_otherwise(tmp_path, monkeypatch):
     root = folder_of_pictures(tmp_path / "set")
     before = pictures.load(root, size=SIZE, cache_dir=tmp_path).images.clone()
     (path,) = (tmp_path / "pictures").glob("rows-*.npy")
-    monkeypatch.setattr(mapped, "_ALWAYS", 0)  # as if it were large
-    state = mapped._identity(path.stat())
-    monkeypatch.setattr(mapped, "_identity", lambda status: state)  # and the disk, not a program, changed it
+    monkeypatch.setattr(memmap, "_ALWAYS", 0)  # as if it were large
+    state = memmap._identity(path.stat())
+    monkeypatch.setattr(memmap, "_identity", lambda status: state)  # and the disk, not a program, changed it
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert not torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
     with pytest.warns(MetagradWarning, match=r"npy is damaged .*: it is made anew"):
@@ -252,7 +252,7 @@ def test_a_disk_that_loses_what_it_writes_is_an_error_not_a_loop(tmp_path):
 
     with pytest.raises(MetagradError, match=r"damaged .* just after it was written"):
         cache.prepared(
-            tmp_path / "entry", lambda: mapped.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1)), build, what="it"
+            tmp_path / "entry", lambda: memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1)), build, what="it"
         )
 
 
@@ -271,8 +271,8 @@ def test_a_complete_cache_is_read_without_permission_to_write(tmp_path, monkeypa
         arrays.cached_arrays("key", refuse, shapes={"a": (3,)}, what="a", cache_dir=tmp_path)["a"].tolist() == [1] * 3
     )
     # Nor where the files were copied there, which makes them others than the remembered ones.
-    monkeypatch.setattr(mapped, "_identity", lambda status: [0, 0, 0, 0])
-    monkeypatch.setattr(mapped, "write_facts", lambda path, facts: cache.atomic_save(path, print))
+    monkeypatch.setattr(memmap, "_identity", lambda status: [0, 0, 0, 0])
+    monkeypatch.setattr(memmap, "write_facts", lambda path, facts: cache.atomic_save(path, print))
     monkeypatch.setattr(cache, "write_atomically", lambda *args, refused, **options: (_ for _ in ()).throw(
         refused(PermissionError(13, "Permission denied"))))  # fmt: skip
     assert pictures.load(root, size=SIZE, cache_dir=tmp_path).digest == before

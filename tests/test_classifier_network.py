@@ -10,7 +10,7 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.format1 import method_of
 from metagrad.fewshot import MLP, Batch, Conv4, ResNet12
-from metagrad.fewshot.split import with_last_layer
+from metagrad.fewshot.head import with_last_layer
 
 METHODS = ("imaml", "maml", "meta-sgd", "fomaml", "reptile", "anil", "boil", "itd-bio", "memory-reduced", "protonet",
            "r2d2")  # fmt: skip

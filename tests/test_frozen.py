@@ -18,8 +18,8 @@ from metagrad.fewshot import (
     ProtoNet,
     Reptile,
     Tasks,
+    batched_forward,
     frozen,
-    many,
     meta_gradient,
 )
 
@@ -117,35 +117,35 @@ def test_what_is_remembered_gives_the_same_numbers(made, learned):
         for name, leaf in model.named_parameters()
         if leaf.requires_grad
     }
-    known = many.prepare(model, x)
+    known = batched_forward.prepare(model, x)
     assert set(known.features) == ({"body"} if learned else {"body", "middle"})
     model.body.calls = 0
-    found = many.outputs(model, phi, known)
+    found = batched_forward.outputs(model, phi, known)
     assert model.body.calls == 0
-    torch.testing.assert_close(found, many.outputs(model, phi, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, batched_forward.outputs(model, phi, x), rtol=1e-12, atol=1e-12)
     assert "forward" not in vars(model.body)
 
 
 def test_a_frozen_weight_that_is_given_all_the_same_counts():
     torch.manual_seed(0)
     model, x = Plain(True), drawn().support.x
-    known = many.prepare(model, x)
+    known = batched_forward.prepare(model, x)
     phi = {"middle.weight": torch.randn(4, 8, 8), "body.layers.0.weight": torch.randn(4, WIDTH, 6)}
-    torch.testing.assert_close(many.outputs(model, phi, known), many.outputs(model, phi, x))
+    torch.testing.assert_close(batched_forward.outputs(model, phi, known), batched_forward.outputs(model, phi, x))
 
 
 def test_the_first_layers_of_a_sequence():
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     model[0].requires_grad_(False)
     x = drawn().support.x.double()
-    known = many.prepare(model, x)
+    known = batched_forward.prepare(model, x)
     torch.testing.assert_close(known.features[""], model[1](model[0](x)))
     phi = {"2.weight": torch.randn(4, 4, 5, dtype=torch.float64)}
     expected = model[4](torch.tanh(torch.einsum("tnf,tgf->tng", known.features[""], phi["2.weight"]) + model[2].bias))
-    torch.testing.assert_close(many.outputs(model, phi, known), expected)
+    torch.testing.assert_close(batched_forward.outputs(model, phi, known), expected)
     phi["0.weight"] = torch.randn(4, 5, 6, dtype=torch.float64)
-    torch.testing.assert_close(many.outputs(model, phi, known), many.outputs(model, phi, x))
-    assert many.prepare(model.requires_grad_(True), x).features is None
+    torch.testing.assert_close(batched_forward.outputs(model, phi, known), batched_forward.outputs(model, phi, x))
+    assert batched_forward.prepare(model.requires_grad_(True), x).features is None
 
 
 class Order(nn.Module):
@@ -181,7 +181,7 @@ def test_only_what_nothing_learned_comes_before_is_remembered(forward, known):
     model, x = Order(forward).double(), drawn().support.x.double()
     assert set(frozen.features(model, x)) == known
     phi = {"learned.weight": torch.randn(4, 6, 6, dtype=torch.float64)}
-    found, expected = (many.outputs(model, phi, given) for given in (many.prepare(model, x), x))
+    found, expected = (batched_forward.outputs(model, phi, given) for given in (batched_forward.prepare(model, x), x))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -189,11 +189,11 @@ def test_a_part_with_a_hook_is_run_each_time():
     model, seen = Order(lambda m, x: m.learned(m.still(x))), []
     model.still.register_forward_hook(lambda *_: seen.append(1))
     x = drawn().support.x
-    known = many.prepare(model, x)
+    known = batched_forward.prepare(model, x)
     assert known.features is None
     seen.clear()
     phi = {"learned.bias": torch.randn(4, 6)}
-    assert many.outputs(model, phi, known).shape == (4, 6, 6)
+    assert batched_forward.outputs(model, phi, known).shape == (4, 6, 6)
     assert seen
 
 
@@ -209,7 +209,7 @@ def test_a_frozen_recurrent_part_and_all_that_it_returns():
             return self.head(out.mean(1) + h[-1])
 
     model, x = Reads(), torch.randn(4, 3, 7, 6)
-    known = many.prepare(model, x)
+    known = batched_forward.prepare(model, x)
     assert set(known.features) == {"memory"}
     phi = {"head.weight": torch.randn(4, 3, 5)}
-    torch.testing.assert_close(many.outputs(model, phi, known), many.outputs(model, phi, x))
+    torch.testing.assert_close(batched_forward.outputs(model, phi, known), batched_forward.outputs(model, phi, x))

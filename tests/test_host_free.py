@@ -76,7 +76,7 @@ def test_a_meta_gradient_reads_nothing(name, monkeypatch):
     model, _, tasks = WORK.draw(3, torch.float64)
     gradients = {}
     for look in (True, False):
-        monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
+        monkeypatch.setattr(host, "may_read", lambda tensor, look=look: look)
         theta = METHODS[name].init(model)
         with Reads() as reads:
             meta_gradient(METHODS[name], model, theta, tasks, chunk=3)
@@ -106,7 +106,7 @@ def test_an_inner_solver_reads_nothing(solver, monkeypatch):
     model, _, tasks = WORK.draw(3, torch.float64)
     algorithm, gradients = IMAML(solver=solver), {}
     for look in (True, False):
-        monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
+        monkeypatch.setattr(host, "may_read", lambda tensor, look=look: look)
         theta = algorithm.init(model)
         with Reads() as reads:
             meta_gradient(algorithm, model, theta, tasks, chunk=3)
@@ -135,7 +135,7 @@ def test_conjugate_gradients_without_looking_give_the_same(shift, on_negative, m
     b = torch.stack([torch.ones(6), torch.ones(6), torch.zeros(6), torch.ones(6)]).double()
     found = []
     for look in (True, False):
-        monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
+        monkeypatch.setattr(host, "may_read", lambda tensor, look=look: look)
         operator = Operator(
             lambda v: {"x": (A @ v["x"][..., None])[..., 0]},
             None if shift is None else {"x": torch.full_like(b, shift)},
@@ -172,7 +172,7 @@ def test_linear_solvers_read_nothing_and_give_the_same(solver, A, warm, monkeypa
     x0 = {"x": b.cumsum(1)} if warm else None
     found = []
     for look in (True, False):
-        monkeypatch.setattr(host, "may_look", lambda tensor, look=look: look)
+        monkeypatch.setattr(host, "may_read", lambda tensor, look=look: look)
         with Reads() as reads:
             found.append(solve(solver, operator, {"x": b}, x0=x0))
         assert bool(reads.found) == look
@@ -187,7 +187,7 @@ def test_linear_solvers_read_nothing_and_give_the_same(solver, A, warm, monkeypa
 def test_the_ends_of_the_spectrum_are_found_without_looking(monkeypatch):
     operator, like = Operator(lambda v: {"x": (ANY @ v["x"][..., None])[..., 0]}), {"x": torch.ones(4, 6).double()}
     seen = curvature_range(operator, like)
-    monkeypatch.setattr(host, "may_look", lambda tensor: False)
+    monkeypatch.setattr(host, "may_read", lambda tensor: False)
     with Reads() as reads:
         unseen = curvature_range(operator, like)
     assert not reads.found
@@ -196,7 +196,7 @@ def test_the_ends_of_the_spectrum_are_found_without_looking(monkeypatch):
 
 
 def test_what_the_host_would_raise_shows_in_the_residual(monkeypatch):
-    monkeypatch.setattr(host, "may_look", lambda tensor: False)
+    monkeypatch.setattr(host, "may_read", lambda tensor: False)
     operator, b = Operator(lambda v: {"x": (DEFINITE @ v["x"][..., None])[..., 0]}), {"x": torch.ones(3, 6).double()}
     assert solve(FixedPoint(lr=1.0, max_steps=20), operator, b).residual[1] > 1e3
     found = solve(CG(preconditioner=lambda r: {"x": -r["x"]}), operator, b)

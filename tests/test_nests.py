@@ -6,8 +6,8 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, module_lock
-from metagrad.fewshot.split import Head
+from metagrad.fewshot import batched_forward, module_lock
+from metagrad.fewshot.head import Head
 
 TASKS, COUNT = 3, 4
 f64 = torch.float64
@@ -53,7 +53,7 @@ def part(nest, task):
 def test_the_network_is_called_with_each_tasks_nest(memory, prepared):
     model, x = Reads(memory).double(), drawn()
     params = weights(model)
-    found = many.outputs(model, params, many.prepare(model, x) if prepared else x)
+    found = batched_forward.outputs(model, params, batched_forward.prepare(model, x) if prepared else x)
     expected = torch.stack([module_lock.call(model, part(params, t), part(x, t)) for t in range(TASKS)])
     assert found.shape == (TASKS, COUNT, 3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -68,7 +68,7 @@ def test_features_and_heads(memory):
     heads = {name: leaf for name, leaf in weights(model).items() if name.startswith("head")}
     features = head.features(body, x)
     assert features.shape == (TASKS, COUNT, 4)
-    expected = many.outputs(model, heads, x)
+    expected = batched_forward.outputs(model, heads, x)
     torch.testing.assert_close(head.outputs(heads, features), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(head.output(part(heads, 1), features[1]), expected[1], rtol=1e-12, atol=1e-12)
 
@@ -82,7 +82,7 @@ def test_a_sequence_that_takes_a_nest_first():
     x = {key: torch.randn(TASKS, COUNT, 2, dtype=f64) for key in "ab"}
     params = weights(model)
     expected = torch.stack([module_lock.call(model, part(params, t), part(x, t)) for t in range(TASKS)])
-    torch.testing.assert_close(many.outputs(model, params, x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(batched_forward.outputs(model, params, x), expected, rtol=1e-12, atol=1e-12)
 
 
 class Beside(nn.Module):

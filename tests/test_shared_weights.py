@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from metagrad.classifier.network import ordinary
 from metagrad.errors import MetagradError
-from metagrad.fewshot import ANIL, MAML, Batch, Tasks, admit, many, meta_gradient, module_lock
+from metagrad.fewshot import ANIL, MAML, Batch, Tasks, admit, batched_forward, meta_gradient, module_lock
+from metagrad.fewshot.head import adapted, last_layer
 from metagrad.fewshot.norms import BatchNorm
-from metagrad.fewshot.split import adapted, last_layer
 
 f64 = torch.float64
 
@@ -155,10 +155,12 @@ def test_two_tensors_for_one_weight_are_refused(made):
     del params["0.weight"]  # any of its names will do
     params.pop("2.bias") if made is repeated else None
     once = {"0.weight": params["2.weight"], **{name: leaf for name, leaf in params.items() if name != "2.weight"}}
-    torch.testing.assert_close(many.outputs(model, params, x), many.outputs(model, once, x), rtol=0, atol=0)
+    torch.testing.assert_close(
+        batched_forward.outputs(model, params, x), batched_forward.outputs(model, once, x), rtol=0, atol=0
+    )
     torch.testing.assert_close(
         module_lock.call(model, {name: leaf[0] for name, leaf in params.items()}, x[0]),
-        many.outputs(model, once, x)[0],
+        batched_forward.outputs(model, once, x)[0],
         rtol=1e-12,
         atol=1e-12,
     )
@@ -169,4 +171,4 @@ def test_what_tasks_share_goes_through_a_layer_that_stands_twice():
     weights = {name: torch.randn_like(leaf) for name, leaf in model.named_parameters()}
     x = torch.randn(2, 5, 4, dtype=f64)
     expected = torch.stack([module_lock.call(model, weights, part) for part in x])
-    torch.testing.assert_close(many.shared_outputs(model, weights, x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(batched_forward.shared_outputs(model, weights, x), expected, rtol=1e-12, atol=1e-12)

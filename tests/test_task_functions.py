@@ -11,7 +11,7 @@ from torch.utils import checkpoint as recomputing
 
 from metagrad import task_functions
 from metagrad.errors import MetagradError, MetagradWarning
-from metagrad.fewshot import MAML, Batch, check_network, many, module_lock
+from metagrad.fewshot import MAML, Batch, batched_forward, check_network, module_lock
 from metagrad.fewshot.models import Conv4
 
 f64 = torch.float64
@@ -111,7 +111,7 @@ def test_a_network_that_draws_is_refused(draw):
     model = Noisy(draw)
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     with pytest.raises(MetagradError, match="the network draws random numbers"):
-        many.outputs(model, params, torch.rand(2, 5, 4))
+        batched_forward.outputs(model, params, torch.rand(2, 5, 4))
 
 
 def test_a_network_that_draws_from_a_generator_of_its_own_is_let_be():
@@ -119,7 +119,7 @@ def test_a_network_that_draws_from_a_generator_of_its_own_is_let_be():
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     x = torch.rand(2, 5, 4)
     with pytest.warns(MetagradWarning, match="one by one"):
-        torch.testing.assert_close(many.outputs(model, params, x)[1], model(x[1]))
+        torch.testing.assert_close(batched_forward.outputs(model, params, x)[1], model(x[1]))
 
 
 def test_a_network_that_draws_and_runs_one_by_one_is_refused():
@@ -127,7 +127,7 @@ def test_a_network_that_draws_and_runs_one_by_one_is_refused():
     model.forward = lambda x: nn.LSTM.forward(model, x)[0] + torch._standard_gamma(torch.ones(3))
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     with pytest.raises(MetagradError, match=r"draws random numbers \(torch's own generator\)"):
-        many.outputs(model, params, torch.rand(2, 5, 4))
+        batched_forward.outputs(model, params, torch.rand(2, 5, 4))
 
 
 @pytest.mark.filterwarnings("ignore:.*one by one")
@@ -142,7 +142,7 @@ def test_numbers_that_somebody_else_draws_meanwhile_are_not_the_networks():
     model = Slow(4, 3)
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     x, state = torch.rand(2, 5, 4), torch.get_rng_state()
-    torch.testing.assert_close(many.outputs(model, params, x)[1], model(x[1]))
+    torch.testing.assert_close(batched_forward.outputs(model, params, x)[1], model(x[1]))
     assert not torch.equal(torch.get_rng_state(), state)
 
 
@@ -177,8 +177,8 @@ def test_a_checkpoint_that_is_not_reached_is_refused_and_not_wrong(monkeypatch):
     params = {name: leaf.detach().expand(2, *leaf.shape).requires_grad_() for name, leaf in model.named_parameters()}
     try:
         with pytest.raises(MetagradError, match=r"torch.utils.checkpoint of torch .* take the network without it"):
-            many.outputs(model, params, torch.rand(2, 5, 4))
-        many.outputs(nn.Linear(4, 3), params={}, x=torch.rand(2, 5, 4))
+            batched_forward.outputs(model, params, torch.rand(2, 5, 4))
+        batched_forward.outputs(nn.Linear(4, 3), params={}, x=torch.rand(2, 5, 4))
         module_lock.call(nn.Linear(4, 3), {}, torch.rand(5, 4))  # what has none of it runs
     finally:
         task_functions._reaches.cache_clear()
@@ -207,7 +207,7 @@ def test_a_network_that_writes_into_a_buffer_is_refused(in_place):
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     before = model.seen
     with pytest.raises(MetagradError, match="changes buffer seen of Counts"):
-        many.outputs(model, params, torch.rand(2, 5, 4))
+        batched_forward.outputs(model, params, torch.rand(2, 5, 4))
     assert model.seen is before
 
 
@@ -244,7 +244,7 @@ def test_what_is_not_one_tensor_is_named_with_the_way_out(made, says, memory):
     model = Net()
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
     with pytest.raises(MetagradError, match=says):
-        many.outputs(model, params, torch.rand(2, 5, 4))
+        batched_forward.outputs(model, params, torch.rand(2, 5, 4))
     with pytest.raises(MetagradError, match=says):
         check_network(model, torch.rand(5, 4))
 
@@ -272,7 +272,7 @@ def test_tasks_run_one_by_one_where_torch_has_no_rule_and_one_is_told_once(g):
     with pytest.warns(
         MetagradWarning, match=r"memory \(LSTM\) does not run for several tasks at once.*one by one"
     ) as told:
-        found = [many.outputs(model, params, x) for _ in range(2)][1]
+        found = [batched_forward.outputs(model, params, x) for _ in range(2)][1]
     assert len(told) == 1
     torch.testing.assert_close(found, torch.stack([model(part) for part in x]))
 
@@ -282,14 +282,14 @@ def test_an_error_of_the_network_is_its_own(g):
     model = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.Linear(5, 2))
     params = {name: leaf.detach().expand(3, *leaf.shape) for name, leaf in model.named_parameters()}
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        many.outputs(model, params, torch.rand(3, 6, 4))
+        batched_forward.outputs(model, params, torch.rand(3, 6, 4))
 
 
 def test_a_known_network_takes_no_detour(monkeypatch):
     monkeypatch.setattr(module_lock, "call", None)
     model = Conv4(3, filters=4, image_size=16)
     params = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
-    many.outputs(model, params, torch.rand(2, 5, 1, 16, 16))
+    batched_forward.outputs(model, params, torch.rand(2, 5, 1, 16, 16))
 
 
 def test_threads_that_come_and_go_leave_torch_as_it_was():

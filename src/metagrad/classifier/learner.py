@@ -25,7 +25,7 @@ from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, learned
 from metagrad.fewshot import R2D2, Batch, ProtoNet, WeightedBatch
 from metagrad.fewshot.algorithms.heads import AdaptsHead
-from metagrad.fewshot.split import last_layer
+from metagrad.fewshot.head import last_layer
 from metagrad.fewshot.tasks import AnyBatch
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes

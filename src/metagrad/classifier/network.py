@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from metagrad.errors import MetagradError
 from metagrad.fewshot import module_lock
+from metagrad.fewshot.head import last_layer
 from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
-from metagrad.fewshot.split import last_layer
 from metagrad.tree import Params
 
 

@@ -48,10 +48,10 @@ class Evaluate:
 
         from metagrad.cli.progress import console, data_progress
         from metagrad.cli.train import show_result
+        from metagrad.distributed import joined
         from metagrad.experiment.measure import measure
         from metagrad.experiment.run import Run
         from metagrad.experiment.setup import open_sources
-        from metagrad.ranks import joined
 
         with joined() as ranks:
             screen = console(quiet=not ranks.first)

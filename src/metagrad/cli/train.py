@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metagrad.data import Dataset
+    from metagrad.distributed import Ranks
     from metagrad.experiment.experiment import Experiment
     from metagrad.experiment.init import Weights
     from metagrad.experiment.loop import Event
     from metagrad.experiment.run import Run
     from metagrad.experiment.sources import Sources
-    from metagrad.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class Train:
             self._check_source()
         allocator.keep_memory()
         from metagrad.cli.progress import TrainProgress, console, data_progress
+        from metagrad.distributed import joined
         from metagrad.experiment.loop import train_run
         from metagrad.experiment.setup import learned
         from metagrad.experiment.storage import require_own
-        from metagrad.ranks import joined
 
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
@@ -180,9 +180,9 @@ class Train:
         return None if self.init is None else read_weights(self.init, code=self.code)
 
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        from metagrad.distributed import launch_id, restarted
         from metagrad.experiment.api import opened_for
         from metagrad.experiment.run import Run
-        from metagrad.ranks import launch_id, restarted
 
         resume = self.resume
         if restarted():  # a rank died and torchrun began again: the run it made is the one to continue

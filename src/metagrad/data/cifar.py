@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from metagrad.data import mapped
+from metagrad.data import memmap
 from metagrad.data.archive import fingerprint
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.class_splits import SPLITS, dataset, published_split, require_split
@@ -98,16 +98,16 @@ def _is_there(path: Path) -> bool:
     return path.is_file() or (path / "train.bin").is_file()
 
 
-def _unpacked(source: Path, cache: Path, progress: Progress | None, anew: bool) -> tuple[mapped.Tensor, list[str]]:
+def _unpacked(source: Path, cache: Path, progress: Progress | None, anew: bool) -> tuple[memmap.Tensor, list[str]]:
     """Return all images, class after class, and the classes' names as ``group/class``."""
     facts_at, stem = cache / "accepted.json", f"images-v{_RECIPE}"
     key = f"{source.resolve()} {fingerprint(source)}"
 
-    def look() -> tuple[mapped.Tensor, list[str]] | None:
+    def look() -> tuple[memmap.Tensor, list[str]] | None:
         sources, labels = _accepted(facts_at)
         if sources.get(key) != RECORDS:
             return None
-        rows = mapped.open_rows(cache / f"{stem}.npy", (len(labels) * _PER_CLASS, 3, 32, 32))
+        rows = memmap.open_rows(cache / f"{stem}.npy", (len(labels) * _PER_CLASS, 3, 32, 32))
         return None if rows is None else (rows, labels)
 
     def build() -> None:
@@ -117,7 +117,7 @@ def _unpacked(source: Path, cache: Path, progress: Progress | None, anew: bool) 
         hashes = _accept(source, records)
         labels = [f"{coarse[group]}/{fine[label]}" for group, label in _groups(source, records, fine, coarse)]
         order = sorted(range(len(records)), key=lambda row: (labels[records[row, 1]], hashes[row]))
-        mapped.save_rows(cache, (records[row, 2:].reshape(3, 32, 32) for row in order), (3, 32, 32), name=stem)
+        memmap.save_rows(cache, (records[row, 2:].reshape(3, 32, 32) for row in order), (3, 32, 32), name=stem)
         sources: dict[str, Any] = {}
         with contextlib.suppress(Damaged):  # it was said
             sources, _ = _accepted(facts_at)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from metagrad import strict_json
-from metagrad.data import mapped, pictures
+from metagrad.data import memmap, pictures
 from metagrad.data.archive import fingerprint
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.class_splits import SPLITS, dataset, published_split
@@ -127,7 +127,7 @@ def _from_pickles(
     stem = f"pickled-{hashlib.sha256(seen.encode()).hexdigest()[:24]}"
     facts_at = cache / f"{stem}.json"
 
-    def look() -> tuple[mapped.Tensor, dict[str, int], str] | None:
+    def look() -> tuple[memmap.Tensor, dict[str, int], str] | None:
         facts = read_facts(facts_at)
         if facts is None:
             return None
@@ -136,7 +136,7 @@ def _from_pickles(
             isinstance(counts, dict) and all(map(strict_json.is_count, counts.values())) and isinstance(digest, str)
         ):
             raise Damaged(facts_at, "it does not say what classes there are")
-        rows = mapped.open_rows(cache / f"{stem}.npy", (sum(counts.values()), 3, size, size), full=anew)
+        rows = memmap.open_rows(cache / f"{stem}.npy", (sum(counts.values()), 3, size, size), full=anew)
         return None if rows is None else (rows, counts, digest)
 
     def build() -> None:
@@ -159,7 +159,7 @@ def _from_pickles(
                         content.update(row.data)
                         yield row
 
-        mapped.save_rows(cache, images(), (3, size, size), name=stem)
+        memmap.save_rows(cache, images(), (3, size, size), name=stem)
         write_facts(facts_at, {"counts": counts, "digest": content.hexdigest()})
 
     rows, counts, digest = prepared(cache / stem, look, build, what=name, anew=anew)

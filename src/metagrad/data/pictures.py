@@ -20,7 +20,7 @@ from metagrad.data.archive import Members, fingerprint, open_members
 from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
 from metagrad.data.class_folders import ENDINGS, Candidate, candidates
 from metagrad.data.decoding import decode, reason
-from metagrad.data.mapped import open_rows, save_rows
+from metagrad.data.memmap import open_rows, save_rows
 from metagrad.data.names import short
 from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError

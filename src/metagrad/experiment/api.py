@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from metagrad.data import Progress
+from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.init import Weights, begin_at, read_file
@@ -15,7 +16,6 @@ from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import evaluate
-from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
 
@@ -54,7 +54,7 @@ def train(
     progress:
         called with (done, total, what) while a data set is prepared.
     ranks:
-        the processes that share the work: see :func:`metagrad.ranks.joined`.
+        the processes that share the work: see :func:`metagrad.distributed.joined`.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.precision import arithmetic
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
-from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.checkpoint import State
-from metagrad.experiment.health import failed, require_finite, warn_dead, warn_digits, warn_noise
+from metagrad.experiment.diagnostics import failed, require_finite, warn_dead, warn_digits, warn_noise
 from metagrad.experiment.init import Weights, begin_at
 from metagrad.experiment.measure import measure
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
+from metagrad.experiment.precision import arithmetic
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
@@ -28,7 +29,6 @@ from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.meta import Metrics
 from metagrad.fewshot.task_set import Warm
 from metagrad.implicit import Implicit
-from metagrad.ranks import ALONE, Ranks
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 

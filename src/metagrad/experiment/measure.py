@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
-from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment.precision import arithmetic
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.values import to_json
 from metagrad.fewshot import evaluate
-from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import Seeds
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ import filelock
 from metagrad import strict_json, tensorfile
 from metagrad.data import Progress
 from metagrad.data.reading import Reading
+from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
 from metagrad.experiment import format1, metrics_file, run_files
 from metagrad.experiment.adapt import Adapted, adapt
@@ -43,7 +44,6 @@ from metagrad.files import (
     sync_folder,
     write_text,
 )
-from metagrad.ranks import ALONE, Ranks
 from metagrad.seeds import Seeds
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from metagrad.data import Progress
+from metagrad.distributed import ALONE, Ranks, local_device
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import State, require_theta
 from metagrad.experiment.experiment import Experiment
@@ -18,8 +19,7 @@ from metagrad.experiment.outer import require_state
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import Algorithm
 from metagrad.fewshot.algorithms.heads import FromFixedHead
-from metagrad.fewshot.split import adapted, with_last_layer
-from metagrad.ranks import ALONE, Ranks, local_device
+from metagrad.fewshot.head import adapted, with_last_layer
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import in_float32
 from metagrad.tree import Params

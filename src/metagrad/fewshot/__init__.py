@@ -27,13 +27,13 @@ from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
+from metagrad.fewshot.head import Head
 from metagrad.fewshot.losses import BinaryCrossEntropy, CrossEntropy, ExampleLoss, SquaredError, accuracy
 from metagrad.fewshot.meta import Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
 from metagrad.fewshot.source import TaskSource
-from metagrad.fewshot.split import Head
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
 

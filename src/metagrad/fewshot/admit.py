@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from metagrad import torch_modes, tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.fewshot import many, module_lock, norms
+from metagrad.fewshot import batched_forward, module_lock, norms
 from metagrad.fewshot.returned import described
 from metagrad.implicit import Composed, Problem
 from metagrad.task_functions import draws
@@ -101,10 +101,10 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetagradWarning)  # what they say is returned
         error = _compare_products(double, tree.map_tensors(_double, x), names) if names else None
-    because, modules = many.one_by_one(double), list(model.named_modules())
+    because, modules = batched_forward.one_by_one(double), list(model.named_modules())
     frozen = [name for name in weights if name not in names]
     return NetworkCheck(
-        runs="layers" if many.layered(model) else "vmap" if because is None else "one by one",
+        runs="layers" if batched_forward.layered(model) else "vmap" if because is None else "one by one",
         because=because,
         learned=sum(weights[name].numel() for name in names),
         frozen=sum(weights[name].numel() for name in frozen),
@@ -255,7 +255,9 @@ def _compare_products(model: nn.Module, x: Any, names: list[str]) -> float:
     objective = Composed(
         outputs=lambda phi, theta, data: module_lock.call(model, phi, data[0]),
         loss=lambda outputs, data: (outputs * data[1]).sum() + outputs.square().sum(),
-        outputs_of_tasks=lambda phi, theta, data: many.outputs(model, phi, data[0]),  # the way it will be run
+        outputs_of_tasks=lambda phi, theta, data: batched_forward.outputs(
+            model, phi, data[0]
+        ),  # the way it will be run
     )
     phi, v, u = ({name: around(weights[name]) for name in names} for _ in range(3))
     with torch.no_grad():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.needed import needed
+from metagrad.fewshot.used_gradients import needed
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.needed import needed
+from metagrad.fewshot.used_gradients import needed
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metagrad import tree
+from metagrad.distributed import ALONE, Ranks
 from metagrad.fewshot import judging, losses
 from metagrad.fewshot.algorithms.base import Algorithm, judge_outputs, judged, loss_of
 from metagrad.fewshot.chunks import auto_chunks
@@ -19,7 +20,6 @@ from metagrad.fewshot.meta import require_same_digits
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
 from metagrad.implicit import Solution
-from metagrad.ranks import ALONE, Ranks
 from metagrad.torch_modes import ordinary, unrecorded
 from metagrad.tree import Params
 

@@ -1,7 +1,7 @@
 """Sequences of the usual layers, which take the task axis themselves.
 
 That saves the dispatch of some hundred small operations and allows faster kernels. Known are torch's own kinds, without
-hooks; everything else runs under ``vmap`` (:mod:`metagrad.fewshot.many`).
+hooks; everything else runs under ``vmap`` (:mod:`metagrad.fewshot.batched_forward`).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class CrossEntropy(ExampleLoss):
         ValueError
             naming the label, or the task.
         """
-        if targets.is_floating_point() or not host.may_look(targets):
+        if targets.is_floating_point() or not host.may_read(targets):
             return
         counted = targets != self.ignore_index
         if (least := int(torch.where(counted, targets, 0).min())) < 0:
@@ -253,7 +253,7 @@ class BinaryCrossEntropy(ExampleLoss):
         ValueError
             naming the set.
         """
-        if host.may_look(targets) and not ((targets >= 0) & (targets <= 1)).all():
+        if host.may_read(targets) and not ((targets >= 0) & (targets <= 1)).all():
             raise ValueError(f"the {what} set has targets outside of 0 … 1: yes-or-no labels are 0 or 1")
 
     def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:

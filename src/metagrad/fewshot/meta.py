@@ -180,7 +180,7 @@ def _require_arguments(algorithm: Algorithm, model: nn.Module, theta: Params) ->
 
 def _finite(theta: Params, loss: Tensor) -> bool:
     """Whether loss and gradient are finite; where the host may not look, a training loop looks when it reads both."""
-    if not host.may_look(loss):
+    if not host.may_read(loss):
         return True
     return math.isfinite(loss) and _all_finite(theta)
 

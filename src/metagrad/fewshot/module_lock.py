@@ -2,8 +2,8 @@
 
 ``functional_call`` puts other weights into the module itself until it returns, and a look at what a module is given
 adds a hook to it: meanwhile another thread would compute with those weights, or copy them. So both, and whoever reads a
-module's weights, take turns. Networks of layers that take the task axis themselves (:mod:`metagrad.fewshot.many`) are
-hardly ever touched, and threads hardly wait for each other.
+module's weights, take turns. Networks of layers that take the task axis themselves
+(:mod:`metagrad.fewshot.batched_forward`) are hardly ever touched, and threads hardly wait for each other.
 """
 
 from __future__ import annotations

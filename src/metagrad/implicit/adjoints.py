@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metagrad import torch_modes, tree
-from metagrad.implicit.ask import measured, solve_detached
+from metagrad.implicit.call_solver import measured, solve_detached
 from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
 from metagrad.implicit.linear import (
     CG,

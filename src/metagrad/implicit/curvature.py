@@ -303,7 +303,7 @@ def _require_convex(forward: Tensor, bent: Tensor) -> None:
     ValueError
         saying so.
     """
-    if not host.may_look(forward):
+    if not host.may_read(forward):
         return
     forward, bent = forward.reshape(len(forward), -1), bent.reshape(len(bent), -1)
     eps, size = torch.finfo(forward.dtype).eps, forward.norm(dim=1)

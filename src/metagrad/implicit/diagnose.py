@@ -21,7 +21,7 @@ def warn_unsolved(problem: Problem, solution: Solution) -> None:
 
     A gradient has the unit of g over that of phi: ‖dg/dphi‖ · ‖phi‖ is compared with g (1 in place of smaller numbers).
     """
-    if not host.may_look(solution.grad_norm):
+    if not host.may_read(solution.grad_norm):
         return
     phi, problem = tree.detach(solution.value), problem.detached()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution
     DivergedError
         if the steps led there; with the largest stable step size, estimated at the start.
     """
-    if not host.may_look(solution.grad_norm) or bool(solution.grad_norm.isfinite().all()):
+    if not host.may_read(solution.grad_norm) or bool(solution.grad_norm.isfinite().all()):
         return
     problem, init = problem.detached(), tree.detach(init)
     require_finite_parts(problem.theta, init, problem.data)

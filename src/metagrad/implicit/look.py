@@ -91,7 +91,7 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
                 "the objective writes into phi, theta or data, which then differ at each call: let it work on copies "
                 "(x + 1 in place of x.add_(1))"
             )
-        if host.may_look(value) and not math.isfinite(value):
+        if host.may_read(value) and not math.isfinite(value):
             require_finite_parts(theta, phi, data)
             raise NotFiniteError("the objective is not finite at the start, first in task 0")
         leaves = leaves_of(phi)

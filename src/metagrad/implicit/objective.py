@@ -68,7 +68,7 @@ class Proximal:
         if not callable(self.lam):
             return
         for name, lam in self.at(theta, names).items():
-            if host.may_look(lam) and not (lam > 0).all():
+            if host.may_read(lam) and not (lam > 0).all():
                 least = lam.min().item()
                 raise NotFiniteError(
                     f"lam of {name!r} must be positive, got {least:.3g}: learn its logarithm, in smaller steps"

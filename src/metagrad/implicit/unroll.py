@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metagrad import scalars, tree
-from metagrad.implicit.ask import measured, solve_detached, solved
+from metagrad.implicit.call_solver import measured, solve_detached, solved
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
 from metagrad.tree import Params

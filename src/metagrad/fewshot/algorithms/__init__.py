@@ -11,11 +11,11 @@ from metagrad.fewshot.algorithms.base import (
     support_loss,
 )
 from metagrad.fewshot.algorithms.bilevel import Bilevel
+from metagrad.fewshot.algorithms.closed_form import R2D2, ProtoNet
 from metagrad.fewshot.algorithms.heads import ANIL, BOIL, ITDBiO, MemoryReduced
+from metagrad.fewshot.algorithms.hyperparameters import summary
 from metagrad.fewshot.algorithms.imaml import IMAML
-from metagrad.fewshot.algorithms.learned import summary
 from metagrad.fewshot.algorithms.maml import FOMAML, MAML, MetaSGD, Reptile
-from metagrad.fewshot.algorithms.references import R2D2, ProtoNet
 
 __all__ = [
     "ANIL",

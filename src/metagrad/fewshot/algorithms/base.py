@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.fewshot import judging, losses, many, module_lock, norms
-from metagrad.fewshot.algorithms.learned import weights_of
+from metagrad.fewshot import batched_forward, judging, losses, module_lock, norms
+from metagrad.fewshot.algorithms.hyperparameters import weights_of
 from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Objective, Proximal, Solution, argmin
 from metagrad.implicit.adjoints import require_parts
@@ -167,7 +167,7 @@ class AdaptsWeights(Method):
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
-        return many.outputs(model, whole(solution.value, theta), x)
+        return batched_forward.outputs(model, whole(solution.value, theta), x)
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return the adapted networks, all weights with a task axis; frozen ones stay in the model."""
@@ -186,7 +186,7 @@ def weights_of_model(model: nn.Module) -> Params:
             stacklevel=4,
         )
     # Kernels with channels last where the network's own convolutions read them so: no copy each time.
-    last = many.layered(model)
+    last = batched_forward.layered(model)
     return {
         name: leaf.detach()
         .clone(memory_format=torch.channels_last if last and leaf.dim() == 4 else torch.preserve_format)
@@ -290,11 +290,11 @@ def support_loss(
     """
     return Composed(
         outputs=lambda phi, theta, batch: module_lock.call(
-            model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, many.Prepared) else batch.x
+            model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, batched_forward.Prepared) else batch.x
         ),
         loss=lambda outputs, batch: judging.loss_of_one(loss, outputs, batch),
         regulariser=None if lam is None else Proximal(lam),
-        outputs_of_tasks=lambda phi, theta, batch: many.outputs(model, whole(phi, theta), batch.x),
+        outputs_of_tasks=lambda phi, theta, batch: batched_forward.outputs(model, whole(phi, theta), batch.x),
         loss_of_tasks=lambda outputs, batch: judging.loss_of_tasks(loss, outputs, batch),
     )
 
@@ -312,7 +312,7 @@ def whole(phi: Params, theta: Params) -> Params:
 
 def prepared(model: nn.Module, support: AnyBatch) -> AnyBatch:
     """Do what depends on the images alone once for all inner steps and curvature products."""
-    return support._replace(x=many.prepare(model, support.x))
+    return support._replace(x=batched_forward.prepare(model, support.x))
 
 
 _LEAST = 1e-37  # below it float32 has no digits, and then no number: 1e-50 is zero to it

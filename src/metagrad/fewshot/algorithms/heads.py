@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import judging, many, module_lock
+from metagrad.fewshot import batched_forward, judging, module_lock
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import weights_of
+from metagrad.fewshot.algorithms.hyperparameters import weights_of
 from metagrad.fewshot.algorithms.maml import parted
-from metagrad.fewshot.split import Adapts, Head, adapted
+from metagrad.fewshot.head import Adapts, Head, adapted
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import (
     CG,
@@ -88,7 +88,7 @@ class AdaptsHead(base.AdaptsWeights):
         if self.features == "cached":
             head = Head.of(model, self.head)
             return head.outputs(solution.value, head.features(shared, x))
-        return many.outputs(model, base.whole(solution.value, shared), x)
+        return batched_forward.outputs(model, base.whole(solution.value, shared), x)
 
     def _shared(self, model: nn.Module, theta: Params) -> Params:
         mine = adapted(model, self.head)

@@ -9,8 +9,8 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import Form, entries, hyper
-from metagrad.fewshot.split import Adapts, adapted
+from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper
+from metagrad.fewshot.head import Adapts, adapted
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import CG, Adjoint, GradientDescent, Implicit, InnerSolver
 from metagrad.tree import Params

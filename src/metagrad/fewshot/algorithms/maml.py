@@ -10,9 +10,9 @@ from torch import nn
 
 from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import Form, entries, hyper
+from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper
+from metagrad.fewshot.head import Adapts, adapted
 from metagrad.fewshot.losses import CROSS_ENTROPY, Loss, Metric
-from metagrad.fewshot.split import Adapts, adapted
 from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks, some_tasks
 from metagrad.implicit import FirstOrder, GradientDescent, Unroll
 from metagrad.tree import Params

@@ -87,7 +87,7 @@ class CG:
         steps, met, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
         del r
         still = steps == 0
-        if (shift := operator.shift) is not None and x0 is None and (not host.may_look(still) or still.any()):
+        if (shift := operator.shift) is not None and x0 is None and (not host.may_read(still) or still.any()):
             u = _first_order_where(still, u, tree.ravel(b) / unit, lambda: self._diagonal(shift, b))
         return LinearSolution(
             tree.unravel(u.mul_(unit), b),
@@ -115,7 +115,7 @@ class CG:
         largest = torch.zeros_like(rr)
         history = [rr] if self.history else []
         for _ in range(self.max_steps):
-            if host.may_look(active) and not active.any():
+            if host.may_read(active) and not active.any():
                 break
             Ad = product(d)
             dAd, dd = dot(d, Ad), dot(d, d)
@@ -173,7 +173,7 @@ def _preconditioned(inverse: Product, r: Tensor, active: Tensor) -> tuple[Tensor
     """Return ``z = M⁻¹ r`` and rᵀz."""
     z = inverse(r)
     rz = dot(r, z)
-    if host.may_look(rz) and not (rz > 0)[active].all():
+    if host.may_read(rz) and not (rz > 0)[active].all():
         raise ValueError("the preconditioner is not positive definite: it gave rᵀM⁻¹r ≤ 0")
     return z, rz
 
@@ -181,7 +181,7 @@ def _preconditioned(inverse: Product, r: Tensor, active: Tensor) -> tuple[Tensor
 def _first_order_where(still: Tensor, u: Tensor, b: Tensor, shift: Callable[[], Tensor]) -> Tensor:
     """Answer ``Λ⁻¹ b`` for tasks that could not take one step."""
     still = still & (b != 0).any(1)
-    if host.may_look(still) and not still.any():
+    if host.may_read(still) and not still.any():
         return u
     diagonal = shift()
     still = still & (diagonal > 0).all(1)

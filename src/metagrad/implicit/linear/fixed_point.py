@@ -67,14 +67,14 @@ class FixedPoint:
         active = norm > tol * size
         steps = torch.zeros_like(size, dtype=torch.int64)
         for _ in range(self.max_steps):
-            if host.may_look(active) and not active.any():
+            if host.may_read(active) and not active.any():
                 break
             u.addcmul_(active[:, None].to(u.dtype), r, value=self.lr)
             r = product(u).neg_().add_(target)
             norm = r.norm(dim=1)
             steps = steps + active
             active = active & (norm > tol * size)
-        if host.may_look(norm):
+        if host.may_read(norm):
             _require_shrunk(operator, b, self.lr, start, norm, size)
         return LinearSolution(tree.unravel(u * unit, b), steps, stopped=torch.zeros_like(active))
 

@@ -71,7 +71,7 @@ class MINRES:
         del r, lanczos
         if start is not None:
             u += start
-        if not host.may_look(at_best) or at_best.any():
+        if not host.may_read(at_best) or at_best.any():
             _shorten_where(at_best, u, start, (tree.ravel(b) / unit).sub_(product(u)), product)
         return LinearSolution(
             tree.unravel(u.mul_(unit), b), steps, min_curvature, max_curvature, torch.zeros_like(at_best)
@@ -88,7 +88,7 @@ class MINRES:
         cs, sn, delta_bar, epsilon = -torch.ones_like(size), *(torch.zeros_like(size) for _ in range(3))
         largest = torch.zeros_like(size)
         for _ in range(self.max_steps):
-            if host.may_look(active) and not active.any():
+            if host.may_read(active) and not active.any():
                 break
             alpha, reached = lanczos.step(active)
             beta = lanczos.beta

@@ -58,7 +58,7 @@ class Lanczos:
             small = small + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
         finite = small.isfinite().all(2).all(1)
         small = torch.where(finite[:, None, None], small, 0.0)  # eigvalsh would raise
-        if host.may_look(small):
+        if host.may_read(small):
             values = torch.linalg.eigvalsh(small)
             ends = values[:, 0], values[:, -1]
         else:
@@ -95,7 +95,7 @@ def curvature_range(operator: Operator, like: Params, *, steps: int = 20) -> tup
     active = torch.ones_like(lanczos.beta, dtype=torch.bool)
     largest = torch.zeros_like(lanczos.beta)
     for _ in range(min(steps, shape.shape[1])):
-        if host.may_look(active) and not active.any():
+        if host.may_read(active) and not active.any():
             break
         _, reached = lanczos.step(active)
         largest = torch.maximum(largest, reached)

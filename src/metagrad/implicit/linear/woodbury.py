@@ -77,7 +77,7 @@ class Woodbury:
         if parts is None:
             raise ValueError("Woodbury needs a Gauss-Newton matrix: curvature='gauss_newton' and a Composed objective")
         diagonal = None if shift is None else tree.ravel(shift, b)
-        if diagonal is None or (host.may_look(diagonal) and not (diagonal > 0).all()):
+        if diagonal is None or (host.may_read(diagonal) and not (diagonal > 0).all()):
             raise ValueError("Woodbury needs a regulariser that curves upwards in every parameter: use CG")
         count = math.prod(parts.shape[1:])
         if count > self.max_size:
@@ -95,9 +95,9 @@ def _root_of_output_hessian(parts: GaussNewton, like: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(torch.where(finite[..., None], (hessian + hessian.mT) / 2, 0.0))
     eps, largest = torch.finfo(like.dtype).eps, values.abs().amax(1, keepdim=True)
     # eps: what rounding leaves of a softmax that is sure of itself, as in Gauss-Newton's own check.
-    if host.may_look(values) and (values < -(eps**0.5) * largest - eps).any():
+    if host.may_read(values) and (values < -(eps**0.5) * largest - eps).any():
         raise ValueError("the loss is not convex in the outputs: use curvature='hessian'")
     values = torch.where(values > 8 * eps * largest, values, 0.0)  # less than that is B's own rounding
     values = torch.where(finite, values, torch.nan)
-    rank = int((values != 0).sum(1).max()) if host.may_look(values) else count
+    rank = int((values != 0).sum(1).max()) if host.may_read(values) else count
     return vectors[:, :, count - rank :] * values[:, None, count - rank :].sqrt()

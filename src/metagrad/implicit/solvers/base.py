@@ -165,7 +165,7 @@ class Watch:
 
     def none_active(self) -> bool:
         """Whether the host knows that every task has stopped."""
-        return host.may_look(self.active) and not bool(self.active.any())
+        return host.may_read(self.active) and not bool(self.active.any())
 
     def step(self, old: Params, new: Params) -> Params:
         """Count a step and return where it leads; tasks that have stopped keep what they have."""

@@ -90,7 +90,7 @@ def _downhill(d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Return the direction and g's slope along it; the steepest where a task's own does not go down."""
     slope = torch.linalg.vecdot(g, d)
     lost = ~(slope < 0)
-    if host.may_look(lost) and not lost.any():
+    if host.may_read(lost) and not lost.any():
         return d, slope
     return torch.where(lost[:, None], -g, d), torch.where(lost, -torch.linalg.vecdot(g, g), slope)
 

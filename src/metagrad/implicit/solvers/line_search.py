@@ -56,7 +56,7 @@ def backtrack(
     tuple
         the new point, and the lengths ``(T,)``: 0 where ``tries`` halvings found none.
     """
-    looks = host.may_look(first)
+    looks = host.may_read(first)
     slack = 4 * torch.finfo(start.value.dtype).eps * start.value.abs()
     length, accepted, best = first, first == 0, start
     for number in range(tries):
@@ -78,7 +78,7 @@ def backtrack(
 
 
 def _where(mask: Tensor, new: Point, old: Point) -> Point:
-    if host.may_look(mask) and mask.all():
+    if host.may_read(mask) and mask.all():
         return new
     gradient = tree.where(mask, new.gradient, old.gradient) if new.gradient and old.gradient else None
     return Point(tree.where(mask, new.phi, old.phi), torch.where(mask, new.value, old.value), gradient)

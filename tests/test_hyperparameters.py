@@ -7,7 +7,7 @@ from test_solvers import T, dense_newton, logistic, mlp, quadratic
 
 from metagrad import CG, GradientDescent, Implicit, Proximal, Unroll, Woodbury, argmin, tree
 from metagrad.fewshot import IMAML, MAML, Conv4, meta_gradient
-from metagrad.fewshot.algorithms import learned
+from metagrad.fewshot.algorithms import hyperparameters
 
 FORMS = ["scalar", "tensor", "parameter"]
 EXACT = {
@@ -21,9 +21,9 @@ def with_lam(make, form):
     g, weights, data = make()
     theta = weights | {
         name: leaf.detach() + 0.3 * torch.linspace(-1, 1, leaf.numel(), dtype=leaf.dtype).view_as(leaf)
-        for name, leaf in learned.entries("lam", 1.0, form, weights).items()
+        for name, leaf in hyperparameters.entries("lam", 1.0, form, weights).items()
     }
-    g = type(g)(g.outputs, g.loss, Proximal(learned.hyper("lam", 1.0, form)))
+    g = type(g)(g.outputs, g.loss, Proximal(hyperparameters.hyper("lam", 1.0, form)))
     return g, theta, data
 
 
@@ -33,13 +33,13 @@ def with_lam(make, form):
 def test_gradient_of_lam_is_that_of_the_exact_solution(make, lr, form, adjoint):
     g, theta, data = with_lam(make, form)
     asked = {name: leaf.requires_grad_() for name, leaf in theta.items()}
-    solution = argmin(g, tree.expand(learned.weights_of(asked), T), asked, data,
+    solution = argmin(g, tree.expand(hyperparameters.weights_of(asked), T), asked, data,
                       solver=GradientDescent(lr=lr, max_steps=900), adjoint=EXACT[adjoint])  # fmt: skip
     outer = sum(leaf.square().sum() + leaf.sum() for leaf in solution.value.values())
     found = dict(zip(asked, torch.autograd.grad(outer, list(asked.values())), strict=True))
 
     def exactly(theta):
-        weights = learned.weights_of(theta)
+        weights = hyperparameters.weights_of(theta)
         fixed = type(g)(g.outputs, g.loss, lambda phi, _: g.regulariser(phi, theta))
         phi = dense_newton(fixed, weights, data)
         return phi.square().sum() + phi.sum()
@@ -63,7 +63,7 @@ def test_gauss_newton_and_woodbury_agree_with_the_hessian_where_they_are_the_sam
         Implicit(linear_solver=CG(max_steps=60, tol=1e-14), curvature="gauss_newton"),
         Implicit(linear_solver=Woodbury(), curvature="gauss_newton"),
     ):
-        solution = argmin(g, tree.expand(learned.weights_of(asked), T), asked, data,
+        solution = argmin(g, tree.expand(hyperparameters.weights_of(asked), T), asked, data,
                           solver=GradientDescent(lr=0.15, max_steps=600), adjoint=adjoint)  # fmt: skip
         found.append(torch.autograd.grad(solution.value["w"].square().sum(), list(asked.values())))
     for other in found[1:]:
@@ -120,9 +120,11 @@ def test_a_network_learns_its_step_size(form):
 
 def test_summary_says_mean_and_range():
     weights = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    theta = weights | learned.entries("lam", 2.0, "tensor", weights)
+    theta = weights | hyperparameters.entries("lam", 2.0, "tensor", weights)
     with torch.no_grad():
         theta[".log_lam/a"] += torch.tensor(2.0).log()
-    found = learned.summary(theta)
+    found = hyperparameters.summary(theta)
     assert found == pytest.approx({"lam": 8**0.5, "lam_min": 2.0, "lam_max": 4.0})
-    assert learned.summary(weights | learned.entries("lam", 2.0, "scalar", weights)) == pytest.approx({"lam": 2.0})
+    assert hyperparameters.summary(weights | hyperparameters.entries("lam", 2.0, "scalar", weights)) == pytest.approx(
+        {"lam": 2.0}
+    )

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from metagrad.cli.main import main
+from metagrad.distributed import Ranks, local_device, restarted
 from metagrad.errors import MetagradError
-from metagrad.ranks import Ranks, local_device, restarted
 
 SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "4", "--test-tasks", "40",
          "--schedule", "constant", "--inner-steps", "2"]  # fmt: skip
@@ -212,7 +212,7 @@ def test_ranks_meet_again_in_a_store_that_has_been_used():
     """A restart keeps torchrun's store: whoever comes first must not read the addresses of dead processes there."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     code = (
-        "import time, torch, metagrad.ranks as r\n"
+        "import time, torch, metagrad.distributed as r\n"
         "for late in (None, 0, 1, 0, 1):\n"
         "    time.sleep(float(r.os.environ['RANK'] == str(late)))\n"
         "    with r.joined() as ranks: print(ranks.sum(torch.ones(())).item())\n"

@@ -12,8 +12,8 @@ from toyruns import new_run, tensors, toy, train
 from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
-from metagrad.experiment import Compute, health
-from metagrad.experiment.arithmetic import arithmetic
+from metagrad.experiment import Compute, diagnostics
+from metagrad.experiment.precision import arithmetic
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -118,7 +118,7 @@ def test_fewer_digits_are_farther_off():
 
 def test_digits_that_spoil_the_first_gradient_are_said_before_the_run(tmp_path, monkeypatch):
     for most, digits, said in ((0.0, "bf16", 1), (1e9, "bf16", 0), (0.0, "float32", 0)):
-        monkeypatch.setattr(health, "MOST_OFF", most)
+        monkeypatch.setattr(diagnostics, "MOST_OFF", most)
         with warnings.catch_warnings(record=True) as found, new_run(tmp_path / f"{most}{digits}",
                                                                     precision=digits) as run:  # fmt: skip
             warnings.simplefilter("always")

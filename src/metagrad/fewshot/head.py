@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import many, module_lock
+from metagrad.fewshot import batched_forward, module_lock
 from metagrad.fewshot.returned import described
 from metagrad.tree import Params
 
@@ -120,7 +120,7 @@ class Head:
 
     def outputs(self, phi: Params, features: Tensor) -> Tensor:
         """Return ``(T, N, ...)`` for features ``(T, N, ...)`` and each task's head, named as in the network."""
-        return many.outputs(self.module, self._own(phi), features)
+        return batched_forward.outputs(self.module, self._own(phi), features)
 
     def output(self, phi: Params, features: Tensor) -> Tensor:
         """Return ``(N, ...)`` for the features and the head of one task."""
@@ -142,13 +142,15 @@ class Head:
         """
         body = _body(self.model, self.path.split("."))
         if body is not None and isinstance(x, Tensor):
-            return many.shared_outputs(body, shared, x)
+            return batched_forward.shared_outputs(body, shared, x)
         params = tree.expand(shared, tree.num_tasks(x))
         module = self.module
         if getattr(module, _MARK, None) != self.path:
             self._require_last(shared, tree.map_tensors(lambda leaf: leaf[0], x))
             setattr(module, _MARK, self.path)
-        return many.task_by_task(self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x)
+        return batched_forward.task_by_task(
+            self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x
+        )
 
     def _before(self, module: nn.Module, weights: Params, inputs: Any) -> Tensor:
         """Run the network up to the head."""
@@ -219,4 +221,4 @@ def _body(module: nn.Module, path: list[str]) -> nn.Sequential | None:
             return None
         layers[path[0]] = rest
     body = nn.Sequential(layers)
-    return body if many.layered(body) else None
+    return body if batched_forward.layered(body) else None

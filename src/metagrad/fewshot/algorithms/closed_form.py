@@ -12,8 +12,8 @@ from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import judging, module_lock
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.learned import entries, hyper, weights_of
-from metagrad.fewshot.split import Adapts, Head, adapted
+from metagrad.fewshot.algorithms.hyperparameters import entries, hyper, weights_of
+from metagrad.fewshot.head import Adapts, Head, adapted
 from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks
 from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin, host
 from metagrad.torch_modes import full_digits
@@ -172,7 +172,7 @@ def _require_known(tasks: Tasks, ignored: int | None) -> None:
         naming task and label.
     """
     known, asked = tasks.support.y, tasks.query.y
-    if asked.is_floating_point() or not host.may_look(asked):
+    if asked.is_floating_point() or not host.may_read(asked):
         return
     there = (asked.flatten(1)[:, :, None] == known.flatten(1)[:, None]).any(2)
     if ignored is not None:

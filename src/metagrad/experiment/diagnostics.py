@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from metagrad.distributed import Ranks
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
-from metagrad.experiment.arithmetic import arithmetic
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.precision import arithmetic
 from metagrad.fewshot import Algorithm, Evaluation, Tasks, meta_gradient
 from metagrad.implicit import GradientDescent, Nesterov, Neumann
-from metagrad.ranks import Ranks
 from metagrad.tree import Params
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metagrad.fewshot import MLP, Conv4, many, support_loss
+from metagrad.fewshot import MLP, Conv4, batched_forward, support_loss
 from metagrad.fewshot.norms import BatchNorm
 from metagrad.fewshot.tasks import Batch
 from metagrad.implicit import Problem
@@ -65,7 +65,7 @@ def derivatives(outputs, model, phi, x, order):
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_own_task_axis_gives_the_numbers_of_vmap(case, order):
-    found, expected = (derivatives(outputs, *case, order) for outputs in (many.outputs, by_vmap))
+    found, expected = (derivatives(outputs, *case, order) for outputs in (batched_forward.outputs, by_vmap))
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
@@ -80,7 +80,7 @@ def test_a_second_derivative_without_a_graph_is_the_same(case):
         second = torch.autograd.grad(sum((part * part.cos()).sum() for part in first), leaves)
         return torch.cat([part.flatten() for part in second])
 
-    found, expected = product(many.outputs), product(by_vmap)
+    found, expected = product(batched_forward.outputs), product(by_vmap)
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
@@ -95,14 +95,16 @@ def test_weights_that_tasks_share_give_the_same_without_a_task_axis(case, order)
     def one_for_all(model, weights, x):
         return by_vmap(model, {name: leaf.expand(TASKS, *leaf.shape) for name, leaf in weights.items()}, x)
 
-    found, expected = (derivatives(way, model, shared, x, order) for way in (many.shared_outputs, one_for_all))
+    found, expected = (
+        derivatives(way, model, shared, x, order) for way in (batched_forward.shared_outputs, one_for_all)
+    )
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
 def test_frozen_weights_are_the_models_own(case):
     model, phi, x = case
     kept = dict(list(phi.items())[:1])
-    torch.testing.assert_close(many.outputs(model, kept, x), by_vmap(model, kept, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(batched_forward.outputs(model, kept, x), by_vmap(model, kept, x), rtol=1e-10, atol=1e-12)
 
 
 def test_other_modules_run_under_vmap(case):
@@ -117,14 +119,16 @@ def test_other_modules_run_under_vmap(case):
             return 2 * self.inner(x)
 
     phi = {f"inner.{name}": leaf for name, leaf in phi.items()}
-    torch.testing.assert_close(many.outputs(Doubled(), phi, x), by_vmap(Doubled(), phi, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        batched_forward.outputs(Doubled(), phi, x), by_vmap(Doubled(), phi, x), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_hooks_are_heeded():
     model, seen = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), []
     model[1].register_forward_hook(lambda *_: seen.append(1))
     phi = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in model.named_parameters()}
-    many.outputs(model, phi, torch.rand(2, 3, 2, 2))
+    batched_forward.outputs(model, phi, torch.rand(2, 3, 2, 2))
     assert seen
 
 
@@ -148,17 +152,17 @@ def test_a_narrow_first_layer_folds_and_gives_the_same():
     phi = {n: torch.randn(2, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
     weight = phi["0.weight"]
     weight[:, :6] -= weight[:, :6].mean((-2, -1), keepdim=True)
-    assert many.prepare(model, x).seen is not None
+    assert batched_forward.prepare(model, x).seen is not None
     expected = by_vmap(model.double(), phi, x)
-    torch.testing.assert_close(many.outputs(model, phi, x), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(batched_forward.outputs(model, phi, x), expected, rtol=1e-9, atol=1e-11)
     single = {n: p.float() for n, p in phi.items()}
-    ours, direct = (f(model.float(), single, x.float()).double() for f in (many.outputs, by_vmap))
+    ours, direct = (f(model.float(), single, x.float()).double() for f in (batched_forward.outputs, by_vmap))
     assert (ours - expected).abs().max() <= 2 * (direct - expected).abs().max()
 
 
 def test_inputs_that_ask_for_a_gradient_are_not_folded_away():
     model = nn.Sequential(nn.Conv2d(1, 12, 3, bias=False), BatchNorm(12))
-    assert many.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).seen is None
+    assert batched_forward.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).seen is None
 
 
 class Products(TorchDispatchMode):
