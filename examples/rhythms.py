@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metagrad import Budget, Experiment, Outer, Run, train
+from metagrad import Budget, Experiment, Outer, Run, report, train
 from metagrad.fewshot import MemoryReduced, Tasks, accuracy
 
 
@@ -53,4 +53,5 @@ if __name__ == "__main__":
     outcome = train(experiment, folder, resume=True, report=lambda event: print(event.step, event.line))
     print(outcome.result["metric"], outcome.result["value"], "±", outcome.result["ci95"])
     run = Run.open(folder, experiment=experiment)
+    print("page:", report.write(run, f"{folder}/report.html"))
     print("relative error of the meta-gradient:", run.check(tasks=2)["error"])

@@ -139,7 +139,7 @@ def test_train_evaluate_from_start_to_end(small, capsys):
     said = capsys.readouterr().out
     assert "test accuracy" in said
     assert str(folder.name) in said.replace("\n", "")
-    assert main(["evaluate", str(folder), "--tasks", "10", "--inductive"]) == 0
+    assert main(["evaluate", str(folder), "--tasks", "10", "--no-transductive"]) == 0
     assert "not transductive" in capsys.readouterr().out
     line = json.loads((folder / "evaluations.jsonl").read_text())
     assert line["command"][:2] == ["metagrad", "evaluate"]

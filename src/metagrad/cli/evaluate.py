@@ -23,9 +23,9 @@ class Evaluate:
     """Tasks; the interval narrows with their square root."""
     queries: int | None = None
     """Query images a class. Default: as in training."""
-    inductive: bool = False
-    """Classify every query image by itself, beside the support images only. Default: a task's queries together, as the
-    papers do, which lets batch statistics see all of them (transductive)."""
+    transductive: bool = True
+    """Classify a task's query images together, as the papers do, which lets batch statistics see all of them;
+    --no-transductive: each by itself, beside the support images only."""
     seed: int = 0
     """Seed of the tasks."""
     device: str | None = None
@@ -67,7 +67,7 @@ class Evaluate:
                     tasks=self.tasks,
                     queries=self.queries,
                     seed=self.seed,
-                    transductive=not self.inductive,
+                    transductive=self.transductive,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
                     ranks=ranks,
                 )

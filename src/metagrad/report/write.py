@@ -1,0 +1,127 @@
+"""From run directories to the page of them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from metagrad.classifier.calibration import Calibration
+from metagrad.classifier.learner import Learner
+from metagrad.data import Dataset
+from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.experiment.experiment import described
+from metagrad.experiment.run import Run
+from metagrad.files import write_text
+from metagrad.report.episodes import Confusion, Row, looked_at
+from metagrad.report.page import Shown, page
+from metagrad.strict_json import is_number
+
+Busy = Callable[[str], AbstractContextManager[Any]]
+
+
+def _quietly(doing: str) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def write(runs: Run | Sequence[Run], out: str | Path, *, data_dir: str | Path | None = None) -> Path:
+    """Write one page about a run, or about several beside each other: results, curves, tasks, options.
+
+    Parameters
+    ----------
+    out:
+        an HTML file, which needs no other; one that is there is replaced.
+    data_dir:
+        folder with the data set's original files, for the pictures of tasks; without the data there are none.
+
+    Raises
+    ------
+    MetagradError
+        for a file of a run that is damaged, or a page that cannot be written.
+
+    Examples
+    --------
+    ::
+
+        from metagrad import Run
+        from metagrad import report
+
+        report.write(Run.open("runs/first"), "first.html")
+    """
+    several = [runs] if isinstance(runs, Run) else list(runs)
+    found = []
+    for run in several:
+        dataset = None
+        if run.dataset is not None and run.has("best"):
+            with contextlib.suppress(MetagradError):
+                dataset = run.open_tasks(data_dir=data_dir, device="cpu").dataset
+        found.append(shown(run, run.folder.resolve().name, dataset))
+    write_page(found, Path(out), follow=True)
+    return Path(out)
+
+
+def shown(run: Run, label: str, dataset: Dataset | None, *, busy: Busy = _quietly) -> Shown:
+    """Return what a page shows of a run; tasks as pictures where the data are at hand."""
+    lines = _metrics(run)
+    best = run.load("best").digest if run.has("best") else None
+    grids: list[list[Row]] = []
+    hardest: list[Confusion] = []
+    # A bilevel problem gives no network that says something of a picture.
+    if dataset is not None and run.has("best") and hasattr(run.experiment.method, "weights"):
+        with busy("looking at tasks"):
+            grids, hardest = looked_at(Learner.of(run), dataset)
+    calibration = Calibration.of_run(run, best)
+    return Shown(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of a run's curve, and say what is wrong with them."""
+    lines = run.metrics() if run.metrics_path.exists() else []
+    if run.has("last") and (said := run.metrics_fault(run.load("last"))) is not None:
+        warnings.warn(said, MetagradWarning, stacklevel=2)
+    return lines
+
+
+def write_page(runs: list[Shown], out: Path, *, follow: bool = False, busy: Busy = _quietly) -> None:
+    """Write the page of these runs; a file that is there is replaced once the new one is whole.
+
+    ``follow``: if ``out`` is a link, what it leads to is replaced; for a path that a person named.
+    """
+
+    def refused(error: OSError) -> MetagradError:
+        return MetagradError(f"cannot write {out} ({error.strerror or error}): choose another --out")
+
+    with busy("writing the page"):
+        try:
+            text = page(runs)
+        except (LookupError, TypeError, ValueError, ArithmeticError, TemplateError) as error:
+            which = ", ".join(run.label for run in runs)
+            raise MetagradError(
+                f"a file of {which} is damaged ({type(error).__name__}: {error}): restore it"
+            ) from error
+    write_text(out, text, refused=refused, follow=follow)
+
+
+def _result(run: Run, weights: str | None) -> dict[str, Any]:
+    """Return the result of a run that is finished; of another, nothing."""
+    found = run.read_measured("result.json", weights)
+    if found is None:
+        return {}
+    try:
+        protocol = found["protocol"]
+        numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
+        numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
+        texts = [protocol["dataset"], protocol["split"], found.get("metric", "")]
+        if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("a number or a name is none")
+        found["protocol"]["transductive"] = bool(protocol["transductive"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MetagradError(
+            f"{run.folder / 'result.json'} is damaged ({in_short(error)}): restore or remove it"
+        ) from error
+    return found
