@@ -86,7 +86,7 @@ def zero_weights(theta):
 
 STRENGTHS = Bilevel(
     theta=zero_strengths, phi=zero_weights, inner_objective=ridge, outer_objective=misfit,
-    solver=GradientDescent(lr=0.05, max_steps=300),
+    solver=GradientDescent(lr=0.1, max_steps=80),
 )  # fmt: skip
 
 

@@ -298,7 +298,7 @@ def test_minutes_end_a_training(tmp_path):
 
 def test_a_bilevel_problem_is_trained_and_checked(tmp_path):
     """A ridge strength for each column: the columns that say nothing get the larger ones."""
-    budget = Budget(meta_steps=60, tasks_per_step=4, val_tasks=20, test_tasks=20)
+    budget = Budget(meta_steps=40, tasks_per_step=4, val_every=20, val_tasks=10, test_tasks=10)
     experiment = Experiment(tasks=own_code.columns, method=own_code.STRENGTHS, budget=budget, outer=Outer(lr=0.1))
     outcome = train(experiment, tmp_path / "run")
     run = Run.open(tmp_path / "run", experiment=experiment)

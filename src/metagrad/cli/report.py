@@ -44,7 +44,7 @@ class Report:
         screen = console()
         names = [folder.resolve().name for folder in self.runs]
         labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]
-        from metagrad.report.write import write_page
+        from metagrad.report.runs import write_page
 
         found = [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)]
         write_page(found, self.out, follow=True, busy=screen.status)
@@ -58,7 +58,7 @@ class Report:
         from metagrad.cli.progress import data_progress
         from metagrad.experiment.run import Run
         from metagrad.experiment.setup import open_sources
-        from metagrad.report.write import shown
+        from metagrad.report.runs import shown
 
         run = Run.open(folder, code=self.code)
         dataset = None

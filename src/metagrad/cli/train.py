@@ -262,7 +262,7 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
 
 def _report(screen: Console, run: Run, dataset: Dataset | None) -> Path:
     """Write the page of a finished run into its directory; return where it is."""
-    from metagrad.report.write import shown, write_page
+    from metagrad.report.runs import shown, write_page
 
     out = run.folder / "report.html"
     write_page([shown(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)

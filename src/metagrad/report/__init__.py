@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from metagrad.report.write import write as write
+    from metagrad.report.runs import write as write
 
 __all__ = ["write"]
 
@@ -10,7 +10,7 @@ __all__ = ["write"]
 def __getattr__(name: str) -> object:
     """Import the page's parts when they are first asked for: the command asks for light ones alone."""
     if name == "write":
-        from metagrad.report.write import write
+        from metagrad.report.runs import write
 
         return write
     raise AttributeError(f"module 'metagrad.report' has no attribute {name!r}")
