@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import time
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -28,7 +30,7 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     data_dir: str | Path | None = None,
-    report: Callable[[Event], None] = lambda event: None,
+    report: Callable[[Event], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
@@ -48,7 +50,8 @@ def train(
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
-        called with each :class:`Event`: a line of ``metrics.jsonl``.
+        called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: each validation is printed, with the time
+        that is left.
     stop:
         asked after every meta-step; if it says yes, the state is saved and training returns.
     progress:
@@ -93,7 +96,34 @@ def train(
     with opened:
         if resume:
             opened.raise_meta_steps(experiment.meta_steps)
-        return train_run(opened, sources, resume=resume, init=begin, report=report, stop=stop, ranks=ranks)
+        tell = report or (_Told() if ranks.first else lambda event: None)
+        return train_run(opened, sources, resume=resume, init=begin, report=tell, stop=stop, ranks=ranks)
+
+
+class _Told:
+    """Prints each validation in a line, and what a training begins at."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        began, before = self._first = self._first or (now, event.step)
+        for line in event.line.get("init", ()):
+            print(line)
+        names = [name for name in event.line if name.startswith("val_") and name != "val_ci95"]
+        if not names:
+            return
+        left = ""
+        if event.step > before:
+            seconds = int((now - began) / (event.step - before) * (event.meta_steps - event.step))
+            left = f", {datetime.timedelta(seconds=seconds)} left"
+        what, value = names[0].removeprefix("val_").replace("_", " "), event.line[names[0]]
+        print(
+            f"meta-step {event.step} of {event.meta_steps}: validation {what} {value:.3g} ± "
+            f"{event.line['val_ci95']:.2g}{left}",
+            flush=True,
+        )
 
 
 def read_weights(where: str | Path, *, code: Collection[str] = ()) -> Weights:

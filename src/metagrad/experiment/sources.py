@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,16 +65,6 @@ class Sources:
     def fixed(self) -> WarmTasks | None:
         """The finite set of training tasks, where there is one."""
         return self.train if isinstance(self.train, WarmTasks) else None
-
-
-class OpensTasks(Protocol):
-    """A value that opens its own sources."""
-
-    def open(
-        self, *, device: torch.device, data_dir: Path | None, split: Any, strict: bool, progress: Progress | None
-    ) -> Sources:
-        """Load the data and return the sources."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
