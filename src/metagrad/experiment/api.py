@@ -50,8 +50,8 @@ def train(
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
-        called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: each validation is printed, with the time
-        that is left.
+        called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: each validation is printed, with the
+        time that is left.
     stop:
         asked after every meta-step; if it says yes, the state is saved and training returns.
     progress:
@@ -78,7 +78,7 @@ def train(
     >>> experiment = Experiment(tasks=Sinusoids(shots=5, queries=5), network=MLPConfig(hidden=(20,)),
     ...                         method=MAML(inner_lr=0.01, loss=SquaredError()),
     ...                         budget=Budget(meta_steps=20, tasks_per_step=4, val_tasks=4, test_tasks=8))
-    >>> train(experiment, tempfile.mkdtemp()).result["metric"]
+    >>> train(experiment, tempfile.mkdtemp(), report=lambda event: None).result["metric"]
     'test_squared_error'
     """
     begin: Weights | None = None
