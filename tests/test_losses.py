@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metagrad import CG, GradientDescent, Implicit
+from metagrad import CG, GradientDescent, Implicit, MetagradError
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -293,7 +293,7 @@ def test_options_out_of_range_are_refused():
         lambda: CrossEntropy(class_weight=(1, 0)),
         lambda: BinaryCrossEntropy(positive_weight=0.0),
     ):
-        with pytest.raises(Exception, match="must be"):
+        with pytest.raises(MetagradError, match="must be"):
             make()
 
 
