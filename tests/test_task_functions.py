@@ -161,13 +161,13 @@ def test_the_installed_torchs_checkpoint_is_passed_through():
             y = recomputing.checkpoint(part, x, use_reentrant=reentrant)
         y.sum().backward()
         assert len(calls) == 1
-    assert task_functions._reaches()
+    assert task_functions._passes_through()
 
 
 def test_a_checkpoint_that_is_not_reached_is_refused_and_not_wrong(monkeypatch):
     """As in a torch whose parts have other names."""
     monkeypatch.setattr(task_functions, "_PASSED_THROUGH", {})
-    task_functions._reaches.cache_clear()
+    task_functions._passes_through.cache_clear()
 
     class Recomputing(nn.Sequential):
         def forward(self, x):
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_is_not_reached_is_refused_and_not_wrong(monkeypatch):
         batched_forward.outputs(nn.Linear(4, 3), params={}, x=torch.rand(2, 5, 4))
         module_lock.call(nn.Linear(4, 3), {}, torch.rand(5, 4))  # what has none of it runs
     finally:
-        task_functions._reaches.cache_clear()
+        task_functions._passes_through.cache_clear()
 
 
 class Counts(nn.Linear):

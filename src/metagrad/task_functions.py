@@ -70,7 +70,7 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    # torch's has no second derivative.
+    # torch's own has no second derivative.
     if input.dim() != 2:
         raise MetagradError("an embedding bag takes a row of indices for each example, (N, length), and no offsets")
     rows = _embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
@@ -133,11 +133,11 @@ def _batch_norm(
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    # torch's has no second derivative.
+    # torch's own has no second derivative.
     return F.relu6(input + 3) / 6
 
 
-def _as_it_is(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _identity(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input
 
 
@@ -155,7 +155,7 @@ def _drawing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def draws(how: str) -> str:
-    """Return what there is to say of a network that draws random numbers."""
+    """Return the error message for a network that draws random numbers."""
     return (
         f"the network draws random numbers ({how}), and an inner problem must be the same each time it is looked at: "
         "put that module into eval mode, or pass the numbers in with the inputs"
@@ -184,17 +184,17 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.rrelu: _rrelu,
     F.hardsigmoid: _hardsigmoid,
     **({torch._weight_norm: _weight_norm} if hasattr(torch, "_weight_norm") else {}),  # private to torch
-    **dict.fromkeys(_DROPOUTS, _as_it_is),  # as in eval mode
+    **dict.fromkeys(_DROPOUTS, _identity),  # as in eval mode
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
     **{function: _drawing(function) for function in _RANDOM},
 }
 
 
-def _recomputed_never(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[None]:
+def _run_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
-class _AppliedOnce:
+class _RunOnce:
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return function(*args)
@@ -205,15 +205,15 @@ class _AppliedOnce:
 _PASSED_THROUGH = {
     name: form
     for name, form in {
-        "_checkpoint_without_reentrant_generator": _recomputed_never,
-        "_checkpoint_without_reentrant_generator_impl": _recomputed_never,
-        "CheckpointFunction": _AppliedOnce,
+        "_checkpoint_without_reentrant_generator": _run_once,
+        "_checkpoint_without_reentrant_generator_impl": _run_once,
+        "CheckpointFunction": _RunOnce,
     }.items()
     if hasattr(recomputing, name)
 }
-_TORCHS = {name: getattr(recomputing, name) for name in _PASSED_THROUGH}
-_COUNTING, _inside = threading.Lock(), 0
-_NOT_HERE = (
+_ORIGINALS = {name: getattr(recomputing, name) for name in _PASSED_THROUGH}
+_LOCK, _inside = threading.Lock(), 0
+_UNKNOWN_CHECKPOINT = (
     f"torch.utils.checkpoint of torch {torch.__version__} computes a part of the network again when the weights are "
     "others, and this metagrad does not know how to pass it through: take the network without it, or another torch"
 )
@@ -221,37 +221,37 @@ _NOT_HERE = (
 
 @contextlib.contextmanager
 def _passing_through() -> Iterator[None]:
-    """Replace what all threads see from the first that comes in to the last that goes out."""
+    """Replace what ``torch.utils.checkpoint`` calls, in all threads, while any thread is inside."""
     global _inside
-    with _COUNTING:
+    with _LOCK:
         _inside += 1
         for name, plain in _PASSED_THROUGH.items():
             setattr(recomputing, name, plain)
     try:
-        with contextlib.nullcontext() if _reaches() else _refusing():
+        with contextlib.nullcontext() if _passes_through() else _refusing():
             yield
     finally:
-        with _COUNTING:
+        with _LOCK:
             _inside -= 1
             if not _inside:
-                for name, own in _TORCHS.items():
+                for name, own in _ORIGINALS.items():
                     setattr(recomputing, name, own)
 
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Refuse ``torch.utils.checkpoint`` by what it works with: hooks on what is saved for the backward pass."""
+    """Refuse ``torch.utils.checkpoint`` by refusing the hooks on saved tensors that it works with."""
     try:
-        with torch.autograd.graph.disable_saved_tensors_hooks(_NOT_HERE):
+        with torch.autograd.graph.disable_saved_tensors_hooks(_UNKNOWN_CHECKPOINT):
             yield
     except RuntimeError as error:
-        if _NOT_HERE in str(error):
-            raise MetagradError(_NOT_HERE) from error
+        if _UNKNOWN_CHECKPOINT in str(error):
+            raise MetagradError(_UNKNOWN_CHECKPOINT) from error
         raise
 
 
 @cache
-def _reaches() -> bool:
+def _passes_through() -> bool:
     """Whether the replacements keep ``torch.utils.checkpoint`` from running a part again, tried out once."""
     calls = []
 

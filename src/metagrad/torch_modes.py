@@ -1,7 +1,7 @@
-"""What a caller may have set for all of torch, and what of it reaches us.
+"""Global settings of torch that a caller may have changed, and which of them apply to our work.
 
 Modes that torch keeps for a thread (gradients on or off, inference mode, autocast, a default device) and the default
-dtype change what the same lines compute. Each of these says which of them a piece of work does not take over.
+dtype change what the same lines compute. Each context manager here sets some of them aside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metagrad import tree
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Record gradients, whatever the caller has switched off: for work that is there to give one.
+    """Record gradients, whatever the caller has switched off: for work whose result is a gradient.
 
     An autocast that is active still reaches the network, but not its memory of cast weights: that would hand out
     weights from before an update in place.
@@ -43,14 +43,14 @@ def unrecorded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def default_modes() -> Iterator[None]:
-    """Do as a process that has just started does: float32 networks on the CPU unless told otherwise, no autocast.
+    """Use the modes of a process that has just started: the CPU as default device, no autocast.
 
-    For what has settings of its own, such as a run. The default dtype is one for all threads, so it is not touched
+    For work that has settings of its own, such as a run. The default dtype is one for all threads, so it is not touched
     here: see :func:`in_float32`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(recording())
-        for kind in {"cpu", _accelerator()}:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(full_digits(kind))
         if torch.empty(0).device.type != "cpu":  # only then: torch asks a default device at every call
             stack.enter_context(torch.device("cpu"))
@@ -89,33 +89,17 @@ def ordinary(part: Any) -> Any:
     ValueError
         if one of them asks for a gradient, which it could never get.
     """
-    made_there = any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in pytree.tree_leaves(part))
-    return tree.map_tensors(_ordinary, part) if made_there else part
-
-
-def _ordinary(leaf: Tensor) -> Tensor:
-    if not leaf.is_inference():
-        return leaf
-    if leaf.requires_grad:
+    inference = [leaf for leaf in pytree.tree_leaves(part) if isinstance(leaf, Tensor) and leaf.is_inference()]
+    if any(leaf.requires_grad for leaf in inference):
         raise ValueError(
             "a tensor that asks for a gradient was made inside torch.inference_mode(), and can get none: make theta "
             "and what else is learned outside of it"
         )
-    return leaf.clone()
-
-
-def _accelerator() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return tree.map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, part) if inference else part
 
 
 def require_no_transform(what: str, tensors: Iterable[Tensor] = ()) -> None:
-    """Refuse to run inside a transform of ``torch.func``, or on tensors of one, which does not go through ``what``.
-
-    Raises
-    ------
-    ValueError
-        naming the way out.
-    """
+    """Raise ``ValueError`` inside a transform of ``torch.func``, or on tensors of one: ``what`` has no rule for it."""
     if _transform() is not None or any(map(_is_batched, tensors)):
         raise ValueError(
             f"{what} does not go with torch.func (grad, vjp, jacrev, jvp, vmap and the like) or vectorize=True: give "
@@ -129,13 +113,7 @@ _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda ten
 
 
 def require_no_tangents(what: str, tensors: Iterable[Tensor]) -> None:
-    """Refuse tensors that carry a derivative of forward mode, which would be lost without a word.
-
-    Raises
-    ------
-    ValueError
-        naming the way out.
-    """
+    """Raise ``ValueError`` for tensors that carry a forward-mode derivative, which would be lost."""
     if any(forward_ad.unpack_dual(leaf).tangent is not None for leaf in tensors if leaf.is_floating_point()):
         raise ValueError(
             f"{what} has no forward mode: differentiate with plain autograd (torch.autograd.grad, .backward()), or use "

@@ -28,10 +28,9 @@ def num_tasks(tree: Any) -> int:
         if ``tree`` has no tensor, a tensor has no axis, or the leading lengths differ.
     """
     sizes = {leaf.shape[0] if leaf.dim() else None for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
-    if len(sizes) != 1 or None in sizes:
+    size = next(iter(sizes), None)
+    if len(sizes) != 1 or size is None:
         raise ValueError(f"every tensor needs the same leading task axis, got leading lengths {sizes or 'none'}")
-    size = sizes.pop()
-    assert size is not None
     return size
 
 
@@ -107,11 +106,11 @@ def where(mask: Tensor, a: Params, b: Params) -> Params:
 
 
 def resolve(hyper: Hyper, theta: Params, names: Iterable[str]) -> float | Params:
-    """Return what a hyper-parameter is at ``theta``: a number, or a tensor for each name."""
+    """Return the value of a hyper-parameter at ``theta``: a number, or a tensor for each name."""
     if not callable(hyper):
         return float(hyper)
-    found = hyper(theta)
-    return {name: found if isinstance(found, Tensor) else found[name] for name in names}
+    value = hyper(theta)
+    return {name: value if isinstance(value, Tensor) else value[name] for name in names}
 
 
 def expand(theta: Params, tasks: int) -> Params:
@@ -121,7 +120,7 @@ def expand(theta: Params, tasks: int) -> Params:
 
 def detach(tree: Any) -> Any:
     """Cut every tensor of ``tree`` from the autograd graph."""
-    return map_tensors(torch.Tensor.detach, tree)
+    return map_tensors(Tensor.detach, tree)
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -141,5 +140,5 @@ def partition(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any
 
 
 def differentiable(tree: Any) -> list[Tensor]:
-    """Return the tensors of ``tree`` that ask for a gradient, in a fixed order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    """Return the tensors of ``tree`` that require a gradient, in a fixed order."""
+    return [leaf for leaf in partition(tree)[0] if leaf.requires_grad]

@@ -10,33 +10,26 @@ import torch
 from torch import Tensor
 
 from metagrad import torch_modes, tree
-from metagrad.implicit.call_solver import measured, solve_detached
-from metagrad.implicit.curvature import Convexity, Curvature, Linearisation
+from metagrad.implicit.curvature import Curvature, Linearisation
 from metagrad.implicit.linear import (
     CG,
     MINRES,
     Dense,
     FixedPoint,
-    LinearSolution,
     LinearSolver,
     Neumann,
     Woodbury,
-    looked_at,
+    as_solution,
 )
 from metagrad.implicit.linear import measured as measured_linear
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
+from metagrad.implicit.solvers.base import measured, solve_detached
 from metagrad.tree import Params
 
 
 def require_parts(objective: Any, solver: Any, adjoint: Any) -> None:
-    """Refuse an objective, a solver or an adjoint that cannot be one.
-
-    Raises
-    ------
-    TypeError
-        saying which, and what was given.
-    """
+    """Raise ``TypeError`` for an objective, a solver or an adjoint that cannot be one."""
     what = {
         "objective": (objective, "a function (phi, theta, data) -> scalar"),
         "solver": (solver, "an inner solver, such as GradientDescent(lr=0.1, max_steps=16)"),
@@ -117,41 +110,36 @@ class Implicit:
         solution = solve_detached(problem, init, solver)
         if not torch.is_grad_enabled() or not tree.differentiable((problem.theta, problem.data)):
             return measured(problem, solution)
-        solution.value, slope, solution.convexity = self._attach(problem, solution.value, solution._linear)
-        solution.grad_norm = tree.norm(slope)
+        self._attach(problem, solution)
         return solution
 
-    def _attach(
-        self, problem: Problem, phi: Params, linear: list[LinearSolution]
-    ) -> tuple[Params, Params, Convexity | None]:
-        """Return ``phi`` with the implicit derivative, the inner gradient there, and what is known of the curvature.
-
-        Each backward appends its linear solve to ``linear``.
-        """
+    def _attach(self, problem: Problem, solution: Solution) -> None:
+        """Make ``solution`` differentiable, with what is known of it; each backward appends its linear solve."""
         tensors, combine = tree.partition((problem.theta, problem.data))
+        phi, linear_solves = solution.value, solution._linear  # not the solution: it would be a cycle through the graph
 
         def linearise(point: Params, at: list[Tensor]) -> tuple[Linearisation, list[Tensor]]:
             """Linearise at tensors that stand for ``tensors``; return them too."""
-            asked = [now.detach().requires_grad_(was.requires_grad) for now, was in zip(at, tensors, strict=True)]
-            return Problem(problem.objective, *combine(asked)).linearise(point, self.curvature), asked
+            inputs = [now.detach().requires_grad_(was.requires_grad) for now, was in zip(at, tensors, strict=True)]
+            return Problem(problem.objective, *combine(inputs)).linearise(point, self.curvature), inputs
 
         # Now, since the inner gradient is part of it; and for one backward, which frees it.
         ready = [linearise(phi, tensors)]
-        slope, convexity = dict(ready[0][0].gradient), ready[0][0].convexity
-        ready[0][0].gradient.clear()  # as large as all weights, and nobody asks for it again
+        solution.grad_norm, solution.convexity = tree.norm(ready[0][0].gradient), ready[0][0].convexity
+        ready[0][0].gradient.clear()  # as large as all weights, and nobody needs it again
 
         def pull(v: list[Tensor], phi_now: list[Tensor], tensors_now: list[Tensor]) -> list[Tensor | None]:
             """Solve and pull back, at the tensors that autograd has kept."""
-            linearised, asked = ready.pop() if ready else linearise(dict(zip(phi, phi_now, strict=True)), tensors_now)
+            linearised, inputs = ready.pop() if ready else linearise(dict(zip(phi, phi_now, strict=True)), tensors_now)
             operator, b = linearised.operator, dict(zip(phi, v, strict=True))
-            found = self.linear_solver(operator, b, x0=self.x0)
-            solved = measured_linear(found, operator, b) if self.measure else looked_at(found, b)
-            linear.append(solved)
-            pulled = iter(linearised.theta_vjp(solved.value))
-            return [next(pulled) if leaf.requires_grad else None for leaf in asked]
+            u = self.linear_solver(operator, b, x0=self.x0)
+            solved = measured_linear(u, operator, b) if self.measure else as_solution(u, b)
+            linear_solves.append(solved)
+            gradients = iter(linearised.theta_vjp(solved.value))
+            return [next(gradients) if leaf.requires_grad else None for leaf in inputs]
 
         value = _Attach.apply(pull, len(phi), *phi.values(), *tensors)
-        return dict(zip(phi, value, strict=True)), slope, convexity
+        solution.value = dict(zip(phi, value, strict=True))
 
 
 class _Attach(torch.autograd.Function):

@@ -13,12 +13,13 @@ from torch import Tensor
 from metagrad import torch_modes, tree
 from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
 from metagrad.implicit.curvature import Curvature
+from metagrad.implicit.derivatives import grads, leaves_of
 from metagrad.implicit.linear import MINRES, Dense, LinearSolver
 from metagrad.implicit.objective import Composed, Objective
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import HessianFree, InnerSolver, Solution
 from metagrad.implicit.solving import argmin
-from metagrad.implicit.structure import Door, enter
+from metagrad.implicit.structure import enter
 from metagrad.tree import Params
 
 _ROUNDS, _STEPS = 25, 4  # Newton steps of the reference's inner solve: at most rounds times steps
@@ -80,7 +81,7 @@ def check_meta_gradient(
     """Compare the meta-gradient that ``solver`` and ``adjoint`` give with one at high accuracy.
 
     The accurate one: float64, the inner problem solved on from where ``solver`` ended by Newton's method until the
-    gradient norm is ``tol`` or falls no more (the least found is taken), the exact Hessian, the system solved by MINRES
+    gradient norm is ``tol`` or falls no more (the least is taken), the exact Hessian, the system solved by MINRES
     to 1e-10 (by the whole matrix up to 512 parameters a task).
 
     Parameters
@@ -88,8 +89,8 @@ def check_meta_gradient(
     objective, theta, data, solver, adjoint:
         as for :func:`~metagrad.argmin`. A few tasks are enough.
     start:
-        from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``; in float64 it is
-        asked with a theta of float64, and fewer digits of its own are filled up.
+        from theta to where the solver starts, such as ``lambda theta: tree.expand(theta, T)``; it is also called
+        with a theta of float64; what it then returns in fewer digits is converted.
     outer:
         ``(phi, theta) -> scalar``: the meta-loss of all tasks' solutions, phi with its task axis. In the accurate pass
         both are float64.
@@ -97,9 +98,9 @@ def check_meta_gradient(
         as for :func:`~metagrad.argmin`; ``False``: one problem, without a task axis in what ``start`` returns, in data,
         in the phi of ``outer``, or in the numbers that are returned.
     tol:
-        inner gradient norm asked of the accurate one.
+        inner gradient norm wanted of the accurate one.
     report:
-        told in a few words what is being done.
+        called with a few words on what is being done.
 
     Returns
     -------
@@ -116,16 +117,21 @@ def check_meta_gradient(
     require_parts(objective, solver, adjoint)
     theta, data = torch_modes.ordinary((theta, data))
     with torch.no_grad():
-        door, _, theta, data = enter(start(theta), theta, data, single=batched is False)
+        structure, _, theta, data = enter(start(theta), theta, data, single=batched is False)
     # From here on everything is flat and of T tasks.
-    objective, solver, adjoint = door.objective(objective), door.solver(solver), door.adjoint(adjoint)
-    start, outer = _flat_start(door, start), _flat_outer(door, outer)
-    gradient = partial(_gradient, batched=None if batched is None else True)
+    objective, solver, adjoint = structure.objective(objective), structure.solver(solver), structure.adjoint(adjoint)
+    gradient = partial(
+        _gradient,
+        objective,
+        lambda theta: structure.init(start(structure.theta_of(theta))),
+        lambda phi, theta: outer(structure.value(phi), structure.theta_of(theta)),
+        None if batched is None else True,
+    )
     report("the gradient that is used")
-    used, solution = gradient(objective, start, theta, data, outer, solver, adjoint)
+    used, solution = gradient(theta, data, solver, adjoint)
     report("the same in float64")
     sharp_theta, sharp_data = _double(theta), _double(data)
-    sharp, ended = gradient(objective, start, sharp_theta, sharp_data, outer, solver, adjoint)
+    sharp, ended = gradient(sharp_theta, sharp_data, solver, adjoint)
     phi = tree.detach(ended.value)
     problem = Problem(objective, sharp_theta, sharp_data).detached()
     _require_separate(problem, phi)
@@ -134,7 +140,7 @@ def check_meta_gradient(
     linear: LinearSolver = Dense() if size <= _DENSE else MINRES(max_steps=1000, tol=1e-10)
 
     def at(point: Params, kind: Adjoint) -> tuple[Tensor, Solution]:
-        return gradient(objective, start, sharp_theta, sharp_data, outer, lambda problem, init: point, kind)
+        return gradient(sharp_theta, sharp_data, lambda problem, init: point, kind)
 
     report("the linear system at the exact solution")
     reference, behind = at(exact, Implicit(linear_solver=linear))
@@ -157,11 +163,11 @@ def check_meta_gradient(
         curvature=curvature,
         used=used,
         reference=reference,
-        grad_norm=door.numbers(solution.grad_norm),
-        residual=None if residual is None else door.numbers(residual),
-        reference_grad_norm=door.numbers(behind.grad_norm),
-        reference_residual=door.numbers(behind.linear.residual),
-        reference_min_curvature=door.numbers(behind.linear.min_curvature),
+        grad_norm=structure.numbers(solution.grad_norm),
+        residual=None if residual is None else structure.numbers(residual),
+        reference_grad_norm=structure.numbers(behind.grad_norm),
+        reference_residual=structure.numbers(behind.linear.residual),
+        reference_min_curvature=structure.numbers(behind.linear.min_curvature),
     )
 
 
@@ -175,40 +181,31 @@ def _shares(
         yield float(part.norm() / reference.norm())
 
 
-def _flat_start(door: Door, start: Callable[[Any], Any]) -> Callable[[Params], Params]:
-    return lambda theta: door.init(start(door.theta_of(theta)))
-
-
-def _flat_outer(door: Door, outer: Callable[[Any, Any], Tensor]) -> Callable[[Params, Params], Tensor]:
-    return lambda phi, theta: outer(door.value(phi), door.theta_of(theta))
-
-
 def _gradient(
     objective: Objective,
     start: Callable[[Params], Params],
+    outer: Callable[[Params, Params], Tensor],
+    batched: bool | None,
     theta: Params,
     data: Any,
-    outer: Callable[[Params, Params], Tensor],
     solver: InnerSolver,
     adjoint: Adjoint,
-    *,
-    batched: bool | None,
 ) -> tuple[Tensor, Solution]:
-    asked = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in theta.items()}
-    digits = next((leaf.dtype for leaf in asked.values() if leaf.requires_grad), torch.float32)
-    begin = {name: leaf.to(torch.promote_types(leaf.dtype, digits)) for name, leaf in start(asked).items()}
-    solution = argmin(objective, begin, asked, data, solver=solver, adjoint=adjoint, batched=batched)
-    leaves = [leaf for leaf in asked.values() if leaf.requires_grad]
+    theta = {name: leaf.detach().requires_grad_(leaf.is_floating_point()) for name, leaf in theta.items()}
+    leaves = [leaf for leaf in theta.values() if leaf.requires_grad]
+    digits = leaves[0].dtype if leaves else torch.float32
+    init = {name: leaf.to(torch.promote_types(leaf.dtype, digits)) for name, leaf in start(theta).items()}
+    solution = argmin(objective, init, theta, data, solver=solver, adjoint=adjoint, batched=batched)
     if not leaves:
         raise ValueError("theta has no floating tensor: there is no meta-gradient to check")
-    meta = outer(solution.value, asked)
-    if not isinstance(meta, Tensor) or meta.dim() != 0:
-        got = tuple(meta.shape) if isinstance(meta, Tensor) else type(meta).__name__
+    loss = outer(solution.value, theta)
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"outer must return a scalar, the meta-loss of all tasks, got {got}")
-    if not meta.requires_grad:
+    if not loss.requires_grad:
         raise ValueError("outer returns a number that depends neither on phi nor on theta")
-    found = torch.autograd.grad(meta, leaves, materialize_grads=True)
-    return torch.cat([part.flatten() for part in found]).double(), solution
+    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    return torch.cat([part.flatten() for part in gradients]).double(), solution
 
 
 def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str], None] = lambda text: None) -> Params:
@@ -230,12 +227,11 @@ def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str
 
 
 def _require_separate(problem: Problem, phi: Params) -> None:
-    leaves = {name: leaf.requires_grad_() for name, leaf in tree.detach(phi).items()}
-    if tree.num_tasks(leaves) == 1:
-        return
+    """Refuse an objective whose value of the first task depends on phi of others."""
+    leaves = leaves_of(phi)
     with torch.enable_grad():
-        found = torch.autograd.grad(problem.value(leaves)[0], list(leaves.values()), materialize_grads=True)
-    if any(bool((part[1:] != 0).any()) for part in found):
+        gradient = grads(problem.value(leaves)[0], leaves, create_graph=False)
+    if any(bool((part[1:] != 0).any()) for part in gradient.values()):
         raise ValueError("the objective mixes tasks: the value of the first depends on phi of others")
 
 

@@ -4,41 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metagrad import tree
 from metagrad.implicit import host
-from metagrad.implicit.derivatives import add_optional, grads, in_order, leaves_of, pull, pull_phi
+from metagrad.implicit.derivatives import add_optional, grads, hessian_product, leaves_of, minus_mixed, vjp, vjp_phi
 from metagrad.implicit.each import each_task
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.tree import Params
 
+if TYPE_CHECKING:
+    from metagrad.implicit.problem import Problem
+
 Curvature = Literal["hessian", "gauss_newton"]
-
-
-class Posed(Protocol):
-    """What is asked of a :class:`~metagrad.implicit.Problem` here."""
-
-    @property
-    def objective(self) -> Any:
-        """Of one task."""
-
-    @property
-    def theta(self) -> Params:
-        """What tasks share."""
-
-    @property
-    def data(self) -> Any:
-        """What each has of its own."""
-
-    def without_proximal(self) -> tuple[Posed, Proximal | None]:
-        """Part it in what autograd differentiates and a proximal term."""
-
-    def value(self, phi: Params) -> Tensor:
-        """Return the objective of each task."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +104,20 @@ class Linearisation:
     convexity: Convexity | None = None
 
 
-def with_pull(gradient: Params, proximal: Proximal, phi: Params, theta: Params) -> Params:
-    """Add the gradient of the proximal term."""
+def with_proximal(gradient: Params, proximal: Proximal, phi: Params, theta: Params) -> Params:
+    """Return the gradient with that of the proximal term added."""
     lam = proximal.lam
     if not callable(lam):  # in place: each is as large as all weights
-        pulled = {name: g.add(phi[name], alpha=lam) for name, g in gradient.items()}
-        if proximal.towards == "theta":
-            pulled = {name: g.sub_(theta[name], alpha=lam) for name, g in pulled.items()}
-        return pulled
+        gradient = {name: g.add(phi[name], alpha=lam) for name, g in gradient.items()}
+        return (
+            {n: g.sub_(theta[n], alpha=lam) for n, g in gradient.items()} if proximal.towards == "theta" else gradient
+        )
     strengths, off = proximal.at(theta, phi), proximal.offset(phi, theta)
     return {name: torch.addcmul(g, strengths[name], off[name]) for name, g in gradient.items()}
 
 
 @dataclass(frozen=True)
-class _Bend:
+class _Regularisation:
     """Derivatives of the regulariser R at one point.
 
     ``shift``: the diagonal of ``d²R/dphi²``; ``add_gradient``: ``a -> a + dR/dphi``; ``add_product``:
@@ -149,35 +130,31 @@ class _Bend:
     mixed: Callable[[list[Tensor], Params], list[Tensor | None]]
 
 
-_FLAT = _Bend(None, lambda a: a, lambda a, v: a, lambda inputs, u: [None] * len(inputs))
+_NO_REGULARISER = _Regularisation(None, lambda a: a, lambda a, v: a, lambda inputs, u: [None] * len(inputs))
 
 
-def _bend(objective: Objective, phi: Params, theta: Params) -> _Bend:
+def _regularisation(objective: Objective, phi: Params, theta: Params) -> _Regularisation:
     regulariser = objective.regulariser if isinstance(objective, Composed) else None
     if regulariser is None:
-        return _FLAT
+        return _NO_REGULARISER
     if isinstance(regulariser, Proximal):
-        return _proximal_bend(regulariser, phi, theta)
+        return _proximal(regulariser, phi, theta)
     value = each_task(regulariser, phi, theta, shared=(1,)).sum()
     if not value.requires_grad:  # constant in phi
-        return _FLAT
+        return _NO_REGULARISER
     gradient = grads(value, phi, create_graph=True)
-
-    def add(a: Params, b: Params) -> Params:
-        return {name: part + b[name] for name, part in a.items()}
-
-    return _Bend(
-        pull_phi(list(gradient.values()), phi, [torch.ones_like(g) for g in gradient.values()]),
-        lambda a: add(a, tree.detach(gradient)),
-        lambda a, v: add(a, pull_phi(list(gradient.values()), phi, in_order(v, phi))),
-        lambda inputs, u: pull(list(gradient.values()), inputs, [-part for part in in_order(u, phi)], keep=True),
+    return _Regularisation(
+        hessian_product(gradient, phi, {name: torch.ones_like(g) for name, g in gradient.items()}),
+        lambda a: tree.add(a, tree.detach(gradient)),
+        lambda a, v: tree.add(a, hessian_product(gradient, phi, v)),
+        lambda inputs, u: minus_mixed(gradient, inputs, u, keep=True),
     )
 
 
-def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
+def _proximal(proximal: Proximal, phi: Params, theta: Params) -> _Regularisation:
     lam = proximal.at(theta, phi)
     flat_phi, flat_theta = tree.detach(phi), tree.detach(theta)
-    known = {name: strength.detach() if isinstance(strength, Tensor) else strength for name, strength in lam.items()}
+    known = tree.detach(lam)
     names = {id(theta[name]): name for name in phi} if proximal.towards == "theta" else {}
 
     def add_product(a: Params, v: Params) -> Params:
@@ -194,43 +171,38 @@ def _proximal_bend(proximal: Proximal, phi: Params, theta: Params) -> _Bend:
             return through_theta
         off = proximal.offset(flat_phi, flat_theta)
         weights = [-(off[name] * u[name]).sum(0).sum_to_size(strength.shape) for name, strength in lam.items()]
-        through_lam = pull(list(lam.values()), inputs, weights, keep=True)
-        return [add_optional(a, b) for a, b in zip(through_theta, through_lam, strict=True)]
+        return add_optional(through_theta, vjp(list(lam.values()), inputs, weights, keep=True))
 
-    return _Bend(
-        {
-            name: torch.as_tensor(known[name], dtype=leaf.dtype, device=leaf.device).expand_as(leaf)
-            for name, leaf in phi.items()
-        },
-        lambda a: with_pull(a, proximal, flat_phi, flat_theta),
-        add_product,
-        mixed,
-    )
+    shift = {
+        name: torch.as_tensor(known[name], dtype=leaf.dtype, device=leaf.device).expand_as(leaf)
+        for name, leaf in phi.items()
+    }
+    return _Regularisation(shift, lambda a: with_proximal(a, proximal, flat_phi, flat_theta), add_product, mixed)
 
 
-def hessian(problem: Posed, phi: Params) -> Linearisation:
+def hessian(problem: Problem, phi: Params) -> Linearisation:
     """Linearise with the exact Hessian: products are derivatives of the kept gradient."""
     rest, proximal = problem.without_proximal()
     with torch.enable_grad():
         leaves = leaves_of(phi)
-        gradient = list(grads(rest.value(leaves).sum(), leaves, create_graph=True).values())
-        # The regulariser is in the gradient already, unless it was taken out of it.
-        bend = _bend(problem.objective, leaves, problem.theta if proximal else tree.detach(problem.theta))
-        known = bend if proximal else _FLAT
-    slope = known.add_gradient(tree.detach(dict(zip(phi, gradient, strict=True))))
+        gradient = grads(rest.value(leaves).sum(), leaves, create_graph=True)
+        theta = problem.theta if proximal else tree.detach(problem.theta)
+        regularisation = _regularisation(problem.objective, leaves, theta)
+    # Any regulariser but a proximal one is in the gradient already.
+    added = regularisation if proximal else _NO_REGULARISER
 
     def matvec(v: Params) -> Params:
-        return known.add_product(pull_phi(gradient, leaves, in_order(v, leaves)), v)
+        return added.add_product(hessian_product(gradient, leaves, v), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((problem.theta, problem.data))
-        found = pull(gradient, inputs, [-part for part in in_order(u, leaves)], keep=False)
-        return [add_optional(a, b) for a, b in zip(found, known.mixed(inputs, u), strict=True)]
+        return add_optional(minus_mixed(gradient, inputs, u, keep=False), added.mixed(inputs, u))
 
-    return Linearisation(Operator(matvec, bend.shift), slope, theta_vjp, _convexity(problem, phi, "hessian"))
+    operator, whole = Operator(matvec, regularisation.shift), added.add_gradient(tree.detach(gradient))
+    return Linearisation(operator, whole, theta_vjp, _convexity(problem, phi, "hessian"))
 
 
-def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
+def gauss_newton(problem: Problem, phi: Params) -> Linearisation:
     """Linearise with ``JᵀBJ + Λ``.
 
     For cross-entropy of a softmax and for squared errors, JᵀBJ is the Fisher matrix too, so that has no name of its own
@@ -256,65 +228,54 @@ def gauss_newton(problem: Posed, phi: Params) -> Linearisation:
         at_outputs = outputs.detach().requires_grad_()
         loss = objective.losses(at_outputs, data).sum()
         (loss_grad,) = torch.autograd.grad(loss, at_outputs, create_graph=True)
-        bend = _bend(objective, leaves, theta)
-    slope = bend.add_gradient(pull_phi([outputs], leaves, [loss_grad.detach()]))
+        regularisation = _regularisation(objective, leaves, theta)
+    whole = regularisation.add_gradient(vjp_phi([outputs], leaves, [loss_grad.detach()]))
 
     def jvp(v: Params) -> Tensor:
-        (forward,) = pull(list(pulled), [cotangent], in_order(v, leaves), keep=True)
+        (forward,) = vjp(list(pulled), [cotangent], [v[name] for name in leaves], keep=True)
         return torch.zeros_like(cotangent) if forward is None else forward
 
-    def vjp(w: Tensor) -> Params:
-        return pull_phi([outputs], leaves, [w])
-
     def output_hessian(w: Tensor) -> Tensor:
-        (bent,) = pull([loss_grad], [at_outputs], [w], keep=True)
-        return torch.zeros_like(w) if bent is None else bent
+        (product,) = vjp([loss_grad], [at_outputs], [w], keep=True)
+        return torch.zeros_like(w) if product is None else product
 
     def matvec(v: Params) -> Params:
         forward = jvp(v)
-        bent = output_hessian(forward)
-        _require_convex(forward, bent)
-        return bend.add_product(vjp(bent), v)
+        product = output_hessian(forward)
+        _require_convex(forward, product)
+        return regularisation.add_product(parts.vjp(product), v)
 
     def theta_vjp(u: Params) -> list[Tensor | None]:
         inputs = tree.differentiable((theta, data))
-        mixed = bend.mixed(inputs, u)
+        mixed = regularisation.mixed(inputs, u)
         # Does any input reach the loss? In iMAML none does, and asking costs nothing; features handed over as data do,
         # and then the whole mixed derivative is taken.
-        probe = pull([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
+        probe = vjp([outputs, loss_grad], inputs, [torch.zeros_like(outputs), loss_grad.detach()], keep=True)
         if all(part is None for part in probe):
             return mixed
         with torch.enable_grad():
             gradient = grads(objective.losses(outputs, data).sum(), leaves, create_graph=True)
-        through_loss = pull(list(gradient.values()), inputs, [-part for part in in_order(u, leaves)], keep=False)
-        return [add_optional(a, b) for a, b in zip(mixed, through_loss, strict=True)]
+        return add_optional(mixed, minus_mixed(gradient, inputs, u, keep=False))
 
-    parts = GaussNewton(jvp, vjp, output_hessian, outputs.shape)
-    return Linearisation(
-        Operator(matvec, bend.shift, parts), slope, theta_vjp, _convexity(problem, phi, "gauss_newton")
-    )
+    parts = GaussNewton(jvp, lambda w: vjp_phi([outputs], leaves, [w]), output_hessian, outputs.shape)
+    operator = Operator(matvec, regularisation.shift, parts)
+    return Linearisation(operator, whole, theta_vjp, _convexity(problem, phi, "gauss_newton"))
 
 
-def _require_convex(forward: Tensor, bent: Tensor) -> None:
-    """Refuse a loss that is seen to curve downwards in the outputs; where the host may not look, trust it.
-
-    Raises
-    ------
-    ValueError
-        saying so.
-    """
+def _require_convex(forward: Tensor, product: Tensor) -> None:
+    """Refuse a loss that curves downwards in the outputs, where the host may read it."""
     if not host.may_read(forward):
         return
-    forward, bent = forward.reshape(len(forward), -1), bent.reshape(len(bent), -1)
+    forward, product = forward.reshape(len(forward), -1), product.reshape(len(product), -1)
     eps, size = torch.finfo(forward.dtype).eps, forward.norm(dim=1)
     # A softmax that is sure of itself has next to no curvature: what is left of it then is rounding, of either sign,
     # in proportion to the outputs and not to itself.
-    rounding = eps**0.5 * size * bent.norm(dim=1) + eps * size**2
-    if ((forward * bent).sum(1) < -rounding).any():
+    rounding = eps**0.5 * size * product.norm(dim=1) + eps * size**2
+    if ((forward * product).sum(1) < -rounding).any():
         raise ValueError("the loss is not convex in the outputs, so Gauss-Newton says nothing: use curvature='hessian'")
 
 
-def _convexity(problem: Posed, phi: Params, kind: Curvature) -> Convexity | None:
+def _convexity(problem: Problem, phi: Params, kind: Curvature) -> Convexity | None:
     objective = problem.objective
     if not isinstance(objective, Composed) or not isinstance(objective.regulariser, Proximal):
         return None
@@ -322,6 +283,5 @@ def _convexity(problem: Posed, phi: Params, kind: Curvature) -> Convexity | None
     inner, system = objective.convex, objective.convex or kind == "gauss_newton"
     if not callable(lam):
         return Convexity(lam, lam, inner, system)
-    found = objective.regulariser.at(tree.detach(problem.theta), phi).values()
-    ends = [torch.stack(part) for part in zip(*(one.aminmax() for one in found), strict=True)]
-    return Convexity(ends[0].min(), ends[1].max(), inner, system)
+    lams = torch.cat([part.flatten() for part in objective.regulariser.at(tree.detach(problem.theta), phi).values()])
+    return Convexity(*lams.aminmax(), inner, system)

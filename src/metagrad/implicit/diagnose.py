@@ -10,14 +10,14 @@ from metagrad import tree
 from metagrad.errors import DivergedError, MetagradWarning, NotFiniteError
 from metagrad.implicit import host
 from metagrad.implicit.linear import curvature_range
-from metagrad.implicit.look import require_finite_parts
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Nesterov, Solution
+from metagrad.implicit.validation import require_finite_parts
 from metagrad.tree import Params
 
 
 def warn_unsolved(problem: Problem, solution: Solution) -> None:
-    """Warn where a point that is said to be a solution is none; where the host may not look, trust it.
+    """Warn where a point handed over as a solution is none; where the host may not read, trust it.
 
     A gradient has the unit of g over that of phi: ‖dg/dphi‖ · ‖phi‖ is compared with g (1 in place of smaller numbers).
     """
@@ -42,14 +42,10 @@ _SOLVED = 1e-2  # relative; an inner problem solved to 1e-3 stays below
 
 
 def require_finite(problem: Problem, init: Params, solver: InnerSolver, solution: Solution) -> None:
-    """Say what is wrong with a solution that is not finite; where the host may not look, trust it.
+    """Refuse a solution that is not finite; where the host may not read, trust it.
 
-    Raises
-    ------
-    NotFiniteError
-        if theta, the start or the data are not finite, or the objective is not at the start.
-    DivergedError
-        if the steps led there; with the largest stable step size, estimated at the start.
+    ``NotFiniteError``: theta, the start or the data are not finite, or the objective is not at the start.
+    ``DivergedError``: the steps led there; with the largest stable step size, estimated at the start.
     """
     if not host.may_read(solution.grad_norm) or bool(solution.grad_norm.isfinite().all()):
         return

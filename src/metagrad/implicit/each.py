@@ -30,8 +30,8 @@ def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[in
         arguments = tuple(part if place in shared else _only(part) for place, part in enumerate(arguments))
     # Some of torch's functions are wrong for many tasks at once, or not there, or have no second derivative.
     with task_functions.exact():
-        found = function(*arguments) if single else _mapped(function, arguments, shared)
-    return found.unsqueeze(0) if single else found
+        values = function(*arguments) if single else _mapped(function, arguments, shared)
+    return values.unsqueeze(0) if single else values
 
 
 def _only(part: Any) -> Any:

@@ -1,4 +1,4 @@
-"""When the host may look at a tensor.
+"""When the host may read a tensor.
 
 Called as ``host.may_read``, one name for every solver: a test on the CPU replaces it to see what a GPU would do.
 """

@@ -58,13 +58,7 @@ class Proximal:
         return dict.fromkeys(names, lam) if isinstance(lam, float) else dict(lam)
 
     def require_positive(self, theta: Params, names: Iterable[str]) -> None:
-        """Refuse a learned lam that is not positive; where the host may not look, trust it.
-
-        Raises
-        ------
-        NotFiniteError
-            naming the parameter: the logarithm of such a lam is not finite.
-        """
+        """Raise ``NotFiniteError`` for a learned lam that is not positive; where the host may not read, trust it."""
         if not callable(self.lam):
             return
         for name, lam in self.at(theta, names).items():
@@ -120,12 +114,12 @@ class Composed:
         Under autocast a network gives fewer; the loss and its curvature are cheap, and lose nothing more.
         """
         if self.outputs_of_tasks:
-            found = self.outputs_of_tasks(phi, theta, data)
+            outputs = self.outputs_of_tasks(phi, theta, data)
         else:
-            found = each_task(self.outputs, phi, theta, data, shared=(1,))
-        if found.dim() == 0 or len(found) != tree.num_tasks(phi):
-            raise ValueError(f"outputs_of_tasks must keep the task axis first, got {tuple(found.shape)}")
-        return found.to(torch.promote_types(found.dtype, next(iter(phi.values())).dtype))
+            outputs = each_task(self.outputs, phi, theta, data, shared=(1,))
+        if outputs.dim() == 0 or len(outputs) != tree.num_tasks(phi):
+            raise ValueError(f"outputs_of_tasks must keep the task axis first, got {tuple(outputs.shape)}")
+        return outputs.to(torch.promote_types(outputs.dtype, next(iter(phi.values())).dtype))
 
     def losses(self, outputs: Tensor, data: Any) -> Tensor:
         """Return the loss of each task's outputs, ``(T,)``.
@@ -135,9 +129,9 @@ class Composed:
         ValueError
             for a loss of all tasks that has another shape: a mean over tasks would mix them.
         """
-        found = self.loss_of_tasks(outputs, data) if self.loss_of_tasks else each_task(self.loss, outputs, data)
-        if found.shape != outputs.shape[:1]:
+        losses = self.loss_of_tasks(outputs, data) if self.loss_of_tasks else each_task(self.loss, outputs, data)
+        if losses.shape != outputs.shape[:1]:
             name = "loss_of_tasks" if self.loss_of_tasks else "loss"
             wanted = "(T,), one loss a task," if self.loss_of_tasks else "a scalar for one task,"
-            raise ValueError(f"{name} must return {wanted} got {tuple(found.shape)} for {len(outputs)} tasks")
-        return found
+            raise ValueError(f"{name} must return {wanted} got {tuple(losses.shape)} for {len(outputs)} tasks")
+        return losses

@@ -1,9 +1,7 @@
 """What is solved: one inner problem per task, and the derivatives every solver needs.
 
-An objective is written for ONE task;
-tasks are independent, so the gradient of the sum over tasks is every task's own gradient. Taking it with
-``torch.autograd`` on the vmapped value (rather than ``vmap(grad)``) keeps one graph that can be differentiated
-again, which is how curvature products reuse a single forward pass.
+Tasks are independent, so the gradient of the sum over tasks is every task's own. ``torch.autograd`` on the vmapped
+value (rather than ``vmap(grad)``) keeps one graph that can be differentiated again, for all curvature products.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
-from metagrad.implicit.curvature import Curvature, Linearisation, Operator, gauss_newton, hessian, with_pull
+from metagrad.implicit.curvature import Curvature, Linearisation, Operator, gauss_newton, hessian, with_proximal
 from metagrad.implicit.derivatives import grads, leaves_of
 from metagrad.implicit.each import each_task
 from metagrad.implicit.objective import Composed, Objective, Proximal
@@ -73,8 +71,8 @@ class Problem:
             leaves = phi if self.create_graph else leaves_of(phi)
             rest, proximal = self.without_proximal()
             value = rest.value(leaves)
-            found = grads(value.sum(), leaves, create_graph=self.create_graph)
-        return value, found if proximal is None else with_pull(found, proximal, phi, self.theta), proximal
+            gradient = grads(value.sum(), leaves, create_graph=self.create_graph)
+        return value, gradient if proximal is None else with_proximal(gradient, proximal, phi, self.theta), proximal
 
     def linearise(self, phi: Params, kind: Curvature) -> Linearisation:
         """Build the graph at ``phi`` once, for any number of curvature products and mixed derivatives."""

@@ -7,11 +7,11 @@ from typing import Any
 from metagrad import torch_modes, tree
 from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
 from metagrad.implicit.diagnose import require_finite, warn_unsolved
-from metagrad.implicit.look import check_objective
 from metagrad.implicit.objective import Objective
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
-from metagrad.implicit.structure import Entered, as_dicts, at, enter
+from metagrad.implicit.structure import Structure, as_dicts, at, enter
+from metagrad.implicit.validation import validate_objective
 
 
 def argmin(
@@ -98,29 +98,28 @@ def argmin(
     >>> solution.value.detach()
     tensor([1., 2.])
     """
-    entered, _, solution = _solve(objective, init, theta, data, solver, adjoint, batched)
-    return entered.door.solution(solution)
+    structure, _, solution = _solve(objective, init, theta, data, solver, adjoint, batched)
+    return structure.solution(solution)
 
 
 def _solve(
     objective: Objective, init: Any, theta: Any, data: Any, solver: InnerSolver, adjoint: Adjoint, batched: bool | None
-) -> tuple[Entered, Problem, Solution]:
-    """Return what was handed over and the problem, as the core has them, and the solution."""
+) -> tuple[Structure, Problem, Solution]:
+    """Return the structure of what was handed over; problem and solution as the core has them."""
     torch_modes.require_no_transform("argmin")
     require_parts(objective, solver, adjoint)
-    entered = enter(*torch_modes.ordinary((init, theta, data)), single=batched is False)
-    door, phi, fixed, data = entered
-    problem = Problem(door.objective(objective), fixed, data)
-    ignored = check_objective(problem.objective, phi, fixed, data, guessed=batched is None)
-    if ignored and isinstance(adjoint, Implicit):
+    structure, phi, theta, data = enter(*torch_modes.ordinary((init, theta, data)), single=batched is False)
+    problem = Problem(structure.objective(objective), theta, data)
+    unused = validate_objective(problem.objective, phi, theta, data, guessed=batched is None)
+    if unused and isinstance(adjoint, Implicit):
         raise ValueError(
-            f"the objective makes no use of phi{at(ignored[0])}, so no value of it is the solution: leave it out of "
+            f"the objective makes no use of phi{at(unused[0])}, so no value of it is the solution: leave it out of "
             "phi, or pull it to somewhere (Proximal)"
         )
-    solver = door.solver(solver)
-    solution = door.adjoint(adjoint)(problem, phi, solver)
+    solver = structure.solver(solver)
+    solution = structure.adjoint(adjoint)(problem, phi, solver)
     require_finite(problem, phi, solver, solution)
-    return entered, problem, solution
+    return structure, problem, solution
 
 
 def attach(
@@ -137,7 +136,7 @@ def attach(
         what phi solves, as for :func:`argmin`. It must be the whole of it: phi found on minibatches solves the
         objective on all of the data only as far as ``grad_norm`` says.
     adjoint:
-        :class:`Implicit`; the other adjoints need to have seen the steps.
+        :class:`Implicit`; the other adjoints need the steps.
     batched:
         as for :func:`argmin`; ``False``: one problem, without a task axis.
 
@@ -174,6 +173,6 @@ def attach(
     if not isinstance(adjoint, Implicit):
         raise TypeError(f"attach goes with Implicit(), which needs the solution alone, not with {adjoint!r}")
     phi = tree.detach(as_dicts(phi))
-    entered, problem, solution = _solve(objective, phi, theta, data, lambda problem, init: init, adjoint, batched)
+    structure, problem, solution = _solve(objective, phi, theta, data, lambda problem, init: init, adjoint, batched)
     warn_unsolved(problem, solution)
-    return entered.door.solution(solution)
+    return structure.solution(solution)

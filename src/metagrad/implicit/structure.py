@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,24 +42,14 @@ class Nest:
         return pytree.tree_unflatten(leaves, self.spec)
 
 
-class Flat(NamedTuple):
-    """A nest laid flat; ``nest`` is ``None`` where it was a flat dictionary."""
+def flatten(part: Any, what: str) -> tuple[Params, Nest | None]:
+    """Lay a nest of tensors flat; the :class:`Nest` is ``None`` where it was a flat dictionary.
 
-    params: Params
-    nest: Nest | None
-
-
-def flatten(part: Any, what: str) -> Flat:
-    """Lay a nest of tensors flat.
-
-    Raises
-    ------
-    ValueError, TypeError
-        if two tensors get one name; for something in it that is neither a tensor nor a plain number, text or ``None``.
+    Two tensors of one name, and what is neither a tensor nor a plain number, text or ``None``, are errors.
     """
     part = as_dicts(part)
     if type(part) is dict and all(isinstance(leaf, Tensor) and isinstance(name, str) for name, leaf in part.items()):
-        return Flat(part, None)
+        return part, None
     paths, spec = pytree.tree_flatten_with_path(part)
     names = tuple(".".join(map(_word, path)) if isinstance(leaf, Tensor) else None for path, leaf in paths)
     params: Params = {}
@@ -71,7 +61,7 @@ def flatten(part: Any, what: str) -> Flat:
         else:
             params[name] = leaf
     others = tuple(None if isinstance(leaf, Tensor) else leaf for _, leaf in paths)
-    return Flat(params, Nest(spec, names, others))
+    return params, Nest(spec, names, others)
 
 
 def as_dicts(part: Any) -> Any:
@@ -90,19 +80,20 @@ def as_dicts(part: Any) -> Any:
 
 
 def _word(key: Any) -> str:
-    """Return one step of a path into a nest in a word."""
+    """Return one step of a path into a nest as text."""
     return str(next(getattr(key, at) for at in ("key", "idx", "name") if hasattr(key, at)))
 
 
 def _require_plain(leaf: Any, what: str, name: str) -> None:
     """Refuse what could hold examples that nobody would take apart."""
+    where = f" at {name!r}" if name else ""
     if isinstance(leaf, np.ndarray):
-        raise TypeError(f"{what} holds a NumPy array{_at(name)}: make it a tensor with torch.from_numpy")
+        raise TypeError(f"{what} holds a NumPy array{where}: make it a tensor with torch.from_numpy")
     if isinstance(leaf, nn.Module):
-        raise TypeError(f"{what} holds a module{_at(name)}: take dict(module.named_parameters())")
+        raise TypeError(f"{what} holds a module{where}: take dict(module.named_parameters())")
     if not isinstance(leaf, _PLAIN):
         raise TypeError(
-            f"{what} holds a {type(leaf).__name__}{_at(name)}: it takes tensors in dictionaries, tuples and lists, and "
+            f"{what} holds a {type(leaf).__name__}{where}: it takes tensors in dictionaries, tuples and lists, and "
             "None, numbers and texts beside them"
         )
 
@@ -110,13 +101,13 @@ def _require_plain(leaf: Any, what: str, name: str) -> None:
 _PLAIN = (type(None), Number, str, bytes, Enum, np.generic, torch.dtype, torch.device)
 
 
-def _at(name: str) -> str:
-    return f" at {name!r}" if name else ""
+def _add_axis(part: Any) -> Any:
+    return tree.map_tensors(lambda leaf: leaf.unsqueeze(0), part)
 
 
 @dataclass(frozen=True)
-class Door:
-    """Between a caller's nests and the core's flat dictionaries, both ways.
+class Structure:
+    """How the caller's phi and theta are nested; turns them into flat dictionaries and back.
 
     ``single``: the caller has one problem, without a task axis.
     """
@@ -126,67 +117,55 @@ class Door:
     single: bool
 
     def init(self, init: Any) -> Params:
-        """Return a start as the core takes it.
-
-        Raises
-        ------
-        ValueError
-            if it is built otherwise than what the door was made for.
-        """
+        """Return a start as the core takes it; refuse one that is not nested as phi is."""
         params, nest = flatten(init, "phi")
         if nest != self.phi:
             raise ValueError("the start is not built as phi is: the same nest of dictionaries, tuples and lists")
-        return {name: leaf.unsqueeze(0) for name, leaf in params.items()} if self.single else params
+        return _add_axis(params) if self.single else params
 
     def value(self, phi: Params) -> Any:
         """Return phi as the caller has it."""
-        phi = {name: leaf.squeeze(0) for name, leaf in phi.items()} if self.single else phi
-        return phi if self.phi is None else self.phi.of(phi)
+        return _nested(self.phi, {name: leaf.squeeze(0) for name, leaf in phi.items()} if self.single else phi)
 
     def theta_of(self, theta: Params) -> Any:
         """Return theta as the caller has it."""
-        return theta if self.theta is None else self.theta.of(theta)
+        return _nested(self.theta, theta)
 
-    def numbers(self, found: Tensor) -> Tensor:
+    def numbers(self, numbers: Tensor) -> Tensor:
         """Return numbers of the tasks, ``(T,)`` or ``(..., T)``, as the caller has them."""
-        return found.squeeze(-1) if self.single and found.numel() else found
+        return numbers.squeeze(-1) if self.single and numbers.numel() else numbers
 
     def objective(self, objective: Objective) -> Objective:
         """Return the caller's objective as one of flat dictionaries; its structure stays."""
         if self.phi is None and self.theta is None:
             return objective
         if not isinstance(objective, Composed):
-            return _OfNests(self, objective)
+            return self._of_flat(objective)
         regulariser, of_tasks = objective.regulariser, objective.outputs_of_tasks
         if isinstance(regulariser, Proximal):
             regulariser = replace(regulariser, lam=self._hyper(regulariser.lam))
         elif regulariser is not None:
-            regulariser = _OfNests(self, regulariser)
+            regulariser = self._of_flat(regulariser)
         return replace(
             objective,
-            outputs=_OfNests(self, objective.outputs),
+            outputs=self._of_flat(objective.outputs),
             regulariser=regulariser,
-            outputs_of_tasks=of_tasks and _OfNests(self, of_tasks),
+            outputs_of_tasks=of_tasks and self._of_flat(of_tasks),
         )
 
     def solver(self, solver: Any) -> Any:
-        """Return a solver whose learned step size is asked with theta as the caller has it."""
+        """Return a solver whose learned step size is called with theta as the caller has it."""
         lr = getattr(solver, "lr", None)
-        if not callable(lr) or not dataclasses.is_dataclass(solver) or isinstance(solver, type):
-            return solver
-        return replace(solver, lr=self._hyper(lr))
+        learned = callable(lr) and dataclasses.is_dataclass(solver)
+        return replace(solver, lr=self._hyper(lr)) if learned else solver
 
     def adjoint(self, adjoint: Any) -> Any:
         """Return an adjoint whose linear solve begins at a flat dictionary."""
         x0 = getattr(adjoint, "x0", None)
-        if x0 is None or not dataclasses.is_dataclass(adjoint) or isinstance(adjoint, type):
+        if x0 is None or not dataclasses.is_dataclass(adjoint):
             return adjoint
-        return replace(adjoint, x0=self.init(x0))
-
-    def _hyper(self, hyper: Any) -> Any:
-        if not callable(hyper) or (self.phi is None and self.theta is None):
-            return hyper
-        return _HyperOfNests(self, hyper)
+        changed: Any = replace(adjoint, x0=self.init(x0))  # type: ignore[type-var]
+        return changed
 
     def solution(self, solution: Solution) -> Solution:
         """Return a solution as the caller has it."""
@@ -197,67 +176,42 @@ class Door:
         solution._shown = self.linear
         return solution
 
-    def linear(self, found: LinearSolution) -> LinearSolution:
-        """Return what the linear solve came to as the caller has it."""
-        fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        shown = {name: self.numbers(part) if isinstance(part, Tensor) else part for name, part in fields.items()}
-        return LinearSolution(**{**shown, "value": self.value(found.value)})
+    def linear(self, solution: LinearSolution) -> LinearSolution:
+        """Return the linear solve's solution as the caller has it."""
+        numbers = {name: self.numbers(part) for name, part in vars(solution).items() if isinstance(part, Tensor)}
+        return replace(solution, value=self.value(solution.value), **numbers)
+
+    def _of_flat(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of nests as one of flat dictionaries."""
+        return lambda phi, theta, *data: function(_nested(self.phi, phi), self.theta_of(theta), *data)
+
+    def _hyper(self, hyper: Any) -> Any:
+        """Return a hyper-parameter as a function of flat theta; what it gives may be a nest built as phi is."""
+        if not callable(hyper) or (self.phi is None and self.theta is None):
+            return hyper
+
+        def of_flat(theta: Params) -> Tensor | Params:
+            value = hyper(self.theta_of(theta))
+            return value if isinstance(value, Tensor) else flatten(value, "a hyper-parameter")[0]
+
+        return of_flat
 
 
-@dataclass(frozen=True)
-class _OfNests:
-    """A function of nests, as one of flat dictionaries."""
-
-    door: Door
-    function: Callable[..., Any]
-
-    def __call__(self, phi: Params, theta: Params, *data: Any) -> Any:
-        nested = phi if self.door.phi is None else self.door.phi.of(phi)
-        return self.function(nested, self.door.theta_of(theta), *data)
+def _nested(nest: Nest | None, flat: Params) -> Any:
+    return flat if nest is None else nest.of(flat)
 
 
-@dataclass(frozen=True)
-class _HyperOfNests:
-    """A hyper-parameter that is a function of theta, and may give a nest built as phi is."""
-
-    door: Door
-    function: Callable[[Any], Any]
-
-    def __call__(self, theta: Params) -> Tensor | Params:
-        found = self.function(self.door.theta_of(theta))
-        return found if isinstance(found, Tensor) else flatten(found, "a hyper-parameter").params
-
-
-class Entered(NamedTuple):
-    """What a caller handed over, as the core has it."""
-
-    door: Door
-    init: Params
-    theta: Params
-    data: Any
-
-
-def enter(init: Any, theta: Any, data: Any, *, single: bool) -> Entered:
-    """Lay flat, look at and give a task axis to what a caller handed over.
-
-    Raises
-    ------
-    ValueError, TypeError
-        saying what is wrong with it.
-    """
+def enter(init: Any, theta: Any, data: Any, *, single: bool) -> tuple[Structure, Params, Params, Any]:
+    """Return the structure, then init, theta and data as the core has them; refuse what no problem is made of."""
     phi, nest = flatten(init, "phi")
     fixed, theta_nest = flatten(theta, "theta")
     _require_variables(phi, nest)
-    data = _looked_at(data)
-    door = Door(nest, theta_nest, single)
+    data = _require_plain_data(data)
     if single:
-        return Entered(door, {k: v.unsqueeze(0) for k, v in phi.items()}, fixed, tree.map_tensors(_one, data))
-    _require_task_axis(phi, data)
-    return Entered(door, phi, fixed, data)
-
-
-def _one(leaf: Tensor) -> Tensor:
-    return leaf.unsqueeze(0)
+        phi, data = _add_axis((phi, data))
+    else:
+        _require_task_axis(phi, data)
+    return Structure(nest, theta_nest, single), phi, fixed, data
 
 
 def _require_variables(phi: Params, nest: Nest | None) -> None:
@@ -275,7 +229,8 @@ def _require_variables(phi: Params, nest: Nest | None) -> None:
             raise ValueError(f"phi has tensors of {_listed(kinds)}: give them one {what}")
 
 
-def _looked_at(data: Any) -> Any:
+def _require_plain_data(data: Any) -> Any:
+    """Return data with plain dictionaries."""
     leaves = pytree.tree_leaves(data)
     if all(isinstance(leaf, Tensor) for leaf in leaves):
         return data
@@ -302,7 +257,7 @@ def _require_task_axis(phi: Params, data: Any) -> None:
 
 
 def at(name: str) -> str:
-    """Return how a tensor of phi or theta is told in a message."""
+    """Return how a message names a tensor of phi or theta."""
     return f"[{name!r}]" if name else ""
 
 

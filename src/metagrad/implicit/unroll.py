@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from metagrad import scalars, tree
-from metagrad.implicit.call_solver import measured, solve_detached, solved
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import GradientDescent, InnerSolver, Solution
+from metagrad.implicit.solvers.base import as_solution, measured, solve_detached
 from metagrad.tree import Params
 
 
@@ -59,12 +59,12 @@ class Unroll:
         }
         recorded = Problem(problem.objective, problem.theta, problem.data, create_graph=True)
         if self.truncate is not None:
-            found = _truncated(recorded, start, solver, self.truncate)
+            solution = _truncated(recorded, start, solver, self.truncate)
         elif self.checkpoint is not None:
-            found = _checkpointed(recorded, start, solver, self.checkpoint)
+            solution = _checkpointed(recorded, start, solver, self.checkpoint)
         else:
-            found = solved(solver(recorded, start), init)
-        return measured(problem, found)
+            solution = as_solution(solver(recorded, start), init)
+        return measured(problem, solution)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _truncated(problem: Problem, start: Params, solver: Any, last: int) -> Solut
             f"tol=0 and a fixed lr, not {solver!r}"
         )
     cut = _Cut(problem.objective, problem.theta, problem.data, create_graph=True, left=[max(0, steps - last)])
-    return solved(solver(cut, start), start)
+    return as_solution(solver(cut, start), start)
 
 
 def _checkpointed(problem: Problem, start: Params, solver: Any, every: int) -> Solution:
@@ -108,9 +108,9 @@ def _checkpointed(problem: Problem, start: Params, solver: Any, every: int) -> S
     def segment(steps: int) -> Callable[..., tuple[Tensor, ...]]:
         part = replace(solver, max_steps=steps)
 
-        def run(*given: Tensor) -> tuple[Tensor, ...]:
-            here = Problem(problem.objective, *combine(given[len(names) :]), create_graph=torch.is_grad_enabled())
-            return tuple(part(here, dict(zip(names, given, strict=False))).value.values())
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            here = Problem(problem.objective, *combine(inputs[len(names) :]), create_graph=torch.is_grad_enabled())
+            return tuple(part(here, dict(zip(names, inputs, strict=False))).value.values())
 
         return run
 
@@ -124,19 +124,19 @@ class _Segment(torch.autograd.Function):
     """Some steps that keep where they began, and are taken again by the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], *given: Tensor) -> Any:
+    def forward(ctx: Any, run: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Any:
         ctx.run = run
-        ctx.save_for_backward(*given)
-        return run(*given)  # nothing is recorded in here
+        ctx.save_for_backward(*inputs)
+        return run(*inputs)  # nothing is recorded in here
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("checkpointed steps are differentiated once only: use Unroll() for second derivatives")
         needed = ctx.needs_input_grad[1:]
-        given = [leaf.detach().requires_grad_(need) for leaf, need in zip(ctx.saved_tensors, needed, strict=True)]
+        inputs = [leaf.detach().requires_grad_(need) for leaf, need in zip(ctx.saved_tensors, needed, strict=True)]
         with torch.enable_grad():
-            ended = ctx.run(*given)
-        asked = [leaf for leaf, need in zip(given, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(ended, asked, v, allow_unused=True))
-        return None, *(next(found) if need else None for need in needed)
+            outputs = ctx.run(*inputs)
+        wanted = [leaf for leaf in inputs if leaf.requires_grad]
+        gradients = iter(torch.autograd.grad(outputs, wanted, v, allow_unused=True))
+        return None, *(next(gradients) if need else None for need in needed)

@@ -1,6 +1,6 @@
 """How the adjoint's linear system is solved, one file a solver."""
 
-from metagrad.implicit.linear.base import LinearSolution, LinearSolver, looked_at, measured, solve
+from metagrad.implicit.linear.base import LinearSolution, LinearSolver, as_solution, measured, solve
 from metagrad.implicit.linear.cg import CG
 from metagrad.implicit.linear.dense import Dense
 from metagrad.implicit.linear.fixed_point import FixedPoint
@@ -18,9 +18,9 @@ __all__ = [
     "LinearSolver",
     "Neumann",
     "Woodbury",
+    "as_solution",
     "curvature_range",
     "largest_curvature",
-    "looked_at",
     "measured",
     "solve",
-]
+]  # fmt: skip

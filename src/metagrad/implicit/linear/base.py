@@ -1,7 +1,7 @@
 """How the adjoint's linear system ``A u = b`` is solved, for T tasks at once and with per-task stopping.
 
 A solver returns u, and what it knows of A from solving. How well u solves the system is measured here, by one product
-more, whoever solved: nobody's word is taken for it.
+more, whichever solver it was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """Solution of ``A u = b`` per task, what the solver knows, and how good it was found to be.
+    """Solution of ``A u = b`` per task, what the solver knows, and its measured residual.
 
     Attributes
     ----------
@@ -41,10 +41,10 @@ class LinearSolution:
         ``(T,)`` bool, whether the task ended at non-positive curvature: u is not what more steps would give.
     history:
         ``(max_steps + 1, T)``, the relative residuals before the first step and after each, as the recursion carries
-        them; ``None`` unless a solver was asked for it. A task that has ended repeats its last.
+        them; ``None`` unless the solver was made to keep them. A task that has ended repeats its last.
     residual:
         ``(T,)``, ‖b − A u‖ / ‖b‖; where b is 0, ‖A u‖, which is 0 unless the start was not. Measured, see
-        :func:`measured`; what a solver says of it is not looked at. ``None`` where it was not asked for.
+        :func:`measured`; a solver's own value is replaced. ``None`` where it was not measured.
     size:
         ``(T,)``, ‖b‖: ``residual * size`` is the norm of the residual itself. Measured with it.
     rounding:
@@ -75,19 +75,14 @@ def solve(solver: LinearSolver, operator: Operator, b: Params, *, x0: Params | N
     return measured(solver(operator, b, x0=x0), operator, b)
 
 
-def measured(found: LinearSolution | Params, operator: Operator, b: Params) -> LinearSolution:
-    """Measure the residual of a solution by one product with A, and u's own curvature with it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        if what a solver returned is not u.
-    """
-    solution = looked_at(found, b)
+def measured(result: LinearSolution | Params, operator: Operator, b: Params) -> LinearSolution:
+    """Measure the residual of a solution by one product with A, and u's own curvature with it."""
+    solution = as_solution(result, b)
     target, unit = scaled(b)
     u = tree.ravel(solution.value, b).div_(unit)
     Au = flat_product(operator, b)(u)
-    size, curvature = target.norm(dim=1), rayleigh(u, Au)
+    size, uu = target.norm(dim=1), dot(u, u)
+    curvature = torch.where(uu > 0, dot(u, Au) / torch.where(uu > 0, uu, 1.0), torch.inf)
     known = [part for part in (solution.min_curvature, curvature) if part is not None]
     # ‖A‖ ‖u‖, from the largest curvature that anybody met.
     largest = curvature.abs() if solution.max_curvature is None else solution.max_curvature.abs()
@@ -105,17 +100,11 @@ def measured(found: LinearSolution | Params, operator: Operator, b: Params) -> L
 _ROUNDINGS = 8  # of a product, relative to ‖A‖ ‖u‖: sums in blocks lose less
 
 
-def looked_at(found: LinearSolution | Params, b: Params) -> LinearSolution:
-    """Return what a linear solver gave as a solution whose u is shaped as b.
-
-    Raises
-    ------
-    TypeError, ValueError
-        if it is no solution, or u differs from b in names, shapes or types.
-    """
-    solution = found if isinstance(found, LinearSolution) else LinearSolution(found)
+def as_solution(result: LinearSolution | Params, b: Params) -> LinearSolution:
+    """Return what a linear solver gave as a solution; refuse a u that differs from b in names, shapes or types."""
+    solution = result if isinstance(result, LinearSolution) else LinearSolution(result)
     if not isinstance(solution.value, dict):
-        raise TypeError(f"a linear solver returns u, or a LinearSolution, got {type(found).__name__}")
+        raise TypeError(f"a linear solver returns u, or a LinearSolution, got {type(result).__name__}")
     given, wanted = ({name: (leaf.shape, leaf.dtype) for name, leaf in part.items()} for part in (solution.value, b))
     if given != wanted:
         name = min(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
@@ -138,8 +127,8 @@ def flat_product(operator: Operator, like: Params, damping: float = 0.0) -> Prod
     """Return ``v -> (A + damping I) v`` on ``(T, P)``; what it returns may be written to."""
 
     def product(v: Tensor) -> Tensor:
-        found = tree.ravel(operator(tree.unravel(v, like)), like)
-        return found.add_(v, alpha=damping) if damping else found
+        Av = tree.ravel(operator(tree.unravel(v, like)), like)
+        return Av.add_(v, alpha=damping) if damping else Av
 
     return product
 
@@ -167,9 +156,3 @@ def tolerance(tol: float | None, dtype: torch.dtype) -> float:
 def relative(norm: Tensor, size: Tensor) -> Tensor:
     """Return ``norm / size``, and ``norm`` where ``size`` is 0."""
     return norm / torch.where(size > 0, size, 1.0)
-
-
-def rayleigh(u: Tensor, Au: Tensor) -> Tensor:
-    """Return ``uᵀAu / uᵀu`` per task; infinite where u is 0."""
-    uu = dot(u, u)
-    return torch.where(uu > 0, dot(u, Au) / torch.where(uu > 0, uu, 1.0), torch.inf)

@@ -84,15 +84,18 @@ class CG:
         u = torch.zeros_like(r) if x0 is None else tree.ravel(x0, b) / unit
         if x0 is not None:
             r -= product(u)
-        steps, met, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
+        steps, curvatures, stopped, history = self._descend(product, self._inverse(operator, b), u, r, size)
         del r
-        still = steps == 0
-        if (shift := operator.shift) is not None and x0 is None and (not host.may_read(still) or still.any()):
-            u = _first_order_where(still, u, tree.ravel(b) / unit, lambda: self._diagonal(shift, b))
+        if operator.shift is not None and x0 is None:
+            stuck = (steps == 0) & (size != 0)  # tasks that could not take one step: the first-order answer
+            if not host.may_read(stuck) or stuck.any():
+                diagonal = self._diagonal(operator.shift, b)
+                stuck = stuck & (diagonal > 0).all(1)
+                u = torch.where(stuck[:, None], tree.ravel(b) / unit / diagonal, u)
         return LinearSolution(
             tree.unravel(u.mul_(unit), b),
             steps,
-            *met,
+            *curvatures,
             stopped,
             None if history is None else relative(history.sqrt(), size),
         )
@@ -106,12 +109,11 @@ class CG:
         """
         stop_at = (tolerance(self.tol, size.dtype) * size) ** 2
         rr = dot(r, r)
-        # z = M⁻¹ r; without a preconditioner it is r itself.
-        z, rz = (r, rr) if inverse is None else _preconditioned(inverse, r, rr > stop_at)
+        z, rz = _preconditioned(inverse, r, rr, rr > stop_at)
         d, dMd = z.clone(), rz
         active = rr > stop_at
         steps = torch.zeros_like(rr, dtype=torch.int64)
-        least, most = torch.full_like(rr, torch.inf), torch.full_like(rr, -torch.inf)
+        lowest, highest = torch.full_like(rr, torch.inf), torch.full_like(rr, -torch.inf)
         largest = torch.zeros_like(rr)
         history = [rr] if self.history else []
         for _ in range(self.max_steps):
@@ -119,14 +121,14 @@ class CG:
                 break
             Ad = product(d)
             dAd, dd = dot(d, Ad), dot(d, d)
-            met = dAd / dd
-            least = torch.where(active, torch.minimum(least, met), least)
-            most = torch.where(active, torch.maximum(most, met), most)
+            curvature = dAd / dd
+            lowest = torch.where(active, torch.minimum(lowest, curvature), lowest)
+            highest = torch.where(active, torch.maximum(highest, curvature), highest)
             if inverse is not None:
-                met = dAd / dMd  # what is small is told in M, which evens A out
-            largest = torch.where(active, torch.maximum(largest, met.abs()), largest)
+                curvature = dAd / dMd  # small or not is measured in M, which evens A out
+            largest = torch.where(active, torch.maximum(largest, curvature.abs()), largest)
             # Curvature below rounding of the largest one is zero: a step along it would be noise of any length.
-            usable = (met > rounding(r.dtype) * largest) if self.on_negative == "stop" else (dAd != 0)
+            usable = (curvature > rounding(r.dtype) * largest) if self.on_negative == "stop" else (dAd != 0)
             active = active & usable if inverse is None else active & usable & (rz > 0)
             # Masked, not branched: tasks that stopped take a step of length zero.
             alpha = torch.where(active, rz / torch.where(active, dAd, 1.0), 0.0)[:, None]
@@ -134,7 +136,7 @@ class CG:
             r.addcmul_(alpha, Ad, value=-1)
             del Ad
             rr = dot(r, r)
-            z, rz_next = (r, rr) if inverse is None else _preconditioned(inverse, r, active & (rr > stop_at))
+            z, rz_next = _preconditioned(inverse, r, rr, active & (rr > stop_at))
             beta = torch.where(active, rz_next / torch.where(active, rz, 1.0), 0.0)
             torch.addcmul(z, beta[:, None], d, out=d)
             if inverse is not None:
@@ -147,7 +149,7 @@ class CG:
         history += history[-1:] * (self.max_steps + 1 - len(history))
         # Who neither goes on nor has arrived was stopped.
         stopped = ~active & (rr > stop_at)
-        return steps, (least, most), stopped, torch.stack(history) if history else None
+        return steps, (lowest, highest), stopped, torch.stack(history) if history else None
 
     def _inverse(self, operator: Operator, b: Params) -> Product | None:
         """Return ``r -> M⁻¹ r`` on ``(T, P)``; ``None`` without a preconditioner."""
@@ -169,20 +171,12 @@ class CG:
         return flat.add_(self.damping) if self.damping else flat
 
 
-def _preconditioned(inverse: Product, r: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``z = M⁻¹ r`` and rᵀz."""
+def _preconditioned(inverse: Product | None, r: Tensor, rr: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``z = M⁻¹ r`` and rᵀz; without a preconditioner r and rᵀr themselves."""
+    if inverse is None:
+        return r, rr
     z = inverse(r)
     rz = dot(r, z)
     if host.may_read(rz) and not (rz > 0)[active].all():
         raise ValueError("the preconditioner is not positive definite: it gave rᵀM⁻¹r ≤ 0")
     return z, rz
-
-
-def _first_order_where(still: Tensor, u: Tensor, b: Tensor, shift: Callable[[], Tensor]) -> Tensor:
-    """Answer ``Λ⁻¹ b`` for tasks that could not take one step."""
-    still = still & (b != 0).any(1)
-    if host.may_read(still) and not still.any():
-        return u
-    diagonal = shift()
-    still = still & (diagonal > 0).all(1)
-    return torch.where(still[:, None], b / diagonal, u)

@@ -10,13 +10,7 @@ from torch import Tensor
 from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import (
-    LinearSolution,
-    flat_product,
-    relative,
-    scaled,
-    tolerance,
-)
+from metagrad.implicit.linear.base import LinearSolution, flat_product, relative, scaled, tolerance
 from metagrad.implicit.linear.spectrum import diverged
 from metagrad.tree import Params
 
@@ -43,7 +37,7 @@ class FixedPoint:
         for ``lr <= 0``, ``max_steps < 1`` or ``tol < 0``.
     DivergedError
         on a call, if a task ends with a larger residual than it began with, or none that is finite: its message gives
-        the largest stable ``lr``. On a GPU, where the host does not look, the residual alone says so.
+        the largest stable ``lr``. On a GPU, where the host does not read, only the residual shows it.
     """
 
     lr: float

@@ -10,14 +10,7 @@ from torch import Tensor
 from metagrad import scalars, tree
 from metagrad.implicit import host
 from metagrad.implicit.curvature import Operator
-from metagrad.implicit.linear.base import (
-    LinearSolution,
-    Product,
-    dot,
-    flat_product,
-    scaled,
-    tolerance,
-)
+from metagrad.implicit.linear.base import LinearSolution, Product, dot, flat_product, scaled, tolerance
 from metagrad.implicit.linear.spectrum import Lanczos
 from metagrad.tree import Params
 

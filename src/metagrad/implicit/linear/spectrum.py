@@ -63,8 +63,8 @@ class Lanczos:
             ends = values[:, 0], values[:, -1]
         else:
             ends = _smallest(small), -_smallest(-small)
-        found = [torch.where(finite, end, torch.nan).to(self.beta.dtype) for end in ends]
-        return torch.where(self._counted, found[0], low), torch.where(self._counted, found[1], high)
+        least, largest = (torch.where(finite, end, torch.nan).to(self.beta.dtype) for end in ends)
+        return torch.where(self._counted, least, low), torch.where(self._counted, largest, high)
 
 
 def curvature_range(operator: Operator, like: Params, *, steps: int = 20) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def diverged(operator: Operator, like: Params, lr: float, growth: Tensor) -> Div
     Parameters
     ----------
     operator, like:
-        as in :func:`curvature_range`, which is asked with 20 products.
+        as in :func:`curvature_range`, which takes 20 products.
     lr:
         the step size.
     growth:

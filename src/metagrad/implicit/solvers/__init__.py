@@ -9,14 +9,6 @@ from metagrad.implicit.solvers.nesterov import Nesterov
 from metagrad.implicit.solvers.torch_optimizer import TorchOptimizer
 
 __all__ = [
-    "LBFGS",
-    "Adam",
-    "Bound",
-    "GradientDescent",
-    "HessianFree",
-    "InnerSolver",
-    "Nesterov",
-    "Solution",
-    "TorchOptimizer",
-    "Watch",
-]
+    "LBFGS", "Adam", "Bound", "GradientDescent", "HessianFree", "InnerSolver", "Nesterov", "Solution",
+    "TorchOptimizer", "Watch",
+]  # fmt: skip

@@ -1,7 +1,7 @@
 """How the inner problem is solved. A solver maps ``(problem, init)`` to a :class:`Solution`.
 
-A solver only asks the problem for values, gradients and curvature, so where it records what it does the same code runs
-detached (implicit differentiation) and with a graph (unrolling).
+A solver only asks the problem for values, gradients and curvature. So the same code runs detached (implicit
+differentiation) and with a graph (unrolling).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Watch:
     steps:
         ``(T,)`` int64, steps taken.
     norm:
-        ``(T,)``, gradient norm at the last look; infinite before the first, and where ``tol`` is 0.
+        ``(T,)``, gradient norm at the last call of ``done``; infinite before the first, and where ``tol`` is 0.
 
     Examples
     --------
@@ -142,8 +142,8 @@ class Watch:
     >>> problem = Problem(lambda phi, theta, data: (phi["w"] - data).square() / 2, {}, torch.tensor([0.0, 8.0]))
     >>> phi = {"w": torch.zeros(2)}
     >>> watch = Watch(0.1, phi)
-    >>> while not watch.done(slope := problem.grad(phi)):
-    ...     phi = watch.step(phi, {"w": phi["w"] - 0.5 * slope["w"]})
+    >>> while not watch.done(gradient := problem.grad(phi)):
+    ...     phi = watch.step(phi, {"w": phi["w"] - 0.5 * gradient["w"]})
     >>> watch.solution(phi).steps
     tensor([0, 7])
     """
@@ -185,13 +185,34 @@ def descend(phi: Params, direction: Params, lr: Any) -> Params:
 
 
 def require_detached(problem: Problem, solver: Any) -> None:
-    """Refuse to be unrolled.
-
-    Raises
-    ------
-    ValueError
-        where the steps would have to be recorded.
-    """
+    """Raise ``ValueError`` where the steps would have to be recorded."""
     if problem.create_graph:
         name = type(solver).__name__
         raise ValueError(f"{name} cannot be unrolled: differentiate it with Implicit() or FirstOrder()")
+
+
+def measured(problem: Problem, solution: Solution) -> Solution:
+    """Fill in the gradient norm, if the solver did not: it costs one more gradient."""
+    if not len(solution.grad_norm):
+        phi = tree.detach(solution.value)
+        solution.grad_norm = tree.norm(problem.detached().grad(phi))
+    return solution
+
+
+def solve_detached(problem: Problem, init: Params, solver: InnerSolver) -> Solution:
+    """Solve with nothing recorded."""
+    with torch.no_grad():
+        return as_solution(solver(problem.detached(), tree.detach(init)), init)
+
+
+def as_solution(result: Solution | Params, init: Params) -> Solution:
+    """Return what a solver gave as a solution; refuse what is not phi. A user's own solver may give phi alone."""
+    solution = result if isinstance(result, Solution) else Solution(result, Watch(0.0, init).steps)
+    if not isinstance(solution.value, dict):
+        raise TypeError(f"an inner solver returns a Solution or phi, got {type(result).__name__}")
+    shapes, expected = ({name: leaf.shape for name, leaf in part.items()} for part in (solution.value, init))
+    if shapes != expected:
+        raise ValueError(f"the inner solver returned phi of shapes {shapes}, begun from {expected}")
+    if list(shapes) != list(expected):
+        solution.value = {name: solution.value[name] for name in init}
+    return solution

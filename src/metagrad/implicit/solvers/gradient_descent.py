@@ -74,8 +74,11 @@ class GradientDescent:
         phi, watch, quiet = init, Watch(self.tol, init), problem.detached()
         assert isinstance(self.lr, int | float)
         length: Tensor = torch.full_like(watch.norm, self.lr)
-        flat = tree.detach(init)
-        here = Point(flat, *quiet.value_and_grad(flat))
+
+        def evaluate(phi: Params) -> Point:
+            return Point(phi, *quiet.value_and_grad(phi))
+
+        here = evaluate(tree.detach(init))
         for _ in range(self.max_steps):
             assert here.gradient is not None
             if watch.done(here.gradient):
@@ -83,9 +86,9 @@ class GradientDescent:
             down = tree.scale(here.gradient, -1.0)
             first = torch.where(watch.active, length, 0.0)
             with torch.no_grad():
-                new, found = backtrack(quiet, here, down, -tree.dot(down, down), first)
+                new, taken = backtrack(evaluate, here, down, -tree.dot(down, down), first)
             if problem.create_graph:
-                phi = tree.add(phi, problem.grad(phi), -found)
+                phi = tree.add(phi, problem.grad(phi), -taken)
             watch.step(here.phi, new.phi)  # a task that stopped was given length 0
-            here, length = new, torch.where(found > 0, 2 * found, length)
+            here, length = new, torch.where(taken > 0, 2 * taken, length)
         return watch.solution(phi if problem.create_graph else here.phi)

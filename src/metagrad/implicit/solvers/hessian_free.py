@@ -61,7 +61,11 @@ class HessianFree:
         solver = CG(max_steps=self.cg_steps)
         watch = Watch(self.tol, init)
         damping = torch.full_like(watch.norm, self.damping)
-        here = Point(init, problem.value(init))
+
+        def evaluate(phi: Params) -> Point:
+            return Point(phi, problem.value(phi))
+
+        here = evaluate(init)
         hidden, raised, norm_before = torch.zeros_like(watch.active), damping, watch.norm
         for _ in range(self.max_steps):
             linearised = problem.linearise(here.phi, self.curvature)
@@ -75,17 +79,17 @@ class HessianFree:
             solved = solver(_damped(linearised.operator, damping), down)
             assert solved.steps is not None  # conjugate gradients know both
             assert solved.min_curvature is not None
-            direction, slope = solved.value, -tree.dot(down, solved.value)
+            direction, derivative = solved.value, -tree.dot(down, solved.value)
             # Not downhill where the first direction of all had no positive curvature and nothing to fall back on.
-            lost = ~(slope < 0)
+            lost = ~(derivative < 0)
             direction = tree.where(lost, down, direction)
-            slope = torch.where(lost, -tree.dot(down, down), slope)
+            derivative = torch.where(lost, -tree.dot(down, down), derivative)
             del linearised
-            # Newton's step is seldom too long, and a GPU tries every length, since the host does not look.
-            new, length = backtrack(problem, here, direction, slope, watch.active.to(slope.dtype), tries=8)
-            # From zero, conjugate gradients leave dᵀ(A + μ)d = −slope, however many steps they took.
-            bend = -slope - damping * tree.dot(direction, direction)
-            promised = -length * slope - length**2 / 2 * bend
+            # Newton's step is seldom too long, and a GPU tries every length, since the host does not read.
+            new, length = backtrack(evaluate, here, direction, derivative, watch.active.to(derivative.dtype), tries=8)
+            # From zero, conjugate gradients leave dᵀ(A + μ)d = −derivative, however many steps they took.
+            curvature = -derivative - damping * tree.dot(direction, direction)
+            promised = -length * derivative - length**2 / 2 * curvature
             moved = length > 0  # where the line search found no length, the model is of no use: more damping
             hidden = moved & (promised <= 64 * torch.finfo(promised.dtype).eps * here.value.abs())
             kept = torch.where(hidden, 0.5, (here.value - new.value) / torch.where(moved, promised, 1.0))

@@ -48,21 +48,26 @@ class LBFGS:
     def __call__(self, problem: Problem, init: Params) -> Solution:
         """Take the steps."""
         require_detached(problem, self)
-        watch, laid = Watch(self.tol, init), _Laid(problem, init)
-        start = {"": tree.ravel(init)}
-        here, pairs = Point(start, *laid.value_and_grad(start)), _Pairs(start[""], self.history)
+
+        def evaluate(phi: Params) -> Point:
+            """Return the point at a phi that is one tensor, ``(T, P)``."""
+            value, gradient = problem.value_and_grad(tree.unravel(phi[""], init))
+            return Point(phi, value, {"": tree.ravel(gradient, init)})
+
+        watch, here = Watch(self.tol, init), evaluate({"": tree.ravel(init)})
+        pairs = _Pairs(here.phi[""], self.history)
         for _ in range(self.max_steps):
             assert here.gradient is not None
             if watch.done(here.gradient):
                 break
             g = here.gradient[""]
             with full_digits(g.device.type):  # autocast would take the products in half the digits
-                d, slope = _downhill(-pairs.inverse(g), g)
+                d, derivative = _downhill(-pairs.inverse(g), g)
             # The first direction is a gradient, whose length says nothing: begin with one of length 1 at most.
-            first = torch.ones_like(slope) if pairs.seen else torch.clamp(1 / d.norm(dim=1), max=1.0)
+            first = torch.ones_like(derivative) if pairs.count else torch.clamp(1 / d.norm(dim=1), max=1.0)
             if self.tol > 0:
                 first = torch.where(watch.active, first, 0.0)
-            new, length = backtrack(laid, here, {"": d}, slope, first)
+            new, length = backtrack(evaluate, here, {"": d}, derivative, first)
             assert new.gradient is not None
             with full_digits(g.device.type):
                 pairs.add(length[:, None] * d, new.gradient[""] - g)
@@ -71,28 +76,13 @@ class LBFGS:
         return watch.solution(tree.unravel(here.phi[""], init))
 
 
-@dataclass(frozen=True)
-class _Laid:
-    """A problem whose phi is one tensor, ``(T, P)``."""
-
-    problem: Problem
-    like: Params
-
-    def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
-        value, gradient = self.problem.value_and_grad(tree.unravel(phi[""], self.like))
-        return value, {"": tree.ravel(gradient, self.like)}
-
-    def value(self, phi: Params) -> Tensor:
-        return self.problem.value(tree.unravel(phi[""], self.like))
-
-
 def _downhill(d: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the direction and g's slope along it; the steepest where a task's own does not go down."""
-    slope = torch.linalg.vecdot(g, d)
-    lost = ~(slope < 0)
+    """Return the direction and the derivative along it; steepest descent where a task's own does not go down."""
+    derivative = torch.linalg.vecdot(g, d)
+    lost = ~(derivative < 0)
     if host.may_read(lost) and not lost.any():
-        return d, slope
-    return torch.where(lost[:, None], -g, d), torch.where(lost, -torch.linalg.vecdot(g, g), slope)
+        return d, derivative
+    return torch.where(lost[:, None], -g, d), torch.where(lost, -torch.linalg.vecdot(g, g), derivative)
 
 
 class _Pairs:
@@ -104,7 +94,7 @@ class _Pairs:
     """
 
     def __init__(self, like: Tensor, most: int) -> None:
-        self.seen, self.most = 0, most
+        self.count, self.most = 0, most
         self.scale = torch.ones_like(like[:, 0])  # sᵀy / yᵀy of the latest pair that counts
         self.s = like.new_zeros(len(like), 0, like.shape[1])
         self.y = self.s
@@ -117,12 +107,12 @@ class _Pairs:
         self.scale = torch.where(good, sy / yy, self.scale)
         root = torch.where(good, sy, torch.inf).rsqrt()[:, None]
         s, y = (s * root)[:, None], (y * root)[:, None]
-        if self.seen < self.most:
+        if self.count < self.most:
             self.s, self.y = torch.cat([self.s, s], 1), torch.cat([self.y, y], 1)
         else:
-            self.s[:, self.seen % self.most], self.y[:, self.seen % self.most] = s[:, 0], y[:, 0]
+            self.s[:, self.count % self.most], self.y[:, self.count % self.most] = s[:, 0], y[:, 0]
             self.products = self.products[:, 1:, 1:]
-        self.seen += 1
+        self.count += 1
         column = self._in_order((self.s @ y.mT)[..., 0])[..., None]
         column[:, -1] = 1.0
         below = torch.zeros_like(column[:, :-1]).mT
@@ -130,7 +120,7 @@ class _Pairs:
 
     def inverse(self, g: Tensor) -> Tensor:
         """Multiply g, ``(T, P)``, with the inverse Hessian."""
-        if not self.seen:
+        if not self.count:
             return g.clone()
         first = self._solved(self.products, self.s @ g[..., None], upper=True)
         q = torch.baddbmm(g[..., None], self.y.mT, first, alpha=-1).mul_(self.scale[:, None, None])
@@ -139,10 +129,10 @@ class _Pairs:
 
     def _solved(self, matrix: Tensor, b: Tensor, *, upper: bool) -> Tensor:
         wide = torch.promote_types(b.dtype, torch.float32)  # there is no such function in fewer digits
-        found = torch.linalg.solve_triangular(matrix.to(wide), self._in_order(b).to(wide), upper=upper)
-        return self._in_order(found.to(b.dtype), back=True)
+        x = torch.linalg.solve_triangular(matrix.to(wide), self._in_order(b).to(wide), upper=upper)
+        return self._in_order(x.to(b.dtype), back=True)
 
     def _in_order(self, part: Tensor, *, back: bool = False) -> Tensor:
         """Turn what has a row for each pair as stored, so that the oldest is first; or back."""
-        oldest = self.seen % self.most if self.seen > self.most else 0
+        oldest = self.count % self.most if self.count > self.most else 0
         return part.roll(oldest if back else -oldest, 1) if oldest else part

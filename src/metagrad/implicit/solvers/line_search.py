@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,23 +12,11 @@ from metagrad import tree
 from metagrad.implicit import host
 from metagrad.tree import Params
 
-_SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo 1966)
-
-
-class Measures(Protocol):
-    """What a line search asks of a problem."""
-
-    def value(self, phi: Params) -> Tensor:
-        """Return g, ``(T,)``."""
-        ...
-
-    def value_and_grad(self, phi: Params) -> tuple[Tensor, Params]:
-        """Return g and dg/dphi."""
-        ...
+_SUFFICIENT = 1e-4  # share of the first-order decrease (Armijo 1966)
 
 
 class Point(NamedTuple):
-    """Where the tasks stand: phi, g there ``(T,)`` and, where the next step begins with it, dg/dphi."""
+    """phi, g there ``(T,)`` and, for solvers whose steps begin with it, dg/dphi."""
 
     phi: Params
     value: Tensor
@@ -35,19 +24,26 @@ class Point(NamedTuple):
 
 
 def backtrack(
-    problem: Measures, start: Point, direction: Params, slope: Tensor, first: Tensor, *, tries: int = 20
+    evaluate: Callable[[Params], Point],
+    start: Point,
+    direction: Params,
+    derivative: Tensor,
+    first: Tensor,
+    *,
+    tries: int = 20,
 ) -> tuple[Point, Tensor]:
-    """Halve each task's step until ``g(phi + a d) ≤ g(phi) + 1e-4 · a · slope``.
+    """Halve each task's step until ``g(phi + a d) ≤ g(phi) + 1e-4 · a · derivative``.
 
     Parameters
     ----------
-    problem:
-        detached.
+    evaluate:
+        returns the point at a phi, detached; with a gradient where ``start`` has one. Then the last evaluation and the
+        next gradient are one pass, and near a minimum, where the decrease drowns in the rounding of g, the gradient
+        says whether a step went too far.
     start:
-        a point with a gradient gives one with a gradient: the last look at g and the next gradient are one pass. It
-        also tells near a minimum, where the decrease drowns in the rounding of g, whether a step went too far.
-    slope:
-        ``(T,)``, derivative of g along ``direction``, negative.
+        where the tasks stand.
+    derivative:
+        ``(T,)``, the directional derivative of g along ``direction``, negative.
     first:
         ``(T,)``, the first length tried; 0 leaves a task where it is.
 
@@ -56,19 +52,18 @@ def backtrack(
     tuple
         the new point, and the lengths ``(T,)``: 0 where ``tries`` halvings found none.
     """
-    looks = host.may_read(first)
+    readable = host.may_read(first)
     slack = 4 * torch.finfo(start.value.dtype).eps * start.value.abs()
     length, accepted, best = first, first == 0, start
     for number in range(tries):
-        if looks and number and accepted.all():
+        if readable and number and accepted.all():
             break
-        trial = tree.add(start.phi, direction, length)
-        now = Point(trial, *problem.value_and_grad(trial)) if start.gradient else Point(trial, problem.value(trial))
+        now = evaluate(tree.add(start.phi, direction, length))
         level = now.value <= start.value + slack
         if now.gradient:  # on a parabola the same as enough decrease (Hager and Zhang 2005), and free of rounding
-            level &= tree.dot(now.gradient, direction) <= (2 * _SUFFICIENT - 1) * slope
-        level |= now.value <= start.value + _SUFFICIENT * length * slope - slack
-        if looks and not number and level.all() and bool((first != 0).all()):
+            level &= tree.dot(now.gradient, direction) <= (2 * _SUFFICIENT - 1) * derivative
+        level |= now.value <= start.value + _SUFFICIENT * length * derivative - slack
+        if readable and not number and level.all() and bool((first != 0).all()):
             return now, length
         here = ~accepted & level
         best = _where(here, now, best)

@@ -104,7 +104,7 @@ class TorchOptimizer:
         here = slice(task, task + 1)
         alone = Problem(problem.objective, problem.theta, tree.map_tensors(lambda leaf: leaf[here], problem.data))
         watch = Watch(self.tol, {name: leaf[here] for name, leaf in init.items()})
-        # Without a task axis: rules that look at shapes see those of the network.
+        # Without a task axis: rules that depend on shapes get those of the network.
         phi = {name: leaf[task].clone() for name, leaf in init.items()}
         optimizer = self.factory(list(phi.values()))
 

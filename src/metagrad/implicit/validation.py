@@ -1,9 +1,12 @@
-"""A look at an objective before it is solved: what would silently go wrong is refused."""
+"""An objective is validated before it is solved: what would silently go wrong is refused."""
 
 from __future__ import annotations
 
 import math
 import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -14,28 +17,25 @@ from torch.utils import _pytree as pytree
 from metagrad import tree
 from metagrad.errors import MetagradError, NotFiniteError
 from metagrad.implicit import host
-from metagrad.implicit.checked import Looks
 from metagrad.implicit.derivatives import ancestors, grads, leaves_of
 from metagrad.implicit.each import each_task
+from metagrad.implicit.fingerprint import fingerprint
 from metagrad.implicit.objective import Composed, Objective, Proximal
 from metagrad.implicit.structure import at
 from metagrad.tree import Params
 
-_LOOKS = Looks()
+# The latest objectives, with the names of phi that each makes no use of: validating costs two evaluations, and a
+# training loop calls at every step.
+_VALIDATED: OrderedDict[Hashable, tuple[list[weakref.ref[Any]], list[str]]] = OrderedDict()
+_MOST = 256
 
 
-def check_objective(
+def validate_objective(
     objective: Objective, init: Params, theta: Params, data: Any, *, guessed: bool = False
 ) -> list[str]:
-    """Evaluate the objective on the first task and refuse what would silently go wrong.
+    """Evaluate the objective on the first task; return the names of phi that it makes no use of.
 
-    Once for the same objective, captured objects and shapes: see :class:`~metagrad.implicit.checked.Looks`. Return the
-    names of phi that it makes no use of.
-
-    Parameters
-    ----------
-    guessed:
-        whether nobody said that phi has a task axis.
+    Once for the same code, captured objects and shapes. ``guessed``: nobody said that phi has a task axis.
 
     Raises
     ------
@@ -50,21 +50,26 @@ def check_objective(
     if torch.is_inference_mode_enabled():
         raise ValueError("argmin needs gradients, which torch.inference_mode() forbids: use torch.no_grad() around it")
     guessed = guessed and tree.num_tasks(init) > 1
-    place = _LOOKS.at(objective, (init, theta, data, guessed))
-    if place is not None and (known := _LOOKS.get(place[0])) is not None:
-        return known
-    found = _look(objective, init, theta, data, guessed)
+    printed = fingerprint(objective, (init, theta, data, guessed))
+    known = _VALIDATED.get(printed[0]) if printed else None
+    if known is not None and all(ref() is not None for ref in known[0]):  # else another object may have the same id
+        return known[1]
+    unused = _unused(objective, init, theta, data, guessed)
     # Data say by their own axis what the tasks are.
     if guessed and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(data)):
         _require_task_axis(objective, init, theta, data)
-    if place is not None:
-        _LOOKS.put(*place, found)
-    return found
+    if printed is not None:
+        key, held = printed
+        _VALIDATED[key] = held, unused
+        if len(_VALIDATED) > _MOST:
+            _VALIDATED.popitem(last=False)
+    return unused
 
 
-def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed: bool) -> list[str]:
+def _unused(objective: Objective, init: Params, theta: Params, data: Any, guessed: bool) -> list[str]:
+    """Return the names of phi that the objective of the first task makes no use of; refuse what goes wrong there."""
     batched, whole = tree.map_tensors(lambda leaf: leaf[:1].detach(), (init, data)), data
-    phi, data = (tree.map_tensors(lambda leaf: leaf[0].detach(), part) for part in (init, data))
+    phi, data = tree.map_tensors(lambda leaf: leaf[0].detach(), (init, data))
     theta = tree.detach(theta)
     given = [leaf for leaf in pytree.tree_leaves((phi, theta, data)) if isinstance(leaf, Tensor)]
     versions = [leaf._version for leaf in given]
@@ -104,13 +109,7 @@ def _look(objective: Objective, init: Params, theta: Params, data: Any, guessed:
 
 
 def require_finite_parts(theta: Params, init: Params, data: Any) -> None:
-    """Say which of the arguments is not finite, if one is.
-
-    Raises
-    ------
-    NotFiniteError
-        naming it.
-    """
+    """Raise ``NotFiniteError`` for an argument that is not finite, and name it."""
     for what, part in (("theta", theta), ("init", init), ("data", data)):
         for leaf in pytree.tree_leaves(part):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
@@ -122,11 +121,11 @@ def _require_agreement(objective: Composed, batched: Any, theta: Params, phi: Pa
     if torch.is_autocast_enabled(next(iter(phi.values())).device.type):
         return
     one = objective.loss(objective.outputs(phi, theta, data), data)
-    (all_of_them,) = objective.fit(batched[0], theta, batched[1])
-    slack = 1e-6 if all_of_them.dtype == torch.float64 else 1e-2  # a GPU's convolutions may have 11 bits
-    if not torch.allclose(all_of_them, one.to(all_of_them.dtype), rtol=slack, atol=slack, equal_nan=True):
+    (all_at_once,) = objective.fit(batched[0], theta, batched[1])
+    slack = 1e-6 if all_at_once.dtype == torch.float64 else 1e-2  # a GPU's convolutions may have 11 bits
+    if not torch.allclose(all_at_once, one.to(all_at_once.dtype), rtol=slack, atol=slack, equal_nan=True):
         raise ValueError(
-            f"outputs_of_tasks and loss_of_tasks say {all_of_them.item():.6g} for the first task, outputs and loss "
+            f"outputs_of_tasks and loss_of_tasks say {all_at_once.item():.6g} for the first task, outputs and loss "
             f"{one.item():.6g}: they must be the same for each task"
         )
 
@@ -167,8 +166,8 @@ _NO_AXIS = (
 def _require_task_axis(objective: Objective, init: Params, theta: Params, data: Any) -> None:
     """Refuse to guess where phi makes sense as T tasks and as one problem, and the solutions differ.
 
-    It is not asked where nothing joins the tasks' numbers (each reading has the same solution), nor where phi's numbers
-    are vectors and nothing that the objective looks at has the shape of all of phi.
+    They do not differ where nothing joins the tasks' numbers. Where phi holds more than a number a task, it
+    is read as T tasks unless the objective computes with a tensor of the shape of all of phi.
     """
     for step in (0.5, 0.05):  # not at the start itself, where all tasks may be equal; nor out of the domain
         apart = {name: leaf.detach() + step * (1 + leaf.detach().abs()) * _waves(leaf) for name, leaf in init.items()}
@@ -212,18 +211,19 @@ def _as_one_problem(objective: Objective, phi: Params, theta: Params, data: Any)
 
 def _sees_shape_of(objective: Objective, init: Params, theta: Params, data: Any) -> bool:
     """Whether the objective of one task calls anything with a tensor of the shape of all of phi."""
-    shapes = {leaf.shape for leaf in init.values()}
     phi = {name: leaf[0].detach() for name, leaf in init.items()}
-    with _Shapes() as seen:
+    with _Shapes() as recorder:
         objective(phi, tree.detach(theta), data)
-    return bool(shapes & seen.found)
+    return bool(recorder.shapes & {leaf.shape for leaf in init.values()})
 
 
 class _Shapes(TorchFunctionMode):
+    """Records the shapes of the tensors that functions are called with."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[torch.Size] = set()
+        self.shapes: set[torch.Size] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found |= {part.shape for part in args if isinstance(part, Tensor)}
+        self.shapes |= {part.shape for part in args if isinstance(part, Tensor)}
         return func(*args, **(kwargs or {}))
