@@ -31,17 +31,17 @@ def test_the_pairs_describe_the_matrix(history, count, scale):
     """Also once old pairs are forgotten, and where a pair of some task is left out."""
     curvature = randn(T, P, P, seed=0)
     curvature = curvature @ curvature.mT + torch.eye(P, dtype=torch.float64)
-    pairs, seen = _Pairs(randn(T, P, seed=1), history), []
+    pairs, added = _Pairs(randn(T, P, seed=1), history), []
     for number in range(count):
         s = scale * randn(T, P, seed=10 + number)
         y = (curvature @ s[..., None])[..., 0]
         y[number % T] *= -1 if number % 2 else 1  # curvature that is not positive
         pairs.add(s, y)
-        seen.append((s, y))
+        added.append((s, y))
     g = randn(T, P, seed=99)
     found = pairs.inverse(g)
     for task in range(T):
-        kept = [(s[task], y[task]) for s, y in seen[-history:]]
+        kept = [(s[task], y[task]) for s, y in added[-history:]]
         if kept and not any(s @ y > 0 for s, y in kept):
             continue  # then the length is that of an older pair, and nothing else is known
         torch.testing.assert_close(found[task], written_out(kept) @ g[task], rtol=1e-9, atol=1e-12)

@@ -1,28 +1,18 @@
 """Every linear solver on every kind of matrix, against dense answers (float64). A new solver joins by a line below."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_systems import SPECTRA, assembled, check_report, named, system, times
 
-from metagrad import (
-    CG,
-    MINRES,
-    Dense,
-    DivergedError,
-    FixedPoint,
-    MetagradError,
-    Neumann,
-    Woodbury,
-)
-from metagrad.implicit import GaussNewton, LinearSolution, Operator, curvature_range, largest_curvature
-from metagrad.implicit.linear import measured, solve
+from metagrad import CG, MINRES, Dense, DivergedError, FixedPoint, Neumann, Woodbury
+from metagrad.implicit import GaussNewton, LinearSolution, Operator
+from metagrad.implicit.linear import solve
 
-SOLVES, LEAST_SQUARES, SLOW, STOPS = "solves", "least squares", "slow", "stops"
 NEGATIVE = (DivergedError, "negative eigenvalue")
 NO_SHIFT = (ValueError, "curves upwards")
+SOLVES, LEAST_SQUARES, SLOW, STOPS = "solves", "least squares", "slow", "stops"
 
 # Solver for a largest eigenvalue L, and what it does where it does not solve the system.
 RICHARDSON = {"ill": SLOW, "indefinite": NEGATIVE, "inconsistent": LEAST_SQUARES}
@@ -38,76 +28,6 @@ SOLVERS = {
     "dense": (lambda L: Dense(), {}),
     "woodbury": (lambda L: Woodbury(), dict.fromkeys(("indefinite", "singular", "inconsistent"), NO_SHIFT)),
 }
-ONE_TO_FIVE = torch.arange(1.0, 6).double()
-SPECTRA = {
-    "diagonal": ONE_TO_FIVE.expand(2, 5),
-    "identity": torch.ones(2, 5).double(),
-    "ill": torch.logspace(0, 6, 5).double().expand(2, 5),
-    "batch": torch.stack([ONE_TO_FIVE, torch.ones(5).double(), torch.logspace(0, 1, 5).double()]),
-    "zero": ONE_TO_FIVE.expand(2, 5),
-    "indefinite": torch.tensor([[-2.0, -1, 1, 2, 3], [-1, 5, 4, 3, 2]]).double(),
-    "singular": torch.tensor([[0.0, 1, 2, 3, 4], [0, 0, 1, 4, 5]]).double(),
-    "inconsistent": torch.tensor([[0.0, 1, 2, 3, 4], [0, 0, 1, 4, 5]]).double(),
-}
-
-
-class System(NamedTuple):
-    """A (T, P, P) = V diag(values) Vᵀ, b, the least-squares solution of least norm, and A as an operator."""
-
-    A: torch.Tensor
-    V: torch.Tensor
-    values: torch.Tensor
-    b: torch.Tensor
-    u: torch.Tensor
-    operator: Operator
-
-
-def times(A, v):
-    return (A @ v[..., None])[..., 0]
-
-
-def system(values, generator, rotate=True):
-    tasks, size = values.shape
-    V = torch.linalg.qr(torch.randn(tasks, size, size, dtype=torch.float64, generator=generator))[0]
-    V = V if rotate else torch.eye(size).double().expand(tasks, size, size)
-    b = torch.randn(tasks, size, dtype=torch.float64, generator=generator)
-    return assembled(V, values, b)
-
-
-def assembled(V, values, b):
-    A = V @ torch.diag_embed(values) @ V.mT
-    u = times(V, torch.where(values != 0, times(V.mT, b) / torch.where(values != 0, values, 1.0), 0.0))
-    # As a Gauss-Newton matrix: half of the smallest eigenvalue is the shift, the outputs are the eigenvectors' shares.
-    shift = values.amin(1, keepdim=True).clamp(min=0).expand_as(values) / 2
-    parts = GaussNewton(
-        lambda v: times(V.mT, v["x"]), lambda w: {"x": times(V, w)}, lambda w: (values - shift) * w, b.shape
-    )
-    return System(A, V, values, b, u, Operator(lambda v: {"x": times(A, v["x"])}, {"x": shift}, parts))
-
-
-def named(name):
-    g = torch.Generator().manual_seed(len(name))
-    made = system(SPECTRA[name], g, rotate=name != "diagonal")
-    if name == "singular":
-        made = assembled(made.V, made.values, times(made.A, made.b))
-    if name == "zero":
-        made = assembled(made.V, made.values, made.b * torch.tensor([[1.0], [0.0]]))
-    return made
-
-
-def check_report(found, made):
-    """Compare what a solution says of itself with what is."""
-    u, b, tasks = found.value["x"], made.b, len(made.b)
-    size = b.norm(dim=1)
-    rounding = 1e-14 * (size + made.values.abs().amax(1) * u.norm(dim=1))
-    torch.testing.assert_close(found.size, size, rtol=1e-14, atol=0)
-    true = (b - times(made.A, u)).norm(dim=1)
-    assert ((found.residual * torch.where(size > 0, size, 1.0) - true).abs() <= rounding + 1e-9 * true).all()
-    assert (found.min_curvature >= made.values.amin(1) - 1e-13 * made.values.abs().amax(1)).all()
-    if found.max_curvature is not None:
-        assert (found.max_curvature <= made.values.amax(1) + 1e-13 * made.values.abs().amax(1)).all()
-    assert [leaf.shape for leaf in (found.residual, found.steps, found.min_curvature, found.stopped)] == [(tasks,)] * 4
-    assert (found.steps.dtype, found.stopped.dtype) == (torch.int64, torch.bool)
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
@@ -224,219 +144,6 @@ def test_right_hand_sides_and_operators_pair_by_name(solver):
     torch.testing.assert_close(found.value["c"], torch.full((1, 2), 0.2, dtype=torch.float64), rtol=1e-10, atol=0)
 
 
-# Conjugate gradients
-
-
-def conjugate_gradients(A, b, steps):
-    """Return a textbook's iterates for one task."""
-    x, r = torch.zeros_like(b), b.clone()
-    d, found = r.clone(), [torch.zeros_like(b)]
-    for _ in range(steps):
-        alpha = (r @ r) / (d @ A @ d)
-        x, r_new = x + alpha * d, r - alpha * (A @ d)
-        d, r = r_new + (r_new @ r_new) / (r @ r) * d, r_new
-        found.append(x)
-    return found
-
-
-@pytest.mark.parametrize("how", ["shift", "function"])
-def test_preconditioned_steps_are_those_of_the_system_scaled_on_both_sides(how):
-    """CG with M on A is CG on M^-½ A M^-½, here with M = Λ + damping."""
-    made = named("batch")
-    shift, damping = torch.logspace(-1, 2, 5).double().expand(3, 5), 0.3
-    A = made.A + torch.diag_embed(shift)
-    operator = Operator(lambda v: {"x": times(A, v["x"])}, {"x": shift})
-    by_hand = lambda r: {"x": r["x"] / (shift + damping)}  # noqa: E731
-    root = (shift[0] + damping).sqrt()
-    for steps in (1, 3):
-        solver = CG(max_steps=steps, damping=damping, preconditioner="shift" if how == "shift" else by_hand)
-        damped = Operator(lambda v: {"x": times(A, v["x"]) + damping * v["x"]}, {"x": shift})
-        found = measured(solver(operator, {"x": made.b}), damped, {"x": made.b})
-        for t in range(3):
-            system = (A[t] + damping * torch.eye(5).double()) / root / root[:, None]
-            expected = conjugate_gradients(system, made.b[t] / root, steps)[-1] / root
-            torch.testing.assert_close(found.value["x"][t], expected, rtol=1e-10, atol=1e-13)
-        r = made.b - times(A, found.value["x"]) - damping * found.value["x"]
-        torch.testing.assert_close(found.residual, r.norm(dim=1) / made.b.norm(dim=1), rtol=1e-10, atol=0)
-
-
-def test_the_shift_as_preconditioner_saves_steps_where_lam_differs():
-    made = named("identity")
-    shift = torch.logspace(0, 6, 40).double().expand(1, 40)
-    v = torch.randn(1, 40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    A = v @ v.mT + torch.diag_embed(shift)
-    operator = Operator(lambda v: {"x": times(A, v["x"])}, {"x": shift})
-    b = {"x": torch.ones(1, 40).double()}
-    plain, better = (CG(max_steps=400, tol=1e-10, preconditioner=how)(operator, b) for how in (None, "shift"))
-    assert better.steps.item() <= 6 < plain.steps.item()
-    torch.testing.assert_close(better.value["x"], torch.linalg.solve(A, b["x"]), rtol=1e-8, atol=1e-12)
-    with pytest.raises(ValueError, match="not positive definite"):
-        CG(preconditioner=lambda r: {"x": -r["x"]})(made.operator, {"x": made.b})
-    with pytest.raises(ValueError, match="needs an operator with a shift"):
-        CG(preconditioner="shift")(Operator(made.operator.matvec), {"x": made.b})
-
-
-def test_a_preconditioner_that_does_nothing_changes_nothing():
-    """Also where a singular matrix lets a direction's curvature fade: the same step is the last."""
-    made = system(torch.arange(12.0).double().expand(8, 12), torch.Generator().manual_seed(0))
-    plain, same = (CG(max_steps=60, preconditioner=how)(made.operator, {"x": made.b}) for how in (None, lambda r: r))
-    assert torch.equal(plain.steps, same.steps)
-    torch.testing.assert_close(same.value, plain.value, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(same.min_curvature, plain.min_curvature, rtol=1e-6, atol=1e-12)
-
-
-def test_damping_is_added_to_the_matrix():
-    made = named("indefinite")
-    for solver in (CG(max_steps=50, damping=2.5), MINRES(max_steps=50, damping=2.5)):
-        damped = assembled(made.V, made.values + 2.5, made.b)
-        found = measured(solver(made.operator, {"x": made.b}), damped.operator, {"x": made.b})
-        check_report(found, damped)
-        torch.testing.assert_close(
-            found.value["x"], torch.linalg.solve(made.A + 2.5 * torch.eye(5).double(), made.b), rtol=1e-8, atol=1e-9
-        )
-    operator = Operator(lambda v: {"x": -v["x"]}, {"x": torch.full_like(made.b, 2.0)})
-    first_order = solve(CG(damping=0.5), operator, {"x": made.b})
-    torch.testing.assert_close(first_order.value["x"], made.b / 2.5)
-    assert first_order.stopped.all()
-    torch.testing.assert_close(first_order.residual, torch.full((2,), 1.4).double())  # b + b / 2.5
-
-
-def test_history_is_that_of_the_steps():
-    made = named("batch")
-    found = CG(max_steps=8, tol=1e-10, history=True)(made.operator, {"x": made.b})
-    assert found.history.shape == (9, 3)
-    for t in range(3):
-        iterates = conjugate_gradients(made.A[t], made.b[t], 5)[: found.steps[t] + 1]
-        true = torch.stack([(made.b[t] - made.A[t] @ x).norm() / made.b[t].norm() for x in iterates])
-        # The last is rounding.
-        torch.testing.assert_close(found.history[: len(true), t][:-1], true[:-1], rtol=1e-8, atol=0)
-        assert (found.history[len(true) :, t] == found.history[len(true) - 1, t]).all()
-    assert found.steps.tolist() == [5, 1, 5]
-    assert CG()(made.operator, {"x": made.b}).history is None
-    stops = solve(CG(max_steps=8, history=True), named("indefinite").operator, {"x": named("indefinite").b})
-    torch.testing.assert_close(stops.history[-1], stops.residual, rtol=1e-12, atol=0)
-    torch.testing.assert_close(stops.history[0], torch.ones(2).double(), rtol=1e-14, atol=0)
-
-
-def test_a_task_out_of_steps_was_not_stopped():
-    made = named("ill")
-    assert not CG(max_steps=2)(made.operator, {"x": made.b}).stopped.any()
-    mixed = system(torch.stack([ONE_TO_FIVE, ONE_TO_FIVE - 2.5]), torch.Generator().manual_seed(1))
-    assert CG(max_steps=9)(mixed.operator, {"x": mixed.b}).stopped.tolist() == [False, True]
-
-
-# MINRES
-
-
-@pytest.mark.parametrize("matrix", ["indefinite", "batch", "inconsistent"])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_minres_leaves_the_smallest_residual_of_the_krylov_space(matrix, steps):
-    made = named(matrix)
-    found = solve(MINRES(max_steps=steps, tol=0.0), made.operator, {"x": made.b})
-    for t in range(len(made.b)):
-        powers = [made.b[t]]
-        for _ in range(steps - 1):
-            powers.append(made.A[t] @ powers[-1])
-        basis = torch.linalg.qr(torch.stack(powers, 1))[0]
-        if matrix != "batch" or t != 1:  # the identity's space has one dimension
-            y = torch.linalg.lstsq(made.A[t] @ basis, made.b[t][:, None]).solution[:, 0]
-            if found.steps[t] == steps and not (matrix == "inconsistent" and t == 1):
-                torch.testing.assert_close(found.value["x"][t], basis @ y, rtol=1e-9, atol=1e-10)
-            left = (made.b[t] - made.A[t] @ basis @ y).norm() / made.b[t].norm()
-            torch.testing.assert_close(found.residual[t], left, rtol=1e-9, atol=1e-12)
-    check_report(found, made)
-
-
-@pytest.mark.parametrize("matrix", ["singular", "inconsistent"])
-def test_minres_leaves_alone_what_a_singular_matrix_does_not_see(matrix):
-    made = named(matrix)
-    start = torch.randn(made.b.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = MINRES(max_steps=30)(made.operator, {"x": made.b}, x0={"x": start})
-    unseen = times(made.V, (made.values == 0) * times(made.V.mT, start))
-    torch.testing.assert_close(found.value["x"], made.u + unseen, rtol=1e-8, atol=1e-10)
-
-
-def test_minres_ends_where_a_singular_system_has_no_more_to_give():
-    """Rounding hides the end of the Krylov space here: a step too many would be as long as 1 / eps."""
-    values = torch.cat([torch.zeros(8, 3), torch.logspace(0, 3, 12).expand(8, 12)], 1).double()
-    made = system(values, torch.Generator().manual_seed(0))
-    found = solve(MINRES(max_steps=200), made.operator, {"x": made.b})
-    left = (made.b - times(made.A, made.u)).norm(dim=1) / made.b.norm(dim=1)
-    torch.testing.assert_close(found.residual, left, rtol=1e-8, atol=0)
-    assert (found.value["x"].norm(dim=1) <= 1.001 * made.u.norm(dim=1)).all()
-    check_report(found, made)
-
-
-def test_ritz_values_of_a_whole_krylov_space_are_the_eigenvalues():
-    for matrix in ("indefinite", "diagonal", "batch", "singular"):
-        made = named(matrix)
-        found = MINRES(max_steps=30)(made.operator, {"x": made.b})
-        reached = torch.where(times(made.V.mT, made.b).abs() > 1e-12, made.values, torch.inf).amin(1)
-        torch.testing.assert_close(found.min_curvature, reached, rtol=1e-8, atol=1e-12)
-        low, high = curvature_range(made.operator, {"x": made.b})
-        torch.testing.assert_close(low, made.values.amin(1), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(high, made.values.amax(1), rtol=1e-10, atol=0)
-
-
-# Fixed-point iterations and their step size
-
-
-def test_a_few_terms_are_the_sum_of_powers():
-    made, lr = named("diagonal"), 0.15
-    for terms in (1, 2, 5):
-        expected = sum(
-            lr * times(torch.linalg.matrix_power(torch.eye(5) - lr * made.A, i), made.b) for i in range(terms)
-        )
-        for solver in (Neumann(terms=terms, lr=lr), FixedPoint(max_steps=terms, lr=lr)):
-            found = solve(solver, made.operator, {"x": made.b})
-            torch.testing.assert_close(found.value["x"], expected, rtol=1e-12, atol=1e-14)
-            assert found.steps.tolist() == [terms, terms]
-            check_report(found, made)
-
-
-@pytest.mark.parametrize("build", [lambda lr: FixedPoint(lr=lr, max_steps=60), lambda lr: Neumann(lr=lr, terms=60)])
-def test_a_step_size_that_diverges_is_named_with_the_largest_that_does_not(build):
-    made = named("batch")  # largest eigenvalues 5, 1, 10
-    build(0.199)(made.operator, {"x": made.b})
-    with pytest.raises(
-        DivergedError, match=r"^lr=0\.25 diverges .* largest stable lr is about 0\.2, .* about 10$"
-    ) as e:
-        build(0.25)(made.operator, {"x": made.b})
-    assert isinstance(e.value, MetagradError)
-    assert isinstance(e.value, ArithmeticError)
-    assert "\n" not in str(e.value)
-    made = named("indefinite")
-    with pytest.raises(DivergedError, match=r"as any lr would: .* about -2; use curvature='gauss_newton' or a larger"):
-        build(0.1)(made.operator, {"x": made.b})
-    with pytest.raises(DivergedError, match="not finite"):
-        build(0.1)(Operator(lambda v: {"x": v["x"] * torch.nan}), {"x": made.b})
-
-
-def test_an_exact_warm_start_takes_no_step():
-    made = named("batch")
-    for solver in (MINRES(), FixedPoint(lr=0.1, max_steps=5)):
-        found = solve(solver, made.operator, {"x": made.b}, x0={"x": made.u})
-        assert found.steps.tolist() == [0, 0, 0]
-        assert found.residual.max() < 1e-12
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 10**6), size=st.integers(1, 12), steps=st.integers(1, 15))
-def test_estimated_curvature_lies_in_the_spectrum(seed, size, steps):
-    g = torch.Generator().manual_seed(seed)
-    made = system(torch.randn(3, size, dtype=torch.float64, generator=g), g)
-    low, high = curvature_range(made.operator, {"x": made.b}, steps=steps)
-    slack = 1e-12 * made.values.abs().amax(1)
-    assert ((made.values.amin(1) - slack <= low) & (low <= high) & (high <= made.values.amax(1) + slack)).all()
-    assert torch.equal(largest_curvature(made.operator, {"x": made.b}, steps=steps), high)
-
-
-def test_a_krylov_space_of_one_dimension_gives_one_eigenvalue():
-    A = {"x": torch.full((200, 3), 2.0).double()}
-    for end in curvature_range(Operator(lambda v: {"x": 2 * v["x"]}), A):
-        torch.testing.assert_close(end, A["x"][:, 0], rtol=1e-12, atol=0)
-
-
 def test_dense_refuses_what_would_not_fit():
     made = named("diagonal")
     with pytest.raises(ValueError, match=r"5 × 5 matrices, beyond max_size=4: use CG or MINRES"):
@@ -464,9 +171,6 @@ def test_dense_refuses_what_would_not_fit():
 def test_refuses_impossible_options(solver, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         solver(**bad)
-
-
-# What is said of a solution
 
 
 def test_a_solver_may_return_u_alone_and_is_measured():

@@ -273,7 +273,7 @@ def test_functions_of_all_tasks_must_be_those_of_one(functions, says):
         argmin(*batched(**functions), **HOW)
 
 
-def test_an_objective_is_looked_at_once(monkeypatch):
+def test_an_objective_is_validated_once(monkeypatch):
     """Also one that is made anew each time; another shape, or another captured value, is another objective."""
     calls = []
 
@@ -284,18 +284,18 @@ def test_an_objective_is_looked_at_once(monkeypatch):
 
         return objective
 
-    def ask(tasks, factor, scale=torch.sin):
+    def evaluations(tasks, factor, scale=torch.sin):
         calls.clear()
         argmin(made(factor, scale), {"w": torch.zeros(tasks, 2)}, {"a": torch.ones(())}, torch.ones(tasks, 2),
                solver=lambda problem, init: init, adjoint=FirstOrder())  # fmt: skip
         return len(calls)
 
-    first = ask(3, 1.0)
-    assert ask(3, 1.0) == first - 2
-    assert ask(4, 1.0) == first
-    assert ask(3, 2.0) == first
-    assert ask(3, 2.0, torch.cos) == first
-    assert ask(3, 2.0, torch.cos) == first - 2
+    first = evaluations(3, 1.0)
+    assert evaluations(3, 1.0) == first - 2
+    assert evaluations(4, 1.0) == first
+    assert evaluations(3, 2.0) == first
+    assert evaluations(3, 2.0, torch.cos) == first
+    assert evaluations(3, 2.0, torch.cos) == first - 2
 
 
 def test_what_is_wrong_is_said_every_time():

@@ -94,7 +94,7 @@ def test_an_outer_that_cannot_be_checked_is_named(outer, says):
         (nn.Linear, torch.zeros(3, 4), "must be an nn.Module"),
     ],
 )
-def test_a_look_at_a_network_that_would_show_nothing_is_refused(network, x, says):
+def test_a_check_of_a_network_that_would_show_nothing_is_refused(network, x, says):
     with pytest.raises(MetagradError, match=says):
         check_network(network, x)
     assert not isinstance(network, nn.LazyLinear) or isinstance(network.weight, nn.UninitializedParameter)

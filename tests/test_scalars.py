@@ -89,5 +89,5 @@ def test_a_solver_made_of_numpys_numbers_takes_the_same_steps(made, fields):
     assert torch.equal(end(fields), end(plain))
 
 
-def test_the_arguments_of_an_adjoint_are_looked_at_too():
+def test_a_linear_solver_inside_an_adjoint_keeps_pythons_numbers():
     assert Implicit(linear_solver=CG(max_steps=three)).linear_solver.max_steps == 3

@@ -49,8 +49,8 @@ def written_out(steps, last, lr):
         for step in range(steps):
             if step == steps - last:
                 phi = {name: init[name][task] + (leaf - init[name][task]).detach() for name, leaf in phi.items()}
-            slope = torch.autograd.grad(g(phi, theta, one), list(phi.values()), create_graph=True)
-            phi = {name: leaf - lr * part for (name, leaf), part in zip(phi.items(), slope, strict=True)}
+            gradient = torch.autograd.grad(g(phi, theta, one), list(phi.values()), create_graph=True)
+            phi = {name: leaf - lr * part for (name, leaf), part in zip(phi.items(), gradient, strict=True)}
         if last == 0:
             phi = {name: init[name][task] + (leaf - init[name][task]).detach() for name, leaf in phi.items()}
         total = total + sum((leaf.sin() * index[name][task]).sum() for name, leaf in phi.items())

@@ -87,19 +87,15 @@ def _embedding_bag(
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
     # The fused kernels have no second derivative.
+    options = {**dict(zip(("dropout_p", "is_causal"), args[4:], strict=False)), **kwargs, "dropout_p": 0.0}
     with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(*args[:4], **_without_dropout(args, 4, kwargs))
+        return F.scaled_dot_product_attention(*args[:4], **options)
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
     forward: Any = F.multi_head_attention_forward
     with sdpa_kernel(SDPBackend.MATH):
         return forward(*args[:10], 0.0, *args[11:], **kwargs)  # the eleventh is dropout
-
-
-def _without_dropout(args: tuple[Any, ...], at: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-    named = dict(zip(("dropout_p", "is_causal"), args[at:], strict=False))
-    return {**named, **kwargs, "dropout_p": 0.0}
 
 
 def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -114,7 +114,7 @@ class Implicit:
         return solution
 
     def _attach(self, problem: Problem, solution: Solution) -> None:
-        """Make ``solution`` differentiable, with what is known of it; each backward appends its linear solve."""
+        """Make ``solution`` differentiable; fill in gradient norm and convexity. A backward adds its linear solve."""
         tensors, combine = tree.partition((problem.theta, problem.data))
         phi, linear_solves = solution.value, solution._linear  # not the solution: it would be a cycle through the graph
 
@@ -132,8 +132,8 @@ class Implicit:
             """Solve and pull back, at the tensors that autograd has kept."""
             linearised, inputs = ready.pop() if ready else linearise(dict(zip(phi, phi_now, strict=True)), tensors_now)
             operator, b = linearised.operator, dict(zip(phi, v, strict=True))
-            u = self.linear_solver(operator, b, x0=self.x0)
-            solved = measured_linear(u, operator, b) if self.measure else as_solution(u, b)
+            result = self.linear_solver(operator, b, x0=self.x0)
+            solved = measured_linear(result, operator, b) if self.measure else as_solution(result, b)
             linear_solves.append(solved)
             gradients = iter(linearised.theta_vjp(solved.value))
             return [next(gradients) if leaf.requires_grad else None for leaf in inputs]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metagrad import task_functions, tree
 
@@ -15,14 +14,9 @@ from metagrad import task_functions, tree
 def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[int, ...] = ()) -> Tensor:
     """Call ``function`` for every task; return what it gives, task axis first.
 
-    Every tensor among the arguments has a leading task axis; the first argument is a tensor, or a dictionary of them.
-    What is no tensor (a number, a text, ``None``) is handed over as it is. A single task is no batch: the function is
-    called as it stands, which takes less time.
-
-    Parameters
-    ----------
-    shared:
-        places of the arguments that have no task axis.
+    Every tensor among the arguments has a leading task axis, but for those at the places ``shared``; the first argument
+    is a tensor, or a dictionary of them. Numbers, texts and ``None`` are handed over as they are. A single task is no
+    batch: the function is called on it directly, which takes less time.
     """
     first = arguments[0] if isinstance(arguments[0], Tensor) else next(iter(arguments[0].values()))
     single = len(first) == 1
@@ -35,7 +29,7 @@ def each_task(function: Callable[..., Tensor], *arguments: Any, shared: tuple[in
 
 
 def _only(part: Any) -> Any:
-    """Take the one task there is; by hand in the usual nests, since a solver asks at every step."""
+    """Take the one task there is; by hand in the usual nests, since solvers call this at every step."""
     if isinstance(part, Tensor):
         return part.squeeze(0)
     kind = type(part)
@@ -47,14 +41,10 @@ def _only(part: Any) -> Any:
 
 
 def _mapped(function: Callable[..., Tensor], arguments: tuple[Any, ...], shared: tuple[int, ...]) -> Tensor:
-    dims = tuple(None if place in shared else 0 for place in range(len(arguments)))
-    split = [part for place, part in enumerate(arguments) if place not in shared]
-    if all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(split)):
-        return torch.vmap(function, in_dims=dims)(*arguments)
-    tensors, combine = tree.partition(split)
+    tensors, combine = tree.partition([part for place, part in enumerate(arguments) if place not in shared])
 
-    def one(mine: list[Tensor]) -> Tensor:
-        own = iter(combine(mine))
+    def one(tensors_of_task: list[Tensor]) -> Tensor:
+        own = iter(combine(tensors_of_task))
         return function(*(part if place in shared else next(own) for place, part in enumerate(arguments)))
 
     return torch.vmap(one)(tensors)

@@ -6,12 +6,11 @@ from typing import Any
 
 from metagrad import torch_modes, tree
 from metagrad.implicit.adjoints import Adjoint, Implicit, require_parts
-from metagrad.implicit.diagnose import require_finite, warn_unsolved
 from metagrad.implicit.objective import Objective
 from metagrad.implicit.problem import Problem
 from metagrad.implicit.solvers import InnerSolver, Solution
 from metagrad.implicit.structure import Structure, as_dicts, at, enter
-from metagrad.implicit.validation import validate_objective
+from metagrad.implicit.validation import require_finite, validate_objective, warn_unsolved
 
 
 def argmin(

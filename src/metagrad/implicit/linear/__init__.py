@@ -1,11 +1,10 @@
-"""How the adjoint's linear system is solved, one file a solver."""
+"""How the adjoint's linear system is solved."""
 
 from metagrad.implicit.linear.base import LinearSolution, LinearSolver, as_solution, measured, solve
 from metagrad.implicit.linear.cg import CG
 from metagrad.implicit.linear.dense import Dense
-from metagrad.implicit.linear.fixed_point import FixedPoint
+from metagrad.implicit.linear.fixed_point import FixedPoint, Neumann
 from metagrad.implicit.linear.minres import MINRES
-from metagrad.implicit.linear.neumann import Neumann
 from metagrad.implicit.linear.spectrum import curvature_range, largest_curvature
 from metagrad.implicit.linear.woodbury import Woodbury
 

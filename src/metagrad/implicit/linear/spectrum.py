@@ -1,4 +1,4 @@
-"""Both ends of the curvature's spectrum from a few products: they say which step sizes are stable."""
+"""The smallest and largest eigenvalue of the curvature from a few products: they say which step sizes are stable."""
 
 from __future__ import annotations
 

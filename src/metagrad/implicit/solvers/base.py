@@ -156,7 +156,7 @@ class Watch:
         self.norm = torch.full((len(leaf),), torch.inf, dtype=leaf.dtype, device=leaf.device)
 
     def done(self, gradient: Params) -> bool:
-        """Look at the gradient where the tasks stand; return whether the host knows that every one has stopped."""
+        """Stop tasks whose gradient norm is small; return whether the host knows that every task has stopped."""
         if self.tol == 0:
             return False
         self.norm = torch.where(self.active, tree.norm(tree.detach(gradient)), self.norm)
