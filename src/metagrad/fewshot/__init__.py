@@ -1,6 +1,5 @@
 """Few-shot learning on the implicit core: episodes, networks, methods, evaluation."""
 
-from metagrad.fewshot.admit import NetworkCheck, admit, check_network
 from metagrad.fewshot.algorithms import (
     ANIL,
     BOIL,
@@ -23,6 +22,7 @@ from metagrad.fewshot.algorithms import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.check_network import NetworkCheck, admit, check_network
 from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler

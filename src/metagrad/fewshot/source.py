@@ -1,4 +1,4 @@
-"""What a source of tasks is: anything that draws tasks when it is called."""
+"""A source of tasks: any callable that draws them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metagrad.fewshot.tasks import Tasks
 
 
 class TaskSource(Protocol):
-    """Draws tasks: ``source(num_tasks, generator=g)``. Training, evaluation and calibration ask nothing else of it.
+    """Draws tasks: ``source(num_tasks, generator=g)``. Training, evaluation and calibration use nothing else.
 
     :class:`EpisodeSampler` and :class:`Sinusoids` are sources; so is a function of your own. All its randomness comes
     from ``generator``: the same generator state gives the same tasks.
