@@ -33,9 +33,8 @@ from metagrad.fewshot.meta import Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
-from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
-from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
+from metagrad.fewshot.tasks import Batch, Tasks, TaskSource, WeightedBatch, group_tasks
 
 __all__ = [
     "ANIL",

@@ -16,9 +16,9 @@ from metagrad.distributed import ALONE, Ranks
 from metagrad.fewshot import losses, task_losses
 from metagrad.fewshot.algorithms.base import Algorithm, judge_outputs, judge_query, loss_of
 from metagrad.fewshot.chunks import auto_chunks
-from metagrad.fewshot.meta import require_same_dtype
+from metagrad.fewshot.meta import checked_groups
 from metagrad.fewshot.norms import is_transductive
-from metagrad.fewshot.tasks import Tasks, groups_of, num_examples
+from metagrad.fewshot.tasks import Tasks, num_examples
 from metagrad.implicit import Solution
 from metagrad.torch_modes import ordinary, unrecorded
 from metagrad.tree import Params
@@ -92,11 +92,15 @@ def evaluate(
     if tasks < 1:
         raise ValueError(f"tasks must be at least 1, got {tasks}")
     theta = ordinary(tree.detach(theta))
-    scorer = _Scorer(algorithm, model, theta, transductive and is_transductive(model), loss, metric)
+    one_by_one = is_transductive(model) and not transductive
+    by_method = loss is None and metric is None and not one_by_one
+    if loss is None:
+        loss, metric = loss_of(algorithm), metric or getattr(algorithm, "metric", None)
+    scorer = _Scorer(algorithm, model, theta, loss, metric, by_method, one_by_one)
     rows: list[Tensor] = []
     for first in range(0, tasks, _BATCH):
         count = min(_BATCH, tasks - first)
-        groups = groups_of(source(count, generator=generator))
+        groups = checked_groups(theta, source(count, generator=generator))
         if (drawn := sum(map(len, groups))) != count:
             raise ValueError(f"the source was asked for {count} tasks and drew {drawn}")
         rows += [scorer(group, ranks) for group in groups]
@@ -108,8 +112,8 @@ def evaluate(
         ci95=1.96 * (float(scores.std()) if tasks > 1 else math.nan) / math.sqrt(tasks),
         loss=float(task_loss.mean()),
         tasks=tasks,
-        transductive=scorer.transductive,
-        metric=task_losses.metric_name(scorer.loss, scorer.metric),
+        transductive=transductive and is_transductive(model),
+        metric=task_losses.metric_name(loss, metric),
         per_task=scores,
     )
 
@@ -117,28 +121,20 @@ def evaluate(
 _BATCH = 32  # tasks that are drawn at a time
 
 
+@dataclass(frozen=True)
 class _Scorer:
-    """Adapts to tasks and scores their query sets; rows of the other ranks' tasks stay zero."""
+    """Adapts to tasks and scores their query sets, by the method itself or by ``loss`` and ``metric``."""
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        model: nn.Module,
-        theta: Params,
-        transductive: bool,
-        loss: losses.Loss | None,
-        metric: losses.Metric | None,
-    ) -> None:
-        self.algorithm, self.model, self.theta, self.transductive = algorithm, model, theta, transductive
-        self.loss = loss_of(algorithm) if loss is None else loss
-        self.metric = metric or (getattr(algorithm, "metric", None) if loss is None else None)
-        self.one_by_one = is_transductive(model) and not transductive
-        self.by_method = loss is None and metric is None and not self.one_by_one
+    algorithm: Algorithm
+    model: nn.Module
+    theta: Params
+    loss: losses.Loss
+    metric: losses.Metric | None
+    by_method: bool
+    one_by_one: bool
 
-    def __call__(self, given: Tasks, ranks: Ranks) -> Tensor:
-        """Return metric and loss of tasks of one shape, float64 ``(2, T)``."""
-        tasks = Tasks(*ordinary((given.support, given.query, given.classes)))
-        require_same_dtype(self.theta, tasks.support.x)
+    def __call__(self, tasks: Tasks, ranks: Ranks) -> Tensor:
+        """Return metric and loss of tasks of one shape, float64 ``(2, T)``; zero for tasks of the other ranks."""
         task_losses.require_targets(self.loss, tasks.query, "query")
         rows = torch.zeros(2, len(tasks), dtype=torch.float64, device=tasks.device)
         begin, end = ranks.mine(len(tasks))

@@ -110,9 +110,7 @@ def meta_gradient(
             "theta was computed from other tensors, whose gradients this would not reach: give leaf tensors"
         )
     theta = ordinary(theta)
-    groups = [Tasks(*ordinary((one.support, one.query, one.classes))) for one in groups_of(tasks)]
-    for group in groups:
-        require_same_dtype(theta, group.support.x)
+    groups = checked_groups(theta, tasks)
     total, before = sum(map(len, groups)), {name: leaf.grad for name, leaf in theta.items()}
     parts: list[Metrics] = []
     for group in groups:
@@ -198,16 +196,18 @@ def _what_is_not_finite(algorithm: Algorithm, model: nn.Module, theta: Params, g
     return "the meta-gradient is not finite, though that of each task alone is: .grad held such numbers before"
 
 
-def require_same_dtype(theta: Params, x: Any) -> None:
-    """Refuse inputs of another floating dtype than the weights, which torch's layers do not take."""
+def checked_groups(theta: Params, tasks: Any) -> list[Tasks]:
+    """Return tasks as groups of one shape; refuse inputs of another floating dtype than the weights, as layers do."""
+    groups = [Tasks(*ordinary((group.support, group.query, group.classes))) for group in groups_of(tasks)]
     dtype = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), None)
-    for leaf in pytree.tree_leaves(x):
+    for leaf in pytree.tree_leaves([group.support.x for group in groups]):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or dtype is None or leaf.dtype == dtype:
             continue
         if not torch.is_autocast_enabled(leaf.device.type):
             raise ValueError(
                 f"the inputs are {leaf.dtype}, the weights {dtype}: make the model .to({leaf.dtype}) before init"
             )
+    return groups
 
 
 _WHOLE = ("loss", "chunks", "metric")  # all others have one entry per task
