@@ -152,7 +152,7 @@ def test_a_narrow_first_layer_folds_and_gives_the_same():
     phi = {n: torch.randn(2, *p.shape, dtype=torch.float64, generator=g) for n, p in model.named_parameters()}
     weight = phi["0.weight"]
     weight[:, :6] -= weight[:, :6].mean((-2, -1), keepdim=True)
-    assert batched_forward.prepare(model, x).seen is not None
+    assert batched_forward.prepare(model, x).patches is not None
     expected = by_vmap(model.double(), phi, x)
     torch.testing.assert_close(batched_forward.outputs(model, phi, x), expected, rtol=1e-9, atol=1e-11)
     single = {n: p.float() for n, p in phi.items()}
@@ -162,7 +162,7 @@ def test_a_narrow_first_layer_folds_and_gives_the_same():
 
 def test_inputs_that_ask_for_a_gradient_are_not_folded_away():
     model = nn.Sequential(nn.Conv2d(1, 12, 3, bias=False), BatchNorm(12))
-    assert batched_forward.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).seen is None
+    assert batched_forward.prepare(model, torch.rand(2, 3, 1, 5, 5, requires_grad=True)).patches is None
 
 
 class Products(TorchDispatchMode):

@@ -1,12 +1,96 @@
-"""What a check says of a network: how it runs, what of it is off, what cannot be right."""
+"""What a check says of a network: how it runs, which parts are off, and what is refused."""
 
 import pytest
 import torch
-from test_admit import Scaled, user_network
 from torch import nn
 
 from metagrad.errors import MetagradError
-from metagrad.fewshot import Conv4, admit, check_network
+from metagrad.fewshot import FOMAML, Conv4, admit, check_network, is_transductive
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.gain = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3] * self.scale * self.gain
+
+
+def test_any_other_module_is_measured_and_admitted():
+    assert FOMAML().init(admit(Scaled(), torch.randn(4, 6)))["scale"].requires_grad
+
+
+class Counts(Scaled):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class WrongTwice(torch.autograd.Function):
+    """Identity whose second derivative is wrong when it is batched: it mixes the tasks."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.detach() + (x - x.detach()) * x.detach().cos(), in_dims[0]
+
+
+class Wrong(Scaled):
+    def forward(self, x):
+        return WrongTwice.apply(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Counts(), "changes buffer calls"),
+        (Wrong(), "wrong under vmap"),
+        (
+            nn.LSTM(6, 3),
+            r"\(LSTM\) returns a tuple of 0: \(4, 3\), .*one tensor of outputs is needed.*self\.network\(x\)\[0\]",
+        ),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(24, 3)), r"a row for each of its 4 inputs, got shape \(3,\)"),
+    ],
+    ids=["buffer", "wrong", "several", "one row"],
+)
+def test_what_cannot_be_right_is_refused(model, says):
+    with pytest.raises(MetagradError, match=says):
+        admit(model, torch.randn(4, 6))
+
+
+class Centred(Scaled):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+def test_a_network_that_mixes_its_examples_is_found_out():
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    assert is_transductive(admit(Centred(), x))
+    assert not is_transductive(admit(Scaled(), x))
+
+
+def test_a_network_of_indices_is_admitted():
+    """Whole numbers bear no arithmetic: doubled, an index is beyond the table."""
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
+    assert not is_transductive(admit(model, torch.randint(0, 10, (4, 3))))
 
 
 class Read(nn.Module):
@@ -104,15 +188,6 @@ def test_what_differentiates_once_is_refused_but_where_it_is_frozen(function, sa
     found = check_network(model, x)
     assert (found.learned, found.frozen, found.frozen_names) == (21, 42, ("body.weight", "body.bias"))
     assert check_network(model.requires_grad_(False), x).error is None
-
-
-def test_a_batch_norm_counts_by_its_mode():
-    model, x = user_network(), torch.randn(6, 1, 8, 8)
-    found = check_network(model, x)
-    assert (found.by_the_batch, found.transductive) == (("1",), True)
-    assert model[1].num_batches_tracked == 0
-    found = check_network(model.eval(), x)
-    assert (found.by_the_batch, found.transductive) == ((), False)
 
 
 @pytest.mark.parametrize(

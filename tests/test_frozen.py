@@ -1,4 +1,4 @@
-"""Frozen parts cost their forward pass, once for a set of inputs: no gradient, no memory, no second look."""
+"""Frozen parts cost one forward pass for a set of inputs: no gradient, no memory, no second pass."""
 
 import pytest
 import torch
@@ -105,6 +105,16 @@ def test_a_frozen_body_is_run_once_for_each_set_and_leaves_nothing(method, learn
     assert all(leaf.grad is None for leaf in model.parameters())
     if theta:
         assert all(leaf.grad is not None for leaf in theta.values())
+
+
+def test_frozen_layers_stay_frozen():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[1].requires_grad_(False)
+    theta = IMAML().init(model)
+    assert set(theta) == {"3.weight", "3.bias"}
+    meta_gradient(IMAML(solver=_FEW), model, theta, drawn())
+    assert theta["3.weight"].grad.norm() > 0
+    assert model[1].weight.grad is None
 
 
 @pytest.mark.parametrize("made", [Net, Plain], ids=["something after the head", "head last"])

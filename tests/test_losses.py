@@ -31,7 +31,7 @@ from metagrad.fewshot import (
     evaluate,
     meta_gradient,
 )
-from metagrad.fewshot.judging import loss_of_one, loss_of_tasks
+from metagrad.fewshot.task_losses import loss_of_one, loss_of_tasks
 
 T, N, C = 3, 5, 3
 

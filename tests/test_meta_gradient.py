@@ -23,12 +23,15 @@ def drawn(tasks=5, queries=3, size=14):
     return Tasks(batch(1), batch(queries))
 
 
-def network():
-    return Conv4(3, filters=9, image_size=14, generator=torch.Generator().manual_seed(1)).double()
+def network(kind="conv4"):
+    g = torch.Generator().manual_seed(1)
+    if kind == "mlp":
+        return MLP((14 * 14, 16, 3), activation=nn.Tanh, generator=g).double()
+    return Conv4(3, filters=9, image_size=14, generator=g).double()
 
 
-def gradient(algorithm, chunk, tasks=None):
-    model = network()
+def gradient(algorithm, chunk, tasks=None, kind="conv4"):
+    model = network(kind)
     theta = algorithm.init(model)
     metrics = meta_gradient(algorithm, model, theta, tasks or drawn(), chunk=chunk)
     return torch.cat([leaf.grad.flatten() for leaf in theta.values()]), metrics
@@ -41,18 +44,20 @@ ALGORITHMS = [
     MAML(inner_steps=2),
     FOMAML(inner_steps=2),
 ]
+CHUNKS = [1, 2, Chunks(5, 1), Chunks(3, 2), Chunks(2, 100), Chunks(100, 100), 100]
 
 
+@pytest.mark.parametrize("kind", ["conv4", "mlp"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["gauss-newton", "hessian", "maml", "fomaml"])
-@pytest.mark.parametrize("chunk", [Chunks(5, 1), Chunks(3, 2), Chunks(2, 100), Chunks(100, 100), 100])
-def test_chunks_of_each_phase_change_nothing(algorithm, chunk):
-    """A chunk larger than the tasks is all of them."""
-    expected, whole = gradient(algorithm, 5)
-    found, metrics = gradient(algorithm, chunk)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(metrics.accuracy, whole.accuracy)
-    torch.testing.assert_close(metrics.grad_norm, whole.grad_norm)
-    assert metrics.loss.item() == pytest.approx(whole.loss.item(), rel=1e-12)
+def test_chunks_of_each_phase_change_nothing(algorithm, kind):
+    """Chunk 1 is a Python loop over tasks; a chunk larger than the tasks is all of them."""
+    expected, whole = gradient(algorithm, 5, kind=kind)
+    for chunk in CHUNKS:
+        found, metrics = gradient(algorithm, chunk, kind=kind)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(metrics.accuracy, whole.accuracy)
+        torch.testing.assert_close(metrics.grad_norm, whole.grad_norm)
+        assert metrics.loss.item() == pytest.approx(whole.loss.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [0, -1])

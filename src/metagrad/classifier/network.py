@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from metagrad.errors import MetagradError
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.head import last_layer
-from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
+from metagrad.fewshot.norms import BatchNorm, uses_batch_statistics
 from metagrad.tree import Params
 
 
@@ -82,7 +82,7 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
         seen = _statistics(copied, support) if support is not None else {}
         swapped: dict[nn.Module, nn.Module] = {}  # a norm may have two names
         for path, module in list(copied.named_modules(remove_duplicate=False)):
-            if looks_at_the_batch(module):
+            if uses_batch_statistics(module):
                 if module not in swapped:
                     swapped[module] = _frozen(module, seen.get(module))
                 copied.set_submodule(path, swapped[module])
@@ -184,7 +184,7 @@ def _statistics(model: nn.Module, images: Tensor) -> dict[nn.Module, _Seen]:
         centre = args[0].mean(axes, keepdim=True)
         found[module] = _Seen(args[0].dim(), centre.flatten(), (args[0] - centre).square().mean(axes))
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if looks_at_the_batch(module)]
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if uses_batch_statistics(module)]
     try:
         module_lock.call(model, {}, images)
     finally:

@@ -16,7 +16,7 @@ from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
-from metagrad.fewshot.algorithms.base import HasInner, judged
+from metagrad.fewshot.algorithms.base import HasInner, judge_query
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.implicit import (
     GradientDescent,
@@ -83,7 +83,7 @@ def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[P
         like = next(iter(phi.values()))
         steps = torch.zeros(len(like), dtype=torch.int64)
         x = tree.map_tensors(lambda leaf: leaf.to(like.dtype) if leaf.is_floating_point() else leaf, tasks.query.x)
-        return judged(method, model, theta, Solution(phi, steps), tasks.query._replace(x=x)).losses.mean()
+        return judge_query(method, model, theta, Solution(phi, steps), tasks.query._replace(x=x)).losses.mean()
 
     return outer
 

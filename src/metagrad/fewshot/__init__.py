@@ -1,6 +1,5 @@
 """Few-shot learning on the implicit core: episodes, networks, methods, evaluation."""
 
-from metagrad.fewshot.admit import NetworkCheck, admit, check_network
 from metagrad.fewshot.algorithms import (
     ANIL,
     BOIL,
@@ -23,6 +22,7 @@ from metagrad.fewshot.algorithms import (
     query_loss,
     support_loss,
 )
+from metagrad.fewshot.check_network import NetworkCheck, admit, check_network
 from metagrad.fewshot.chunks import Chunks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
@@ -33,9 +33,8 @@ from metagrad.fewshot.meta import Metrics, meta_gradient
 from metagrad.fewshot.models import MLP, Conv4, ResNet12
 from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
-from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
-from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
+from metagrad.fewshot.tasks import Batch, Tasks, TaskSource, WeightedBatch, group_tasks
 
 __all__ = [
     "ANIL",

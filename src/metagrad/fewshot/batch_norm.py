@@ -1,7 +1,7 @@
 """Batch normalisation of many tasks at once, by hand: few passes over memory, any order of derivative.
 
-With ``c = x − mean``, ``r = (mean(c²) + eps)^−½`` and ``x̂ = r c`` over the n numbers of a channel, all is made of one
-symmetric map ``P v = v − mean(v) − x̂ mean(x̂ v)``:
+With ``c = x − mean``, ``r = (mean(c²) + eps)^−½`` and ``x̂ = r c`` over the n numbers of a channel, it all follows from
+one symmetric map ``P v = v − mean(v) − x̂ mean(x̂ v)``:
 
     value     y  = w x̂ + b
     gradient  gx = w r P gy,  gw = Σ gy x̂,  gb = Σ gy
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.used_gradients import needed
+from metagrad.fewshot.used_gradients import needs_input_grad
 
 
 def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -26,7 +26,7 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     last = x.movedim(2, -1)
     rows = last.reshape(len(x), -1, x.shape[2])
-    weight, bias = weight.view_as(weight), bias.view_as(bias)  # no leaves, see ``needed``
+    weight, bias = weight.view_as(weight), bias.view_as(bias)  # no leaves, see ``needs_input_grad``
     return _Norm.apply(rows, weight, bias, eps).view(last.shape).movedim(-1, 2)
 
 
@@ -61,18 +61,18 @@ class _Grad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hx: Tensor, hw: Tensor, hb: Tensor) -> tuple[Tensor | None, ...]:
         gy, x, w, c, r = ctx.saved_tensors
-        asked = needed(ctx)
+        needed = needs_input_grad(ctx)
         if torch.is_grad_enabled():  # differentiated a third time: in primitives, which torch can do to any order
-            # Of views: gy came from x, and that way to it is not this function's to count.
+            # Of views: gy was computed from x, and that path does not count here.
             at = gy.view_as(gy), x.view_as(x), w.view_as(w)
-            found = _gradient(*at, ctx.eps)
-            inputs = [leaf for leaf, need in zip(at, asked, strict=False) if need]
-            parts = iter(torch.autograd.grad(found, inputs, (hx, hw, hb), create_graph=True))
-            return *(next(parts) if need else None for need in asked[:3]), None, None, None
+            gradients = _gradient(*at, ctx.eps)
+            inputs = [leaf for leaf, need in zip(at, needed, strict=False) if need]
+            parts = iter(torch.autograd.grad(gradients, inputs, (hx, hw, hb), create_graph=True))
+            return *(next(parts) if need else None for need in needed[:3]), None, None, None
         one = torch.ones_like(w)
         p_hx, hx_xhat, _ = _project(hx, one, c, r)  # r P hx, Σ hx x̂
         out_gy = p_hx.mul(w.unsqueeze(1)).add_(hb.unsqueeze(1)).addcmul_(c, (hw * r).unsqueeze(1))
-        if not any(asked[1:3]):
+        if not any(needed[1:3]):
             return out_gy, None, None, None, None, None
         p_gy, gy_xhat, _ = _project(gy, one, c, r)
         inner = (hx * p_gy).sum(1)  # r ⟨hx, P gy⟩

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metagrad.fewshot import frozen, module_lock
 from metagrad.fewshot.by_task import one_by_one, task_by_task
-from metagrad.fewshot.convolution import Seen, look, normalised_conv2d
+from metagrad.fewshot.convolution import PatchStatistics, normalised_conv2d, patch_statistics
 from metagrad.fewshot.layers import (
     BATCH_NORMS,
     apply,
@@ -24,8 +24,8 @@ from metagrad.fewshot.layers import (
     layered,
     layers_of,
     through,
-    under_their_names,
     window,
+    with_layer_names,
 )
 from metagrad.tree import Params
 
@@ -33,25 +33,25 @@ __all__ = ["Prepared", "layered", "one_by_one", "outputs", "prepare", "shared_ou
 
 
 class Prepared(NamedTuple):
-    """Inputs ``x``, ``(T, N, ...)``, and what is made of them once for all weights that a task tries.
+    """Inputs ``x``, ``(T, N, ...)``, and what is computed from them once, whatever the weights.
 
     Attributes
     ----------
     x:
         a tensor, or any nest of them.
-    seen:
-        what the network's first layers see of them, where they can use it.
+    patches:
+        what the first two layers need of them, where these fold into one product.
     features:
-        what frozen parts of the network make of them, by their paths; "" is for the first layers of a sequence.
+        outputs of frozen parts of the network, by their paths; "" is for the first layers of a sequence.
     """
 
     x: Any
-    seen: Seen | None
+    patches: PatchStatistics | None
     features: frozen.Features | None = None
 
 
 def prepare(model: nn.Module, x: Any) -> Prepared:
-    """Do once what :func:`outputs` would else do each time it is given the same inputs ``(T, N, ...)``."""
+    """Compute once what :func:`outputs` would else compute each time from the same inputs ``(T, N, ...)``."""
     layers = layers_of(model)
     if layers is None or not isinstance(x, Tensor):
         return Prepared(x, None, frozen.features(model, x) or None)
@@ -59,14 +59,14 @@ def prepare(model: nn.Module, x: Any) -> Prepared:
         return Prepared(x, None)
     if count := frozen_first(layers):
         return Prepared(x, None, {"": through(layers[:count], {}, x)})
-    return Prepared(x, look(x, window(layers[0].module, x)) if folds(layers) else None)
+    return Prepared(x, patch_statistics(x, window(layers[0].module, x)) if folds(layers) else None)
 
 
 def outputs(model: nn.Module, params: Params, x: Any) -> Tensor:
     """Return ``(T, N, ...)``: task t's inputs ``x[t]`` through the model with the weights ``params[...][t]``.
 
     Parameters named in ``params`` have a leading task axis; the model's own serve for the others. ``x`` is a tensor, a
-    nest of them, or what :func:`prepare` made of one.
+    nest of them, or the result of :func:`prepare`.
 
     Raises
     ------
@@ -76,21 +76,21 @@ def outputs(model: nn.Module, params: Params, x: Any) -> Tensor:
     layers = layers_of(model)
     if layers is not None and isinstance(x, Tensor):
         x = prepare(model, x)
-    y, seen, features = x if isinstance(x, Prepared) else Prepared(x, None)
+    y, patches, features = x if isinstance(x, Prepared) else Prepared(x, None)
     if layers is None or not isinstance(y, Tensor):
-        if features and frozen.unlearned(model, features, params):
+        if features and frozen.still_frozen(model, features, params):
             return task_by_task(model, lambda phi, given: _with_features(model, phi, *given), params, (y, features))
         return task_by_task(model, lambda phi, inputs: module_lock.call(model, phi, inputs), params, y)
-    params = under_their_names(model, layers, params)
+    params = with_layer_names(model, layers, params)
     if features is not None:
         skipped, rest = layers[: (count := frozen_first(layers))], layers[count:]
         if not any(layer.name + key in params for layer in skipped for key in layer.module._parameters):
             y, layers = features[""], rest
-    if seen is not None:
+    if patches is not None:
         conv, norm, *layers = layers
         assert isinstance(norm.module, BATCH_NORMS)
         gamma, beta = (norm.own(key, params, len(y)) for key in ("weight", "bias"))
-        rows = normalised_conv2d(seen, conv.own("weight", params, len(y)), gamma, beta, norm.module.eps)
+        rows = normalised_conv2d(patches, conv.own("weight", params, len(y)), gamma, beta, norm.module.eps)
         y = rows.view(*y.shape[:2], *window(conv.module, y).out, -1).movedim(-1, 2)
     for layer in layers:
         y = apply(layer, params, y)
@@ -98,7 +98,7 @@ def outputs(model: nn.Module, params: Params, x: Any) -> Tensor:
 
 
 def _with_features(model: nn.Module, phi: Params, x: Any, features: frozen.Features) -> Tensor:
-    with frozen.standing_in(model, features):
+    with frozen.replayed(model, features):
         return module_lock.call(model, phi, x)
 
 
@@ -109,4 +109,4 @@ def shared_outputs(model: nn.Module, weights: Params, x: Tensor) -> Tensor:
     """
     layers = layers_of(model)
     assert layers is not None
-    return through(layers, under_their_names(model, layers, weights), x)
+    return through(layers, with_layer_names(model, layers, weights), x)

@@ -18,18 +18,18 @@ from metagrad.tree import Params
 
 # torch has no batching rule for what these call.
 _ONE_BY_ONE = (nn.RNNBase, nn.LSTMCell, nn.RNNCell)
-_REFUSED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what torch.vmap said of a network
-_SAID: WeakSet[nn.Module] = WeakSet()  # networks whose tasks run one by one, of which one was told
+_REFUSED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # networks that torch.vmap does not run, and why
+_WARNED: WeakSet[nn.Module] = WeakSet()  # networks that a warning has named
 
 
 def task_by_task(model: nn.Module, output: Callable[[Params, Any], Any], params: Params, x: Any) -> Any:
-    """Return what ``output`` makes of each task's weights and inputs: by ``vmap``, or one by one.
+    """Return ``output`` of each task's weights and inputs: by ``vmap``, or one by one.
 
     ``params`` and ``x`` are nests of tensors with a task axis; so is what is returned, a tensor or a nest as ``output``
     returns it for one task.
 
-    One by one where the model has a module that is known not to run for several tasks at once, and from then on where
-    torch says that something does not; a warning says so once.
+    One by one where the model has a module that is known not to run under ``vmap``, and, after ``vmap`` has failed
+    once, from then on; a warning says so once.
 
     Raises
     ------
@@ -39,25 +39,25 @@ def task_by_task(model: nn.Module, output: Callable[[Params, Any], Any], params:
     refused = ""
     if one_by_one(model) is None:
         try:
-            return torch.vmap(output, in_dims=(0, tree_of_axes(x)))(params, x)
+            return torch.vmap(output, in_dims=(0, _task_axes(x)))(params, x)
         except MetagradError:
             raise
-        except Exception as error:  # of the network, or of vmap, whose complaints are of many kinds
+        except Exception as error:  # vmap raises many kinds
             if is_out_of_memory(error):
                 raise
             refused = f"the network ({type(model).__name__}; torch.vmap: {in_short(error, 120)})"
-    found = _in_turn(model, output, params, x)
-    if refused:  # and it ran: it is not the network that is wrong
+    outputs = _one_after_another(model, output, params, x)
+    if refused:  # the network runs by itself, so vmap was the cause
         _REFUSED[model] = refused
-    if model not in _SAID:
-        _SAID.add(model)
+    if model not in _WARNED:
+        _WARNED.add(model)
         warnings.warn(
             f"{one_by_one(model)} does not run for several tasks at once: they run one by one, which gives the same "
             "numbers and takes longer",
             MetagradWarning,
             stacklevel=2,
         )
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *found)
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *outputs)
 
 
 def one_by_one(model: nn.Module) -> str | None:
@@ -68,13 +68,13 @@ def one_by_one(model: nn.Module) -> str | None:
     return _REFUSED.get(model)
 
 
-def tree_of_axes(x: Any) -> Any:
-    """Return which axis of each part of ``x`` is the tasks': the first of a tensor, none of anything else."""
-    return 0 if isinstance(x, Tensor) else pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
+def _task_axes(x: Any) -> Any:
+    """Return vmap's ``in_dims`` for ``x``: the first axis of a tensor, none of anything else."""
+    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, x)
 
 
-def _in_turn(model: nn.Module, output: Callable[[Params, Any], Any], params: Params, x: Any) -> list[Any]:
-    # Parted at once: a slice for each task would give each a gradient as large as all of them.
+def _one_after_another(model: nn.Module, output: Callable[[Params, Any], Any], params: Params, x: Any) -> list[Any]:
+    # unbind, not slices: each slice would have a gradient as large as all tasks.
     weights = {name: leaf.unbind() for name, leaf in params.items()}
     leaves, spec = pytree.tree_flatten(x)
     tasks = tree.num_tasks(x)
@@ -86,10 +86,10 @@ def _in_turn(model: nn.Module, output: Callable[[Params, Any], Any], params: Par
 
     state = torch.get_rng_state()
     with module_lock.running(model):
-        found = [one(task) for task in range(tasks)]
+        outputs = [one(task) for task in range(tasks)]
         if not torch.equal(torch.get_rng_state(), state):  # by the network, or by another thread?
             with torch.no_grad():
-                again = zip(pytree.tree_leaves(found[0]), pytree.tree_leaves(one(0)), strict=True)
+                again = zip(pytree.tree_leaves(outputs[0]), pytree.tree_leaves(one(0)), strict=True)
             if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True) for a, b in again):
                 raise MetagradError(task_functions.draws("torch's own generator"))
-    return found
+    return outputs

@@ -64,8 +64,8 @@ def halved(sizes: Chunks, tasks: int) -> Chunks:
     return Chunks(max(1, tasks // 2), max(1, min(sizes.query, tasks) // 2))
 
 
-def say_chunk(too_many: int, fits: int) -> None:
-    """Say once which chunk fits, and how to begin with it."""
+def warn_smaller_chunk(too_many: int, fits: int) -> None:
+    """Warn which chunk fits, and how to begin with it."""
     warnings.warn(
         f"out of memory with {too_many} tasks at a time: going on with {fits} (--chunk {fits} from the start saves the "
         "attempts)",

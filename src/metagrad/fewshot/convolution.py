@@ -2,10 +2,10 @@
 
 ``vmap`` makes one grouped convolution of a convolution per task. torch's kernels for those are near the floor forward,
 but four to six times above it backward with respect to the input, and second derivatives loop over the groups. Here a
-step is a gather of patches and one batched matrix product, forward and backward, for any order of derivative.
+step gathers patches and takes one batched matrix product, forward and backward, for any order of derivative.
 
-The map is bilinear: with ``y = conv(x, w)``, the other two products of the family are ``gx = spread(gy, w)`` and
-``gw = correlate(gy, x)``, and the derivatives of each are the other two. Memory is laid out with channels last:
+The map is bilinear: with ``y = conv(x, w)``, its derivatives are ``gx = input_grad(gy, w)`` and
+``gw = weight_grad(gy, x)``, and the derivatives of each of the three are the other two. Channels are last in memory:
 x ``(T, N, H, W, C)``, w ``(T, F, K, K, C)``, y ``(T, N, H', W', F)``, patches of x ``(T, N·H'·W', K·K·C)``.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metagrad.fewshot.used_gradients import needed
+from metagrad.fewshot.used_gradients import needs_input_grad
 
 
 @dataclass(frozen=True)
@@ -45,44 +45,44 @@ def conv2d(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     return _Conv.apply(x.movedim(2, -1), weight.movedim(2, -1), window, None).movedim(-1, 2)
 
 
-class Seen(NamedTuple):
-    """What a convolution sees of images that no gradient is asked for: all that it and a batch norm after it need.
+class PatchStatistics(NamedTuple):
+    """The patches of images that need no gradient, as a convolution and a batch norm after it use them.
 
     Attributes
     ----------
     patches:
         ``(T, n, K·K·C + 1)``, every patch less the mean patch of its task, then a one.
-    spread:
-        ``(T, K·K·C, K·K·C)``, their covariance over the n patches, in float64.
+    covariance:
+        ``(T, K·K·C, K·K·C)``, over the n patches, in float64.
     """
 
     patches: Tensor
-    spread: Tensor
+    covariance: Tensor
 
 
-def look(x: Tensor, window: Window) -> Seen:
+def patch_statistics(x: Tensor, window: Window) -> PatchStatistics:
     """Gather what :func:`normalised_conv2d` needs of ``x``, ``(T, N, C, H, W)``."""
     patches = _patches(x.movedim(2, -1), window)
     patches -= patches.mean(1, keepdim=True)
     exact = patches.double()
-    spread = torch.bmm(exact.mT, exact) / exact.shape[1]
-    return Seen(torch.cat([patches, torch.ones_like(patches[..., :1])], -1), spread)
+    covariance = torch.bmm(exact.mT, exact) / exact.shape[1]
+    return PatchStatistics(torch.cat([patches, torch.ones_like(patches[..., :1])], -1), covariance)
 
 
-def normalised_conv2d(seen: Seen, weight: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+def normalised_conv2d(images: PatchStatistics, weight: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
     """Convolve and normalise over the batch in one matrix product; returns ``(T, n, F)``.
 
     A convolution is linear, so mean and variance of its outputs follow from those of the patches, ``wᵀ cov w``, and
     the normalisation from scaling the kernels: nothing passes over the outputs, forward or backward. That pays where
-    patches are narrow, as on images. The variance is computed in float64: where kernels cancel most of what is in
-    the patches, float32 would lose it.
+    patches are narrow, as on images. The variance is computed in float64: where kernels cancel most of a
+    patch, float32 would lose it.
     """
     rows = weight.movedim(2, -1).flatten(2)
     exact = rows.double()
-    variance = (torch.bmm(exact, seen.spread) * exact).sum(-1)
+    variance = (torch.bmm(exact, images.covariance) * exact).sum(-1)
     scale = gamma * torch.rsqrt(variance + eps).to(gamma.dtype)
     kernels = torch.cat([rows * scale.unsqueeze(-1), beta.unsqueeze(-1)], -1)
-    return torch.bmm(seen.patches, kernels.mT)
+    return torch.bmm(images.patches, kernels.mT)
 
 
 class _Conv(torch.autograd.Function):
@@ -98,14 +98,14 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w, patches = ctx.saved_tensors
-        asked = needed(ctx)
-        gx = _Spread.apply(gy, w, ctx.window) if asked[0] else None
-        gw = _Correlate.apply(gy, x, ctx.window, patches) if asked[1] else None
+        needed = needs_input_grad(ctx)
+        gx = _InputGrad.apply(gy, w, ctx.window) if needed[0] else None
+        gw = _WeightGrad.apply(gy, x, ctx.window, patches) if needed[1] else None
         return gx, gw, None, None
 
 
-class _Spread(torch.autograd.Function):
-    """``(gy, w) -> gx``, each output's gradient spread over the patch it saw."""
+class _InputGrad(torch.autograd.Function):
+    """``(gy, w) -> gx``, each output's gradient added over its patch."""
 
     @staticmethod
     def forward(ctx: Any, gy: Tensor, w: Tensor, window: Window) -> Tensor:
@@ -117,14 +117,14 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hx: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
-        asked = needed(ctx)
+        needed = needs_input_grad(ctx)
         patches = _patches(hx.detach(), ctx.window)
-        hgy = _Conv.apply(hx, w, ctx.window, patches) if asked[0] else None
-        hw = _Correlate.apply(gy, hx, ctx.window, patches) if asked[1] else None
+        hgy = _Conv.apply(hx, w, ctx.window, patches) if needed[0] else None
+        hw = _WeightGrad.apply(gy, hx, ctx.window, patches) if needed[1] else None
         return hgy, hw, None
 
 
-class _Correlate(torch.autograd.Function):
+class _WeightGrad(torch.autograd.Function):
     """``(gy, x) -> gw``. The patches of x count as part of it."""
 
     @staticmethod
@@ -136,9 +136,9 @@ class _Correlate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, hw: Tensor) -> tuple[Tensor | None, ...]:
         gy, x, patches = ctx.saved_tensors
-        asked = needed(ctx)
-        hgy = _Conv.apply(x, hw, ctx.window, patches) if asked[0] else None
-        hx = _Spread.apply(gy, hw, ctx.window) if asked[1] else None
+        needed = needs_input_grad(ctx)
+        hgy = _Conv.apply(x, hw, ctx.window, patches) if needed[0] else None
+        hx = _InputGrad.apply(gy, hw, ctx.window) if needed[1] else None
         return hgy, hx, None, None
 
 
@@ -147,11 +147,11 @@ def _patches(x: Tensor, window: Window) -> Tensor:
     padded = _padded(x, window.padding)
     high, wide = window.out
     task, image, row, column, channel = padded.stride()
-    seen = padded.as_strided(
+    windows = padded.as_strided(
         (x.shape[0], x.shape[1], high, wide, window.kernel, window.kernel, x.shape[-1]),
         (task, image, row * window.stride, column * window.stride, row, column, channel),
     )
-    return seen.reshape(x.shape[0], -1, window.kernel**2 * x.shape[-1])
+    return windows.reshape(x.shape[0], -1, window.kernel**2 * x.shape[-1])
 
 
 def _padded(x: Tensor, p: int) -> Tensor:
@@ -181,11 +181,11 @@ def _overlay(patches: Tensor, window: Window, total: Tensor) -> Tensor:
                 part.zero_()
             for r in rows:
                 for c in columns:
-                    seen = parts[:, :, r.source, c.source, r.kernel, c.kernel]
+                    gradient = parts[:, :, r.source, c.source, r.kernel, c.kernel]
                     if r is rows[0] and c is columns[0] and r.whole and c.whole:
-                        part.copy_(seen)
+                        part.copy_(gradient)
                     else:
-                        part[:, :, r.target, c.target] += seen
+                        part[:, :, r.target, c.target] += gradient
     return total
 
 
@@ -203,7 +203,7 @@ class _Line:
 def _classes(window: Window, axis: int) -> list[list[_Line]]:
     """For each class of pixels modulo the stride, the kernel's lines that fall on it; one that covers it all first."""
     stride, count = window.stride, window.out[axis]
-    found: list[list[_Line]] = []
+    classes: list[list[_Line]] = []
     for remainder in range(stride):
         pixels = len(range(remainder, window.size[axis], stride))
         lines = []
@@ -213,5 +213,5 @@ def _classes(window: Window, axis: int) -> list[list[_Line]]:
             if not other and first < last:
                 target = slice(first + shift, last + shift)
                 lines.append(_Line(k, slice(first, last), target, last - first == pixels))
-        found.append(sorted(lines, key=lambda line: not line.whole))
-    return found
+        classes.append(sorted(lines, key=lambda line: not line.whole))
+    return classes

@@ -1,9 +1,9 @@
 """Dropout while a task adapts, by masks that are part of the task.
 
-An inner problem must be the same function each time that it is looked at: at each step, in each curvature product, and
-in the backward pass. So masks are drawn once for a task, from a generator, and go with its inputs; the network
-multiplies by what it is given. Nothing is kept in the network: chunks, recomputed steps and a resumed run see the same
-masks.
+An inner problem must be the same function each time that it is evaluated: at each step, in each curvature product, and
+in the backward pass. So :func:`dropout_masks` draws the masks of a task once, from a generator; they go with its
+inputs, and the network multiplies by them. The network keeps none: chunks, recomputed steps and a resumed run use the
+same masks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def dropout_masks(
     generator: torch.Generator,
     each: Literal["example", "task"] = "example",
 ) -> dict[str, Tensor]:
-    """Draw what to multiply activations by: 0 with probability ``p``, else ``1 / (1 − p)``.
+    """Draw factors for activations: 0 with probability ``p``, else ``1 / (1 − p)``.
 
     Parameters
     ----------

@@ -65,7 +65,7 @@ class EpisodeSampler:
         for name, least in (("ways", 2), ("shots", 1)):
             object.__setattr__(self, name, _number_or_range(name, getattr(self, name), least))
         object.__setattr__(self, "queries", whole("queries", self.queries, 1))
-        ways, shots = _most(self.ways), _most(self.shots)
+        ways, shots = _upper(self.ways), _upper(self.shots)
         available = len(self.classes.names)
         if ways > available:
             raise MetagradError(f"{ways} ways, but this split has {available} classes: lower ways")
@@ -86,7 +86,7 @@ class EpisodeSampler:
 
     @cached_property
     def _largest(self) -> int:
-        """Examples of the largest class; read once, since a GPU would be waited for."""
+        """Examples of the largest class; read once, as each read waits for the GPU."""
         return int(self.classes.counts.max())
 
     def __call__(self, num_tasks: int, *, generator: torch.Generator) -> Tasks:
@@ -115,19 +115,19 @@ class EpisodeSampler:
                 f"the generator is on {generator.device}, the examples on {device}: make it with "
                 f"torch.Generator({str(device)!r})"
             )
-        ways, shots = _one_of(self.ways, generator), _one_of(self.shots, generator)
+        ways, shots = _draw_from(self.ways, generator), _draw_from(self.shots, generator)
         chosen = _distinct(len(counts), (num_tasks,), ways, generator, device)
         each = shots + self.queries
-        spots = _distinct(self._largest, (num_tasks, ways), each, generator, device, counts[chosen])
-        spots = spots + self.classes.first[chosen][..., None]
-        picked = tree.map_tensors(lambda leaf: leaf[spots], self.classes.data)  # (T, ways, each, ...)
+        rows = _distinct(self._largest, (num_tasks, ways), each, generator, device, counts[chosen])
+        rows = rows + self.classes.first[chosen][..., None]
+        examples = tree.map_tensors(lambda leaf: leaf[rows], self.classes.data)  # (T, ways, each, ...)
         if self.rotations:
             turns = torch.randint(4, (num_tasks, ways), generator=generator, device=device)
-            picked = _turn(picked, turns)
+            examples = _rotate(examples, turns)
         labels = torch.arange(ways, device=device).repeat(num_tasks, 1)
 
         def batch(part: slice, of_each: int) -> Batch:
-            x = tree.map_tensors(lambda leaf: _flat(leaf[:, :, part]), picked)
+            x = tree.map_tensors(lambda leaf: _flat(leaf[:, :, part]), examples)
             return Batch(x, labels.repeat_interleave(of_each, dim=1))
 
         return Tasks(batch(slice(0, shots), shots), batch(slice(shots, each), self.queries), chosen)
@@ -144,15 +144,17 @@ def _number_or_range(name: str, value: Any, least: int) -> int | tuple[int, int]
     return low, high
 
 
-def _most(span: int | tuple[int, int]) -> int:
-    return span if isinstance(span, int) else span[1]
+def _upper(number_or_range: int | tuple[int, int]) -> int:
+    return number_or_range if isinstance(number_or_range, int) else number_or_range[1]
 
 
-def _one_of(span: int | tuple[int, int], generator: torch.Generator) -> int:
+def _draw_from(number_or_range: int | tuple[int, int], generator: torch.Generator) -> int:
     """Draw from a range; a number costs the generator nothing."""
-    if isinstance(span, int):
-        return span
-    return int(torch.randint(span[0], span[1] + 1, (), generator=generator, device=generator.device))
+    if isinstance(number_or_range, int):
+        return number_or_range
+    return int(
+        torch.randint(number_or_range[0], number_or_range[1] + 1, (), generator=generator, device=generator.device)
+    )
 
 
 def _distinct(
@@ -171,16 +173,16 @@ def _distinct(
     return keys.topk(k, dim=-1).indices
 
 
-def _turn(picked: Tensor, turns: Tensor) -> Tensor:
+def _rotate(examples: Tensor, turns: Tensor) -> Tensor:
     """Rotate the images of each (task, class) by ``turns`` quarter turns, by one gather of pixels."""
-    side = picked.shape[-1]
-    grid = torch.arange(side * side, device=picked.device).view(side, side)
+    side = examples.shape[-1]
+    grid = torch.arange(side * side, device=examples.device).view(side, side)
     orders = torch.stack([grid.rot90(k).flatten() for k in range(4)])[turns]  # (T, ways, pixels)
-    pixels = picked.flatten(-2)
-    return pixels.gather(-1, orders[:, :, None, None].expand_as(pixels)).view_as(picked)
+    pixels = examples.flatten(-2)
+    return pixels.gather(-1, orders[:, :, None, None].expand_as(pixels)).view_as(examples)
 
 
-def _flat(picked: Tensor) -> Tensor:
+def _flat(examples: Tensor) -> Tensor:
     """Put the examples of a task's classes in one row; uint8 images become float32 in [0, 1]."""
-    rows = picked.flatten(1, 2)
+    rows = examples.flatten(1, 2)
     return rows.float().div_(255) if rows.dtype == torch.uint8 and rows.dim() == 5 else rows

@@ -1,4 +1,4 @@
-"""Frozen parts of a network, which are run once for the same inputs, whatever weights a task tries."""
+"""Frozen parts of a network run once for the same inputs, whatever weights a task tries."""
 
 from __future__ import annotations
 
@@ -19,119 +19,118 @@ Features = dict[str, Any]
 
 
 def features(model: nn.Module, x: Any) -> Features:
-    """Return what frozen parts of a network make of inputs ``(T, N, ...)``, of those that nothing learned comes before.
+    """Return the outputs of frozen parts of a network for inputs ``(T, N, ...)``.
 
-    Such a part has weights, all of them frozen, and no hooks; it returns tensors. What comes after is not run.
+    Such a part has weights, all of them frozen, no hooks, and no trainable weight before it; it returns tensors. What
+    comes after the first trainable module is not run.
     """
-    candidates = parts(model)
+    candidates = frozen_parts(model)
     if not candidates:
         return {}
-    first: list[set[str]] = []
+    reached: list[set[str]] = []
 
     def run(weights: Params, inputs: Any) -> Features:
-        with _watched(model, candidates) as found, contextlib.suppress(_LearnedError):
+        with _recorded(model, candidates) as outputs, contextlib.suppress(_TrainableError):
             module_lock.call(model, weights, inputs)
-        first.append(set(found))
-        if first[0] != first[-1]:
-            raise _UnlikeError
-        return found or {"": torch.zeros(())}  # vmap wants a tensor
+        reached.append(set(outputs))
+        if reached[0] != reached[-1]:
+            raise _TasksDifferError
+        return outputs or {"": torch.zeros(())}  # vmap wants a tensor
 
     try:
-        with torch.enable_grad():  # to see what depends on a weight to learn that is no module's
-            found = task_by_task(model, run, {}, x)
-    except _UnlikeError:
+        with torch.enable_grad():  # shows which outputs depend on a trainable weight that is used and not called
+            outputs = task_by_task(model, run, {}, x)
+    except _TasksDifferError:
         return {}
     return {
         path: part
-        for path, part in found.items()
+        for path, part in outputs.items()
         if path and not any(leaf.requires_grad for leaf in pytree.tree_leaves(part))
     }
 
 
-class _LearnedError(Exception):
-    """A module that holds a weight to learn was reached."""
+class _TrainableError(Exception):
+    """The forward pass reached a module that holds a trainable weight."""
 
 
-class _UnlikeError(Exception):
+class _TasksDifferError(Exception):
     """One task runs other modules than another."""
 
 
-def parts(model: nn.Module) -> list[str]:
-    """Return the paths of the largest modules whose weights are all frozen, below none that holds one to learn."""
-    known = module_lock.places(model)
-    if all(here[0].leaf.requires_grad for here in known.values()):
+def frozen_parts(model: nn.Module) -> list[str]:
+    """Return the paths of the largest modules whose weights are all frozen, below none that holds a trainable one."""
+    if all(leaf.requires_grad for leaf in module_lock.weights(model).values()):
         return []
-    found: list[str] = []
+    paths: list[str] = []
 
-    def look(path: str, module: nn.Module) -> None:
+    def search(path: str, module: nn.Module) -> None:
         leaves = list(module.parameters())
         if path and leaves and not any(leaf.requires_grad for leaf in leaves):
             if not any(below._forward_hooks or below._forward_pre_hooks for below in module.modules()):
-                found.append(path)
-        elif not any(map(_learned, module._parameters.values())):
+                paths.append(path)
+        elif not _holds_trainable(module):
             for key, child in module.named_children():
-                look(f"{path}.{key}".lstrip("."), child)
+                search(f"{path}.{key}".lstrip("."), child)
 
-    look("", model)
-    return found
+    search("", model)
+    return paths
 
 
-def unlearned(model: nn.Module, paths: Iterable[str], params: Params) -> bool:
-    """Whether no weight in the modules at these paths is given in ``params``."""
+def still_frozen(model: nn.Module, paths: Iterable[str], params: Params) -> bool:
+    """Whether ``params`` gives no weight of the modules at these paths."""
     modules = {id(module) for path in paths for module in model.get_submodule(path).modules()}
-    named = [here for here in module_lock.places(model).values() if any(place.name in params for place in here)]
-    return not any(id(place.module) in modules for here in named for place in here)
+    given = [here for here in module_lock.places(model).values() if any(place.name in params for place in here)]
+    return not any(id(place.module) in modules for here in given for place in here)
 
 
 @contextlib.contextmanager
-def standing_in(model: nn.Module, known: Features) -> Iterator[None]:
-    """Let the modules at these paths return what they did when they are called, the first time."""
+def replayed(model: nn.Module, outputs: Features) -> Iterator[None]:
+    """Let the modules at these paths return their outputs of before, at their first call, without running."""
     with module_lock.LOCK, contextlib.ExitStack() as stack:
-        for path, part in known.items():
-            module = model.get_submodule(path)
-            before = {key: module.__dict__[key] for key in ("forward",) if key in module.__dict__}
+        for path, output in outputs.items():
+            attributes = model.get_submodule(path).__dict__
+            before = {"forward": attributes["forward"]} if "forward" in attributes else {}
 
-            def back(module: nn.Module = module, before: dict[str, Any] = before) -> None:
-                module.__dict__.pop("forward", None)
-                module.__dict__.update(before)
+            def restore(attributes: dict[str, Any] = attributes, before: dict[str, Any] = before) -> None:
+                attributes.pop("forward", None)
+                attributes.update(before)
 
-            def once(*_: Any, part: Any = part, back: Callable[[], None] = back, **__: Any) -> Any:
-                back()
-                return part
+            def replay(*_: Any, output: Any = output, restore: Callable[[], None] = restore, **__: Any) -> Any:
+                restore()
+                return output
 
-            stack.callback(back)
-            module.__dict__["forward"] = once
+            stack.callback(restore)
+            attributes["forward"] = replay
         yield
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, paths: list[str]) -> Iterator[Features]:
-    """Collect what the modules return that are called once, until one is called that holds a weight to learn."""
-    found: Features = {}
-    again: set[str] = set()
+def _recorded(model: nn.Module, paths: list[str]) -> Iterator[Features]:
+    """Collect the outputs of modules that run once, until one runs that holds a trainable weight."""
+    outputs: Features = {}
+    called: set[str] = set()
 
     def stop(*_: Any) -> None:
-        raise _LearnedError
+        raise _TrainableError
 
-    def after(path: str, returned: Any) -> None:
-        if path in again or not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(returned)):
-            found.pop(path, None)
+    def record(path: str, output: Any) -> None:
+        if path in called or not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output)):
+            outputs.pop(path, None)
         else:
-            found[path] = returned
-        again.add(path)
+            outputs[path] = output
+        called.add(path)
 
-    holders = [module for module in model.modules() if any(_learned(leaf) for leaf in module._parameters.values())]
     with module_lock.LOCK:
-        hooks = [module.register_forward_pre_hook(stop) for module in holders]
+        hooks = [module.register_forward_pre_hook(stop) for module in model.modules() if _holds_trainable(module)]
         for path in paths:
             module = model.get_submodule(path)
-            hooks.append(module.register_forward_hook(lambda _, args, out, path=path: after(path, out)))
+            hooks.append(module.register_forward_hook(lambda _, args, out, path=path: record(path, out)))
         try:
-            yield found
+            yield outputs
         finally:
             for hook in hooks:
                 hook.remove()
 
 
-def _learned(leaf: nn.Parameter | None) -> bool:
-    return leaf is not None and leaf.requires_grad
+def _holds_trainable(module: nn.Module) -> bool:
+    return any(leaf is not None and leaf.requires_grad for leaf in module._parameters.values())

@@ -1,4 +1,4 @@
-"""Which of a network's weights a task adapts, and a network cut in two where those are its last module."""
+"""The weights of a network that a task adapts, and a network cut in two where those are its last module."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import batched_forward, module_lock
-from metagrad.fewshot.returned import described
+from metagrad.fewshot.returned import describe
 from metagrad.tree import Params
 
 # A pattern of parameter names, as a shell reads it ("head.*", "*.bias"), or a module of the network.
 Adapts = str | nn.Module
-_MARK = "_metagrad_head"
+_CHECKED = "_metagrad_head"  # the attribute in which a head that is last stores its path
 
 
 def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
-    """Return the names of the parameters that ``adapts`` chooses; frozen ones are no choice.
+    """Return the names of the trainable parameters that ``adapts`` chooses.
 
     Raises
     ------
     MetagradError
-        if it chooses none.
+        if it chooses none that is trainable.
     """
     if not isinstance(adapts, str | nn.Module):
         raise MetagradError(f"what adapts is one pattern of names, such as 'head.*', or a module, got {adapts!r}")
@@ -46,7 +46,7 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
 
 
 def _matching(known: dict[str, list[module_lock.Place]], adapts: Adapts) -> list[str]:
-    """Return the names of the parameters that are meant, frozen ones too."""
+    """Return the names of the parameters that ``adapts`` chooses, frozen ones too."""
     if isinstance(adapts, nn.Module):
         with module_lock.LOCK:
             mine = {id(leaf) for leaf in adapts.parameters()}
@@ -56,7 +56,7 @@ def _matching(known: dict[str, list[module_lock.Place]], adapts: Adapts) -> list
 
 
 def with_last_layer(method: Any, model: nn.Module) -> Any:
-    """Return a method with the network's last layer as its head, where that is the default and the network has none."""
+    """Return a method whose head, where it is the default and the network has none, is the network's last layer."""
     if getattr(method, "head", None) != "head.*" or any(
         name.startswith("head.") for name, _ in model.named_parameters(remove_duplicate=False)
     ):
@@ -86,7 +86,7 @@ class Head:
 
     @classmethod
     def of(cls, model: nn.Module, adapts: Adapts) -> Head:
-        """Return the module whose parameters are just those that ``adapts`` chooses.
+        """Return the module whose parameters are exactly those that ``adapts`` chooses.
 
         Raises
         ------
@@ -127,11 +127,11 @@ class Head:
         return module_lock.call(self.module, self._own(phi), features)
 
     def _own(self, phi: Params) -> Params:
-        known = module_lock.under_every_name(self.model, phi)
-        return {name.removeprefix(f"{self.path}."): known[name] for name in known if name.startswith(f"{self.path}.")}
+        named, prefix = module_lock.with_every_name(self.model, phi), f"{self.path}."
+        return {name.removeprefix(prefix): leaf for name, leaf in named.items() if name.startswith(prefix)}
 
     def features(self, shared: Params, x: Any) -> Tensor:
-        """Return what the body makes of ``(T, N, ...)`` with weights that the tasks share; once differentiable.
+        """Return the body's outputs for ``(T, N, ...)`` with weights that the tasks share; once differentiable.
 
         ``x`` is a tensor or any nest of them.
 
@@ -144,30 +144,27 @@ class Head:
         if body is not None and isinstance(x, Tensor):
             return batched_forward.shared_outputs(body, shared, x)
         params = tree.expand(shared, tree.num_tasks(x))
-        module = self.module
-        if getattr(module, _MARK, None) != self.path:
+        if getattr(self.module, _CHECKED, None) != self.path:
             self._require_last(shared, tree.map_tensors(lambda leaf: leaf[0], x))
-            setattr(module, _MARK, self.path)
-        return batched_forward.task_by_task(
-            self.model, lambda weights, inputs: self._before(module, weights, inputs), params, x
-        )
+            setattr(self.module, _CHECKED, self.path)
+        return batched_forward.task_by_task(self.model, self._features_of_one, params, x)
 
-    def _before(self, module: nn.Module, weights: Params, inputs: Any) -> Tensor:
-        """Run the network up to the head."""
+    def _features_of_one(self, weights: Params, inputs: Any) -> Tensor:
+        """Run the network for one task, up to the head."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _ReachedError(args, kwargs)
 
         given: str | None = None
         with module_lock.LOCK:
-            hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+            hook = self.module.register_forward_pre_hook(stop, with_kwargs=True)
             try:
                 module_lock.call(self.model, weights, inputs)
             except _ReachedError as reached:
                 args, kwargs = reached.args, reached.kwargs
                 if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
                     return args[0]
-                given = described({**dict(enumerate(args)), **kwargs})
+                given = describe({**dict(enumerate(args)), **kwargs})
             finally:
                 hook.remove()
         called = "not called" if given is None else f"called with {given}"
@@ -177,18 +174,18 @@ class Head:
         )
 
     def _require_last(self, shared: Params, inputs: Any) -> None:
-        """Look once whether the network returns what the head does: the very numbers, not some that are as large."""
+        """Check once that the network returns the head's own output: the same memory, not only the same shape."""
         returned: list[Any] = []
         with torch.no_grad(), module_lock.LOCK:
-            hook = self.module.register_forward_hook(lambda module, args, found: returned.append(found))
+            hook = self.module.register_forward_hook(lambda module, args, output: returned.append(output))
             try:
-                whole = module_lock.call(self.model, shared, inputs)
+                outputs = module_lock.call(self.model, shared, inputs)
             finally:
                 hook.remove()
         if not returned:
-            return  # never called: _before says so
+            return  # never called: _features_of_one says so
         last = returned[-1]
-        same = isinstance(last, Tensor) and last.shape == whole.shape and last.data_ptr() == whole.data_ptr()
+        same = isinstance(last, Tensor) and last.shape == outputs.shape and last.data_ptr() == outputs.data_ptr()
         if len(returned) > 1 or not same:
             raise MetagradError(
                 f"the outputs of {self.path} are not those of the model, which does something with them: "
@@ -197,7 +194,7 @@ class Head:
 
 
 class _ReachedError(Exception):
-    """The head was reached; carries what it was called with."""
+    """The forward pass reached the head; carries the arguments of its call."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__(*args)
@@ -205,7 +202,7 @@ class _ReachedError(Exception):
 
 
 def _body(module: nn.Module, path: list[str]) -> nn.Sequential | None:
-    """Return the layers before the one at ``path`` as a sequence of the same names, where it is the last of one."""
+    """Return the layers before the one at ``path`` as a sequence with the same names, if it is the last."""
     if not path:
         return nn.Sequential()
     if type(module).forward is not nn.Sequential.forward or list(module._modules)[-1] != path[0]:

@@ -16,7 +16,7 @@ from metagrad import tree
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Window, conv2d
-from metagrad.fewshot.norms import BatchNorm, looks_at_the_batch
+from metagrad.fewshot.norms import BatchNorm, uses_batch_statistics
 from metagrad.tree import Params
 
 _ELEMENTWISE = (
@@ -37,12 +37,11 @@ class Layer(NamedTuple):
 
     def own(self, key: str, params: Params, tasks: int) -> Tensor:
         """Return a parameter with its task axis; one that ``params`` lacks is the module's, shared by the tasks."""
-        found = params.get(self.name + key)
-        if found is None:
-            with module_lock.LOCK:
-                leaf: Tensor = getattr(self.module, key)
-            found = leaf.expand(tasks, *leaf.shape)
-        return found
+        if self.name + key in params:
+            return params[self.name + key]
+        with module_lock.LOCK:
+            leaf: Tensor = getattr(self.module, key)
+        return leaf.expand(tasks, *leaf.shape)
 
 
 def layered(model: nn.Module) -> bool:
@@ -56,30 +55,30 @@ def layers_of(module: nn.Module, name: str = "") -> list[Layer] | None:
         return None
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return [Layer(name, module)] if _known(module) else None
-    found: list[Layer] = []
+    layers: list[Layer] = []
     for key, child in module._modules.items():
         assert child is not None
         inner = layers_of(child, f"{name}{key}.")
         if inner is None:
             return None
-        found += inner
-    return found
+        layers += inner
+    return layers
 
 
-def under_their_names(model: nn.Module, layers: list[Layer], params: Params) -> Params:
-    """Name each weight as every layer that has it does: ``params`` names one that several layers have once."""
+def with_layer_names(model: nn.Module, layers: list[Layer], params: Params) -> Params:
+    """Return params with each shared weight under the name of every layer that has it."""
     for layer in layers:
         for key in ("weight", "bias"):
             if layer.name + key not in params and layer.module._parameters.get(key) is not None:
-                return module_lock.under_every_name(model, params)
+                return module_lock.with_every_name(model, params)
     return params
 
 
 def through(layers: list[Layer], weights: Params, x: Tensor) -> Tensor:
-    """Return what layers make of ``(T, N, ...)`` with weights that all tasks share: no task axis.
+    """Return the layers' outputs for ``(T, N, ...)`` with weights that all tasks share: no task axis.
 
-    All images go through torch's own convolutions together; only what looks at a whole task, such as batch norm, is
-    told tasks apart.
+    All images go through torch's own convolutions together; layers that use a whole task, such as batch norm, get the
+    task axis.
     """
     tasks = len(x)
     for layer in layers:
@@ -99,14 +98,14 @@ def through(layers: list[Layer], weights: Params, x: Tensor) -> Tensor:
 
 
 def frozen_first(layers: list[Layer]) -> int:
-    """Return how many of the first layers have no weight to learn; 0 where they have no weight at all."""
-    count, weighty = 0, False
+    """Return how many of the first layers have no trainable weight; 0 where they have no weight at all."""
+    count, has_weights = 0, False
     for layer in layers:
         leaves = [leaf for leaf in layer.module._parameters.values() if leaf is not None]
         if any(leaf.requires_grad for leaf in leaves):
             break
-        count, weighty = count + 1, weighty or bool(leaves)
-    return count if weighty else 0
+        count, has_weights = count + 1, has_weights or bool(leaves)
+    return count if has_weights else 0
 
 
 def _known(module: nn.Module) -> bool:
@@ -137,7 +136,7 @@ def folds(layers: list[Layer]) -> bool:
     if len(layers) < 2:
         return False
     conv, norm = layers[0].module, layers[1].module
-    if not isinstance(conv, nn.Conv2d) or not looks_at_the_batch(norm) or conv.bias is not None:
+    if not isinstance(conv, nn.Conv2d) or not uses_batch_statistics(norm) or conv.bias is not None:
         return False
     with module_lock.LOCK:
         return conv.weight[0].numel() <= conv.out_channels
@@ -160,7 +159,7 @@ def apply(layer: Layer, params: Params, x: Tensor) -> Tensor:
         y = conv2d(x, own("weight"), window(module, x))
         return y if module.bias is None else y + own("bias")[:, None, :, None, None]
     if isinstance(module, BATCH_NORMS):
-        if looks_at_the_batch(module):
+        if uses_batch_statistics(module):
             return batch_norm(x, own("weight"), own("bias"), module.eps)
         return _fixed_norm(x, module, own("weight"), own("bias"))
     if isinstance(module, nn.Linear):

@@ -1,8 +1,8 @@
-"""What a task's outputs cost and how right they are: losses, each with the metric that people read beside it.
+"""Losses of a task's outputs, each with the metric that people read beside it.
 
 A loss is any callable ``(outputs, targets) -> Tensor`` for ONE task: the mean, a scalar, or one value an example,
 whose mean is taken. :class:`CrossEntropy`, :class:`SquaredError` and :class:`BinaryCrossEntropy` take all tasks at
-once, look at shapes before they compute, and count examples by their weights.
+once, check shapes before they compute, and count examples by their weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Metric = Callable[[Tensor, Any], Tensor | float]
 
 
 class ExampleLoss(ABC):
-    """A loss of examples, for T tasks at once: what it costs each, and how much each counts."""
+    """A loss of examples, for T tasks at once: each example's loss, and how much it counts."""
 
     metric: ClassVar[str]  # the name of what `score` returns
     convex: ClassVar[bool] = True  # in the outputs
@@ -49,7 +49,7 @@ class ExampleLoss(ABC):
 
     @abstractmethod
     def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what each example costs, ``(T, N, *)``, and how much it counts (``None``: all alike)."""
+        """Return each example's loss, ``(T, N, *)``, and how much it counts (``None``: all alike)."""
 
     @abstractmethod
     def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +101,7 @@ class CrossEntropy(ExampleLoss):
             raise MetagradError(f"label_smoothing must be in [0, 1), got {self.label_smoothing!r}")
 
     def require_targets(self, targets: Tensor, what: str) -> None:
-        """Refuse labels below zero, and a task that has no label that counts; where the host may not look, trust them.
+        """Refuse labels below zero, and a task without a label that counts; labels that the host may not read pass.
 
         Raises
         ------
@@ -115,8 +115,8 @@ class CrossEntropy(ExampleLoss):
             raise ValueError(
                 f"the {what} set has a label {least}: labels are 0, 1, …, or {self.ignore_index} to ignore"
             )
-        if not (some := counted.flatten(1).any(1)).all():
-            task = int((~some).nonzero()[0])
+        if not (has_label := counted.flatten(1).any(1)).all():
+            task = int((~has_label).nonzero()[0])
             raise ValueError(f"the {what} set of task {task} has no label that counts: all are {self.ignore_index}")
 
     def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -124,15 +124,14 @@ class CrossEntropy(ExampleLoss):
         soft = self._require_fit(outputs, targets)
         weight = self._weight(outputs)
         if soft:
-            wanted = targets.movedim(2, 1).to(outputs.dtype)
-            return self._torch(outputs, wanted, weight), None
+            return self._cross_entropy(outputs, targets.movedim(2, 1).to(outputs.dtype), weight), None
         counts = (targets != self.ignore_index).to(outputs.dtype)
         if weight is not None:
             counts = counts * weight[targets.clamp(min=0)]
-        return self._torch(outputs, targets, weight), counts
+        return self._cross_entropy(outputs, targets, weight), counts
 
-    def _torch(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-        """Return torch's cross-entropy of each example; it wants the classes on the second axis."""
+    def _cross_entropy(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
+        """Return torch's cross-entropy of each example; it takes the classes on the second axis."""
         try:
             return F.cross_entropy(
                 outputs.movedim(2, 1), targets, weight=weight, reduction="none", ignore_index=self.ignore_index,
@@ -146,10 +145,10 @@ class CrossEntropy(ExampleLoss):
 
     def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return whether each example's largest logit is its label's."""
-        guesses = outputs.argmax(2)
+        predicted = outputs.argmax(2)
         if targets.is_floating_point():
-            return (guesses == targets.argmax(2)).float(), None
-        return (guesses == targets).float(), (targets != self.ignore_index).float()
+            return (predicted == targets.argmax(2)).float(), None
+        return (predicted == targets).float(), (targets != self.ignore_index).float()
 
     def _weight(self, outputs: Tensor) -> Tensor | None:
         if self.class_weight is None:
@@ -164,13 +163,13 @@ class CrossEntropy(ExampleLoss):
         if len(shape) < 2:
             raise ValueError(f"cross-entropy needs logits (N, C) for each task, got {tuple(shape)}")
         if targets.is_floating_point():
-            wanted, kind = tuple(outputs.shape), "probabilities"
+            expected, kind = tuple(outputs.shape), "probabilities"
         else:
-            wanted, kind = (*outputs.shape[:2], *outputs.shape[3:]), "labels"
-        if targets.shape != torch.Size(wanted) or targets.dtype == torch.bool:
+            expected, kind = (*outputs.shape[:2], *outputs.shape[3:]), "labels"
+        if targets.shape != torch.Size(expected) or targets.dtype == torch.bool:
             of = f" of {targets.dtype}" if targets.dtype == torch.bool else ""
             raise ValueError(
-                f"{kind} for logits {tuple(shape)} must be {tuple(wanted[1:])} a task, got {tuple(targets.shape[1:])}"
+                f"{kind} for logits {tuple(shape)} must be {tuple(expected[1:])} a task, got {tuple(targets.shape[1:])}"
                 f"{of}"
             )
         return targets.is_floating_point()
@@ -209,7 +208,7 @@ class SquaredError(ExampleLoss):
     metric: ClassVar[str] = "squared error"
 
     def require_targets(self, targets: Tensor, what: str) -> None:
-        """Take any: what they must fit are the outputs."""
+        """Accept any; :meth:`examples` compares them with the outputs."""
 
     def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return each example's mean over its outputs."""
@@ -246,7 +245,7 @@ class BinaryCrossEntropy(ExampleLoss):
             raise MetagradError(f"positive_weight must be positive and finite, got {self.positive_weight!r}")
 
     def require_targets(self, targets: Tensor, what: str) -> None:
-        """Refuse targets outside [0, 1]; where the host may not look, trust them.
+        """Refuse targets outside [0, 1]; targets that the host may not read pass.
 
         Raises
         ------
@@ -259,11 +258,11 @@ class BinaryCrossEntropy(ExampleLoss):
     def examples(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return each example's mean over its labels."""
         _require_same_shape("yes-or-no labels", outputs, targets)
-        more = outputs.new_tensor(self.positive_weight) if self.positive_weight != 1 else None
-        wanted = targets.to(outputs.dtype)
-        return _over_outputs(
-            F.binary_cross_entropy_with_logits(outputs, wanted, pos_weight=more, reduction="none")
-        ), None
+        weight = outputs.new_tensor(self.positive_weight) if self.positive_weight != 1 else None
+        losses = F.binary_cross_entropy_with_logits(
+            outputs, targets.to(outputs.dtype), pos_weight=weight, reduction="none"
+        )
+        return _over_outputs(losses), None
 
     def scores(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the share of each example's labels that are right."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from metagrad.errors import NotFiniteError, is_out_of_memory
 from metagrad.fewshot import module_lock
-from metagrad.fewshot.algorithms.base import Algorithm
-from metagrad.fewshot.chunks import Chunks, auto_chunks, halved, say_chunk
-from metagrad.fewshot.judging import Scored
+from metagrad.fewshot.algorithms.base import Algorithm, MetaLoss
+from metagrad.fewshot.chunks import Chunks, auto_chunks, halved, warn_smaller_chunk
+from metagrad.fewshot.task_losses import HasMetric
 from metagrad.fewshot.tasks import Tasks, groups_of
 from metagrad.implicit import Bound, host
 from metagrad.torch_modes import ordinary, recording
@@ -23,7 +23,7 @@ from metagrad.tree import Params
 
 
 @dataclass(frozen=True)
-class Metrics(Scored):
+class Metrics(HasMetric):
     """What a meta-step measured, one entry per task, detached; linear-solve entries ``None`` without a solve.
 
     Tasks are in the order in which they were given; those of several groups one group after the other.
@@ -42,7 +42,7 @@ class Metrics(Scored):
         how far the inner solutions, and the products with each task's own query gradient, may be from exact ones
         (:attr:`~metagrad.Solution.delta`).
     chunks:
-        what was worked on at a time: less than asked for where memory ran out.
+        how many tasks ran at a time: fewer than given where memory ran out.
     metric:
         what ``score`` is.
     """
@@ -98,32 +98,30 @@ def meta_gradient(
     """
     _require_arguments(algorithm, model, theta)
     if theta and not any(leaf.requires_grad for leaf in theta.values()):  # read from a file: it is what is learned
-        asking = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        for name, leaf in asking.items():
+        learned = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        for name, leaf in learned.items():
             leaf.grad = theta[name].grad
-        found = meta_gradient(algorithm, model, asking, tasks, chunk=chunk)
-        for name, leaf in asking.items():
+        metrics = meta_gradient(algorithm, model, learned, tasks, chunk=chunk)
+        for name, leaf in learned.items():
             theta[name].grad = leaf.grad
-        return found
+        return metrics
     if any(leaf.grad_fn is not None for leaf in theta.values()):
         raise ValueError(
             "theta was computed from other tensors, whose gradients this would not reach: give leaf tensors"
         )
     theta = ordinary(theta)
-    groups = [Tasks(*ordinary((one.support, one.query, one.classes))) for one in groups_of(tasks)]
-    for group in groups:
-        require_same_digits(theta, group.support.x)
-    total, begun = sum(map(len, groups)), {name: leaf.grad for name, leaf in theta.items()}
+    groups = checked_groups(theta, tasks)
+    total, before = sum(map(len, groups)), {name: leaf.grad for name, leaf in theta.items()}
     parts: list[Metrics] = []
     for group in groups:
         sizes = auto_chunks(group) if chunk == "auto" else chunk if isinstance(chunk, Chunks) else Chunks(chunk, chunk)
         parts.append(_group_gradient(algorithm, model, theta, group, total, sizes))
-    found = joined(parts, parts[-1].chunks)
-    if not _finite(theta, found.loss):
+    metrics = join_metrics(parts, parts[-1].chunks)
+    if not _finite(theta, metrics.loss):
         for name, leaf in theta.items():
-            leaf.grad = begun[name]
-        raise NotFiniteError(_not_finite(algorithm, model, theta, groups))
-    return found
+            leaf.grad = before[name]
+        raise NotFiniteError(_what_is_not_finite(algorithm, model, theta, groups))
+    return metrics
 
 
 def _group_gradient(
@@ -136,14 +134,14 @@ def _group_gradient(
         part = tasks.part(first, min(first + sizes.tasks, len(tasks)))
         before = {name: leaf.grad for name, leaf in theta.items()}
         try:
-            parts.append(part_of_gradient(algorithm, model, theta, part, total, sizes.query))
+            parts.append(add_chunk_gradient(algorithm.meta_loss, model, theta, part, total, sizes.query))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
             first += len(part)
             if too_many:
-                say_chunk(too_many, sizes.tasks)
+                warn_smaller_chunk(too_many, sizes.tasks)
                 too_many = 0
             continue
         # Outside the except clause: the error's traceback holds the tensors of what was tried.
@@ -151,17 +149,11 @@ def _group_gradient(
             leaf.grad = before[name]
         too_many = too_many or len(part)
         sizes = halved(sizes, len(part))
-    return joined(parts, sizes)
+    return join_metrics(parts, sizes)
 
 
 def _require_arguments(algorithm: Algorithm, model: nn.Module, theta: Params) -> None:
-    """Refuse what is no method, no network, or a theta of another network.
-
-    Raises
-    ------
-    TypeError, ValueError
-        saying what was given.
-    """
+    """Refuse what is no method, no network, or a theta of another network."""
     if isinstance(algorithm, type) or not hasattr(algorithm, "meta_loss"):
         got = f"the class {algorithm.__name__}" if isinstance(algorithm, type) else type(algorithm).__name__
         raise TypeError(f"the first argument is a method, such as IMAML(), got {got}")
@@ -179,25 +171,23 @@ def _require_arguments(algorithm: Algorithm, model: nn.Module, theta: Params) ->
 
 
 def _finite(theta: Params, loss: Tensor) -> bool:
-    """Whether loss and gradient are finite; where the host may not look, a training loop looks when it reads both."""
-    if not host.may_read(loss):
-        return True
-    return math.isfinite(loss) and _all_finite(theta)
+    """Whether loss and gradient are finite; where the host may not read them, a training loop checks when it does."""
+    return not host.may_read(loss) or (math.isfinite(loss) and _all_finite(theta))
 
 
 def _all_finite(theta: Params) -> bool:
     grads = [leaf.grad for leaf in theta.values() if leaf.grad is not None]
-    # One pass finds out, but that a sum of finite numbers may overflow.
+    # The sum takes one pass; where it is not finite, finite numbers may have overflowed.
     return all(math.isfinite(grad.sum()) or bool(grad.isfinite().all()) for grad in grads)
 
 
-def _not_finite(algorithm: Algorithm, model: nn.Module, theta: Params, groups: list[Tasks]) -> str:
+def _what_is_not_finite(algorithm: Algorithm, model: nn.Module, theta: Params, groups: list[Tasks]) -> str:
     """Say which task's loss or gradient is not finite, by taking each alone."""
     number = 0
     for group in groups:
         for task in range(len(group)):
             own = {name: leaf.detach().requires_grad_(leaf.requires_grad) for name, leaf in theta.items()}
-            alone = part_of_gradient(algorithm, model, own, group.part(task, task + 1), 1, 1)
+            alone = add_chunk_gradient(algorithm.meta_loss, model, own, group.part(task, task + 1), 1, 1)
             if not math.isfinite(alone.loss):
                 return f"the query loss of task {number} is {float(alone.loss)}: look at its numbers and its labels"
             if not _all_finite(own):
@@ -206,48 +196,42 @@ def _not_finite(algorithm: Algorithm, model: nn.Module, theta: Params, groups: l
     return "the meta-gradient is not finite, though that of each task alone is: .grad held such numbers before"
 
 
-def require_same_digits(theta: Params, x: Any) -> None:
-    """Refuse inputs of another floating dtype than the weights, which torch's layers do not take.
-
-    Raises
-    ------
-    ValueError
-        naming both.
-    """
-    digits = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), None)
-    for leaf in pytree.tree_leaves(x):
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or digits is None or leaf.dtype == digits:
+def checked_groups(theta: Params, tasks: Any) -> list[Tasks]:
+    """Return tasks as groups of one shape; refuse inputs of another floating dtype than the weights, as layers do."""
+    groups = [Tasks(*ordinary((group.support, group.query, group.classes))) for group in groups_of(tasks)]
+    dtype = next((leaf.dtype for leaf in theta.values() if leaf.is_floating_point()), None)
+    for leaf in pytree.tree_leaves([group.support.x for group in groups]):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or dtype is None or leaf.dtype == dtype:
             continue
         if not torch.is_autocast_enabled(leaf.device.type):
             raise ValueError(
-                f"the inputs are {leaf.dtype}, the weights {digits}: make the model .to({leaf.dtype}) before init"
+                f"the inputs are {leaf.dtype}, the weights {dtype}: make the model .to({leaf.dtype}) before init"
             )
+    return groups
 
 
-def joined(parts: list[Metrics], sizes: Chunks) -> Metrics:
+_WHOLE = ("loss", "chunks", "metric")  # all others have one entry per task
+
+
+def join_metrics(parts: list[Metrics], sizes: Chunks) -> Metrics:
     """Put the chunks' metrics together."""
-    return Metrics(
-        torch.stack([part.loss for part in parts]).sum(),
-        torch.cat([part.score for part in parts]),
-        torch.cat([part.grad_norm for part in parts]),
-        torch.cat([part.steps for part in parts]),
-        _joined([part.residual for part in parts]),
-        _joined([part.min_curvature for part in parts]),
-        _joined([part.max_curvature for part in parts]),
-        _joined([part.stopped for part in parts]),
-        _joined_bounds([part.delta for part in parts]),
-        _joined_bounds([part.delta_prime for part in parts]),
-        sizes,
-        parts[0].metric,
-    )
+
+    def column(name: str) -> Any:
+        present = [value for part in parts if (value := getattr(part, name)) is not None]
+        if present and isinstance(present[0], Bound):
+            return Bound(torch.cat([bound.value for bound in present]), all(bound.certain for bound in present))
+        return torch.cat(present) if present else None
+
+    per_task = {field.name: column(field.name) for field in fields(Metrics) if field.name not in _WHOLE}
+    return Metrics(torch.stack([part.loss for part in parts]).sum(), **per_task, chunks=sizes, metric=parts[0].metric)
 
 
-def part_of_gradient(
-    algorithm: Algorithm, model: nn.Module, theta: Params, part: Tasks, total: int, query: int
+def add_chunk_gradient(
+    meta_loss: Callable[..., MetaLoss], model: nn.Module, theta: Params, part: Tasks, total: int, query: int
 ) -> Metrics:
     """Add one chunk's share of the gradient of the mean over ``total`` tasks."""
     try:
-        meta = algorithm.meta_loss(model, theta, part, query_chunk=query)
+        meta = meta_loss(model, theta, part, query_chunk=query)
     except KeyError as error:
         if error.args and error.args[0] not in theta:
             raise ValueError(
@@ -255,21 +239,21 @@ def part_of_gradient(
             ) from error
         raise
     weight = len(part) / total
-    names, known = [name for name, leaf in theta.items() if leaf.requires_grad], module_lock.weights(model)
-    asked = [theta[name] for name in names]
+    learned = {name: leaf for name, leaf in theta.items() if leaf.requires_grad}
     # A frozen body may leave nothing to meta-learn.
-    found = torch.autograd.grad(meta.loss * weight, asked, allow_unused=True) if asked else ()
-    for name, grad in zip(names, found, strict=True):
-        if grad is None and name not in known:  # an own method may add to theta what it makes use of
-            raise ValueError(
-                f"theta has {name!r}, which neither the network nor the method makes use of: begin with its init(model)"
-            )
+    gradients = torch.autograd.grad(meta.loss * weight, [*learned.values()], allow_unused=True) if learned else ()
+    unused = [name for name, gradient in zip(learned, gradients, strict=True) if gradient is None]
+    known = module_lock.weights(model) if unused else {}
+    if unknown := [name for name in unused if name not in known]:  # a user's method may add to theta what it uses
+        raise ValueError(
+            f"theta has {unknown[0]!r}, which neither the network nor the method makes use of: begin with its "
+            "init(model)"
+        )
     with module_lock.LOCK:  # other threads may add to the same theta
-        for leaf, grad in zip(asked, found, strict=True):  # all or nothing, should memory run out
-            if grad is not None:
-                leaf.grad = grad if leaf.grad is None else leaf.grad + grad
-    solution, linear = meta.solution, meta.solution.linear
-    left = solution.delta_prime
+        for leaf, gradient in zip(learned.values(), gradients, strict=True):  # all or nothing, should memory run out
+            if gradient is not None:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    solution, linear, bound = meta.solution, meta.solution.linear, meta.solution.delta_prime
     return Metrics(
         meta.loss.detach() * weight,
         meta.score,
@@ -280,20 +264,8 @@ def part_of_gradient(
         None if linear is None else linear.max_curvature,
         None if linear is None else linear.stopped,
         solution.delta,
-        # Of a task's own query gradient; what was solved for is its share of the mean.
-        None if left is None else replace(left, value=left.value * total),
+        # Of a task's own query gradient; the linear system was solved for its share of the mean.
+        None if bound is None else replace(bound, value=bound.value * total),
         Chunks(len(part), query),
         meta.metric,
     )
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
-
-
-def _joined_bounds(parts: list[Bound | None]) -> Bound | None:
-    present = [part for part in parts if part is not None]
-    if not present:
-        return None
-    return Bound(torch.cat([part.value for part in present]), all(part.certain for part in present))

@@ -18,7 +18,7 @@ class Conv4(nn.Sequential):
 
     With stride 2 the Omniglot network of the MAML and iMAML papers (28×28 images, 64 filters); with 2×2 max-pooling
     that of the papers on photographs (64 filters for 32×32 images, 32 for 84×84). Convolutions have no bias: batch norm
-    would cancel it. Maps images ``(N, C, H, W)`` to scores ``(N, ways)``.
+    would cancel it. Maps images ``(N, C, H, W)`` to logits ``(N, ways)``.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class ResNet12(nn.Sequential):
     """Four residual blocks of three 3×3 convolutions with pooling, the mean over positions, then a linear layer.
 
     Widths are 1, 2, 4 and 8 times ``filters``, activations leaky ReLU of slope 0.1, norms of the batch at hand
-    (Oreshkin et al. 2018; without dropout, which differs from call to call). Maps images ``(N, C, H, W)`` to scores
+    (Oreshkin et al. 2018; without dropout, which differs from call to call). Maps images ``(N, C, H, W)`` to logits
     ``(N, ways)``.
 
     Parameters
@@ -144,7 +144,7 @@ class MLP(nn.Sequential):
 
 def initialise(model: nn.Module, generator: torch.Generator | None) -> None:
     """Draw convolution and linear weights anew (He for convolutions, Glorot for linear layers), biases zero."""
-    if any(leaf.is_meta for leaf in model.parameters()):  # shapes alone were asked for
+    if any(leaf.is_meta for leaf in model.parameters()):  # only shapes matter
         return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

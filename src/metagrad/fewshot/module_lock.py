@@ -1,9 +1,9 @@
 """A module that several threads use at once.
 
-``functional_call`` puts other weights into the module itself until it returns, and a look at what a module is given
-adds a hook to it: meanwhile another thread would compute with those weights, or copy them. So both, and whoever reads a
-module's weights, take turns. Networks of layers that take the task axis themselves
-(:mod:`metagrad.fewshot.batched_forward`) are hardly ever touched, and threads hardly wait for each other.
+``functional_call`` puts other weights into the module itself until it returns, and recording a module's inputs adds a
+hook to it: meanwhile another thread would compute with those weights, or copy them. So both, and all code that reads a
+module's weights, hold one lock. Networks of layers that take the task axis themselves
+(:mod:`metagrad.fewshot.batched_forward`) hardly need it, and threads hardly wait for each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCK = threading.RLock()
 
 
 class _Running(NamedTuple):
-    """A model that is being run, what was looked up for it, and its buffers as they were."""
+    """A model that is being run, the places of its weights, and its buffers as they were."""
 
     model: nn.Module
     places: dict[str, list[Place]]
@@ -40,7 +40,7 @@ _running: _Running | None = None  # of the thread that has the lock
 
 @contextlib.contextmanager
 def running(model: nn.Module) -> Iterator[_Running]:
-    """Make a module ready for any number of calls: :func:`call` does so for one.
+    """Prepare a module for any number of calls; :func:`call` does so for one.
 
     Raises
     ------
@@ -65,9 +65,9 @@ def running(model: nn.Module) -> Iterator[_Running]:
 
 
 def call(model: nn.Module, params: Params, inputs: Any) -> Tensor:
-    """Return what the module makes of its inputs with these weights in place of its own.
+    """Return the module's output for its inputs with these weights in place of its own.
 
-    The module is left as it was: norms that train keep no running averages of what they see here. Dropout is off, and
+    The module is left as it was: norms in training mode update no running averages here. Dropout is off, and
     functions that torch has no right derivative of take another form (:mod:`metagrad.task_functions`).
 
     Raises
@@ -76,8 +76,8 @@ def call(model: nn.Module, params: Params, inputs: Any) -> Tensor:
         if it returns anything but one tensor, draws random numbers, or writes into a buffer.
     """
     with running(model) as now:
-        found = functional_call(model, _placed(now.places, params), (inputs,), tie_weights=False)
-    return one_tensor(model, found)
+        output = functional_call(model, _placed(now.places, params), (inputs,), tie_weights=False)
+    return one_tensor(model, output)
 
 
 def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, int]]:
@@ -115,16 +115,16 @@ class Place(NamedTuple):
 
 def places(model: nn.Module) -> dict[str, list[Place]]:
     """Return where each weight stands, under all its names: the first is the one that :func:`weights` gives."""
-    found: dict[nn.Parameter, list[Place]] = {}
+    by_leaf: dict[nn.Parameter, list[Place]] = {}
     with LOCK:
         for path, module in model.named_modules(remove_duplicate=False):
             for key, leaf in module._parameters.items():
                 if leaf is not None:
-                    found.setdefault(leaf, []).append(Place(module, key, f"{path}.{key}" if path else key, leaf))
-    return {here[0].name: here for here in found.values()}
+                    by_leaf.setdefault(leaf, []).append(Place(module, key, f"{path}.{key}" if path else key, leaf))
+    return {here[0].name: here for here in by_leaf.values()}
 
 
-def under_every_name(model: nn.Module, params: Params) -> Params:
+def with_every_name(model: nn.Module, params: Params) -> Params:
     """Return params, with those that stand in several places of the model under all their names.
 
     Raises
@@ -136,7 +136,7 @@ def under_every_name(model: nn.Module, params: Params) -> Params:
 
 
 def _named(known: dict[str, list[Place]], params: Params) -> Params:
-    found = dict(params)
+    named = dict(params)
     for here in known.values():
         given = [place.name for place in here if place.name in params]
         if any(params[name] is not params[given[0]] for name in given):
@@ -145,18 +145,17 @@ def _named(known: dict[str, list[Place]], params: Params) -> Params:
                 f"leave out all but {given[0]}"
             )
         if given:
-            found |= {place.name: params[given[0]] for place in here}
-    return found
+            named |= {place.name: params[given[0]] for place in here}
+    return named
 
 
 def _placed(known: dict[str, list[Place]], params: Params) -> Params:
     """Return params with one name for each place where such a weight stands.
 
-    ``functional_call`` puts back what it found there: under two names it would find its own stand-in the second time.
+    ``functional_call`` restores what each name held: with two names for one place, the second holds a stand-in.
     """
-    once, again = set(), set()
+    first: dict[tuple[int, str], str] = {}
     for place in itertools.chain(*known.values()):
-        slot = id(place.module), place.key
-        again |= {place.name} if slot in once else set()
-        once.add(slot)
+        first.setdefault((id(place.module), place.key), place.name)
+    again = {place.name for here in known.values() for place in here} - set(first.values())
     return {name: leaf for name, leaf in _named(known, params).items() if name not in again}

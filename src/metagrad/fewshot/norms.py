@@ -1,4 +1,4 @@
-"""Batch normalisation: ours, torch's, and which of them look at the other examples of a batch.
+"""Batch normalisation: ours, torch's, and which of them use the statistics of the batch at hand.
 
 torch's own norms are exact here: what we differentiate is a vmapped value, by ``autograd.grad``, any number of times
 (only ``vmap(grad)`` differentiated from outside would be wrong). But a batch norm that trains writes running averages,
@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 # Not public; without it a spectral norm that trains is refused, since it writes its buffers.
 _SPECTRAL = getattr(nn.utils.parametrizations, "_SpectralNorm", ())
 
-# The attribute in which admit leaves what it measured.
+# The attribute in which admit stores what it measured.
 MEASURED_TRANSDUCTIVE = "_metagrad_transductive"
 
 
@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
 
 
-def looks_at_the_batch(module: nn.Module) -> bool:
+def uses_batch_statistics(module: nn.Module) -> bool:
     """Whether a module is a batch norm that normalises by the batch at hand: one of torch's in eval mode does not."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.training or module.running_mean is None
@@ -110,7 +110,7 @@ def stateless(model: nn.Module) -> Iterator[None]:
 def is_transductive(model: nn.Module) -> bool:
     """Whether a prediction depends on the other images predicted with it.
 
-    Known of batch norms; measured by :func:`metagrad.fewshot.admit`, for what else may look.
+    Known of batch norms; measured by :func:`metagrad.fewshot.admit`, for other modules.
     """
     measured = getattr(model, MEASURED_TRANSDUCTIVE, False)
-    return measured or any(looks_at_the_batch(module) for module in model.modules())
+    return measured or any(uses_batch_statistics(module) for module in model.modules())

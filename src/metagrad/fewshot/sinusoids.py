@@ -1,4 +1,4 @@
-"""Sinusoids: regression tasks made on the spot, where few-shot learning can be looked at."""
+"""Sinusoids: regression tasks drawn from a formula, to see few-shot learning work."""
 
 from __future__ import annotations
 

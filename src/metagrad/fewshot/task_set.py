@@ -1,9 +1,10 @@
-"""A finite set of tasks, all taken at every meta-step: each goes on from where it ended the last time."""
+"""A finite set of tasks, all taken at every meta-step: each begins where it ended the last time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
+from metagrad.fewshot import task_losses
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.chunks import Chunks, auto_chunks
-from metagrad.fewshot.meta import Metrics, joined, part_of_gradient
-from metagrad.fewshot.tasks import AnyBatch, Tasks
+from metagrad.fewshot.meta import Metrics, add_chunk_gradient, join_metrics
+from metagrad.fewshot.tasks import Tasks
 from metagrad.implicit import Implicit, Solution
 from metagrad.tree import Params
 
@@ -65,13 +67,39 @@ def warm_meta_gradient(
     ends: list[Warm] = []
     for first in range(0, total, sizes.tasks):
         last = min(first + sizes.tasks, total)
-        begun = _Begun(algorithm, None if warm is None else warm.part(first, last))
-        metrics.append(part_of_gradient(begun, model, theta, tasks.part(first, last), total, sizes.query))
-        solution = begun.solutions[-1]
-        assert solution.linear is not None
-        ends.append(Warm(tree.detach(solution.value), solution.linear.value))
+        solutions: list[Solution] = []
+        meta_loss = partial(_warm_meta_loss, algorithm, None if warm is None else warm.part(first, last), solutions)
+        metrics.append(add_chunk_gradient(meta_loss, model, theta, tasks.part(first, last), total, sizes.query))
+        linear = solutions[0].linear
+        assert linear is not None
+        ends.append(Warm(tree.detach(solutions[0].value), linear.value))
     both = [{name: torch.cat([getattr(end, which)[name] for end in ends]) for name in ends[0].phi} for which in _BOTH]
-    return joined(metrics, sizes), Warm(*both)
+    return join_metrics(metrics, sizes), Warm(*both)
+
+
+def _warm_meta_loss(
+    algorithm: base.HasInner,
+    warm: Warm | None,
+    solutions: list[Solution],
+    model: nn.Module,
+    theta: Params,
+    tasks: Tasks,
+    *,
+    query_chunk: int | None = None,
+) -> base.MetaLoss:
+    """Return the meta-loss of tasks that begin where they ended the last time, and append their solution."""
+    inner = algorithm.inner(model, theta, tasks.support) if hasattr(algorithm, "inner") else None
+    if inner is None or not isinstance(inner.adjoint, Implicit):
+        raise MetagradError("tasks can go on from where they ended only if the method differentiates implicitly")
+    for what, batch in (("support", tasks.support), ("query", tasks.query)):
+        task_losses.require_targets(base.loss_of(algorithm), batch, what)
+    if warm is not None:
+        # In the method's order, which decides the order of sums: a checkpoint may have another.
+        phi, u = ({name: part[name] for name in inner.init} for part in (warm.phi, warm.u))
+        inner = inner._replace(init=phi, adjoint=replace(inner.adjoint, x0=u))
+    solution = inner.solve()
+    solutions.append(solution)
+    return base.query_loss_at(algorithm, model, theta, solution, tasks.query, query_chunk)
 
 
 _BOTH = ("phi", "u")
@@ -97,7 +125,7 @@ class WarmTasks:
     def gradient(
         self, method: base.Algorithm, model: nn.Module, theta: Params, *, chunk: int | None = None
     ) -> tuple[Metrics, Warm]:
-        """Add the meta-gradient of all; return where they end, which :attr:`warm` is to become with the step."""
+        """Add the meta-gradient of all; return where they end: the caller stores it in :attr:`warm` with the step."""
         return warm_meta_gradient(cast(base.HasInner, method), model, theta, self.tasks, self.warm, chunk=chunk)
 
     def state(self) -> dict[str, Tensor]:
@@ -114,38 +142,3 @@ class WarmTasks:
             part, _, key = name.partition("/")
             parts[part][key] = leaf.to(device)
         self.warm = Warm(parts["phi"], parts["u"]) if parts["phi"] else None
-
-
-class _Begun:
-    """A method whose tasks begin where they ended."""
-
-    def __init__(self, algorithm: base.HasInner, warm: Warm | None) -> None:
-        self.algorithm, self.warm = algorithm, warm
-        self.loss, self.metric = base.loss_of(algorithm), getattr(algorithm, "metric", None)
-        self.solutions: list[Solution] = []
-
-    def init(self, model: nn.Module) -> Params:
-        return self.algorithm.init(model)
-
-    def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
-        inner = self.algorithm.inner(model, theta, support) if hasattr(self.algorithm, "inner") else None
-        if inner is None or not isinstance(inner.adjoint, Implicit):
-            raise MetagradError("tasks can go on from where they ended only if the method differentiates implicitly")
-        if self.warm is not None:
-            # In the method's order, which decides the order of sums: a checkpoint may have another.
-            phi, u = ({name: part[name] for name in inner.init} for part in (self.warm.phi, self.warm.u))
-            inner = inner._replace(init=phi, adjoint=replace(inner.adjoint, x0=u))
-        solution = inner.solve()
-        self.solutions.append(solution)
-        return solution
-
-    def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Tensor) -> Tensor:
-        return self.algorithm.predict(model, theta, solution, x)
-
-    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> base.Judged:
-        return base.judged(self.algorithm, model, theta, solution, query)
-
-    def meta_loss(
-        self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
-    ) -> base.MetaLoss:
-        return base.query_loss(self, model, theta, tasks, query_chunk)

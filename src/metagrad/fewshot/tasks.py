@@ -1,11 +1,11 @@
-"""Few-shot tasks: what each adapts on, and what it is judged on."""
+"""Few-shot tasks: a support set that each adapts on, a query set that it is scored on, and sources of tasks."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -90,8 +90,8 @@ class Tasks:
 
     def __post_init__(self) -> None:
         for name in ("support", "query"):
-            object.__setattr__(self, name, _batch(name, getattr(self, name)))
-        if (here := _size(self.support)[0]) != (there := _size(self.query)[0]):
+            object.__setattr__(self, name, _checked_batch(name, getattr(self, name)))
+        if (here := num_tasks(self.support)) != (there := num_tasks(self.query)):
             raise ValueError(f"the support sets are of {here} tasks, the query sets of {there}: they must be the same")
         _require_alike(self.support, self.query)
         if self.classes is not None and (self.classes.dim() != 2 or len(self.classes) != here):
@@ -117,11 +117,11 @@ class Tasks:
         )
 
     def __iter__(self) -> Iterator[AnyBatch]:
-        """Give support and query, so that ``support, query = tasks`` parts them."""
+        """Iterate over support and query, as in ``support, query = tasks``."""
         return iter((self.support, self.query))
 
     def __len__(self) -> int:
-        return _size(self.support)[0]
+        return num_tasks(self.support)
 
     @property
     def device(self) -> torch.device:
@@ -142,8 +142,31 @@ class Tasks:
         return self.map(lambda leaf: leaf.to(device))
 
 
+class TaskSource(Protocol):
+    """Draws tasks: ``source(num_tasks, generator=g)``. Training, evaluation and calibration use nothing else.
+
+    :class:`EpisodeSampler` and :class:`Sinusoids` are sources; so is a function of your own. All its randomness comes
+    from ``generator``: the same generator state gives the same tasks.
+
+    Example
+    -------
+    >>> import torch
+    >>> from metagrad.fewshot import Batch, Tasks
+    >>> def lines(num_tasks, *, generator):
+    ...     slope = torch.randn(num_tasks, 1, 1, generator=generator)
+    ...     x = torch.randn(num_tasks, 15, 1, generator=generator)
+    ...     return Tasks(Batch(x[:, :5], slope * x[:, :5]), Batch(x[:, 5:], slope * x[:, 5:]))
+    >>> lines(4, generator=torch.Generator().manual_seed(0)).query.y.shape
+    torch.Size([4, 10, 1])
+    """
+
+    def __call__(self, num_tasks: int, /, *, generator: torch.Generator) -> Tasks:
+        """Draw ``num_tasks`` tasks: those of one call have the same shapes."""
+        ...
+
+
 def group_tasks(tasks: Iterable[Any]) -> list[Tasks]:
-    """Put single tasks of unequal size together: those of the same shape become one :class:`Tasks`.
+    """Group single tasks of unequal size: those of the same shape become one :class:`Tasks`.
 
     ``meta_gradient`` and ``evaluate`` take the list in place of ``Tasks``, and average over all tasks in it.
 
@@ -186,18 +209,18 @@ def groups_of(tasks: Any) -> list[Tasks]:
 
 def num_tasks(batch: AnyBatch) -> int:
     """Return T."""
-    return _size(batch)[0]
+    return _first(batch.x).shape[0]
 
 
 def num_examples(batch: AnyBatch) -> int:
     """Return N, the number of examples of each task."""
-    return _size(batch)[1]
+    return _first(batch.x).shape[1]
 
 
 def some_tasks(batch: AnyBatch, here: slice) -> AnyBatch:
     """Return the batch of some of the tasks, as views."""
-    found: AnyBatch = tree.map_tensors(operator.itemgetter(here), batch)
-    return found
+    part: AnyBatch = tree.map_tensors(operator.itemgetter(here), batch)
+    return part
 
 
 def _joined(group: list[Tasks]) -> Tasks:
@@ -205,11 +228,11 @@ def _joined(group: list[Tasks]) -> Tasks:
         return group[0]
     flat = [pytree.tree_flatten((one.support, one.query)) for one in group]
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    together = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-    return Tasks(*pytree.tree_unflatten(together, flat[0][1]))
+    joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
+    return Tasks(*pytree.tree_unflatten(joined, flat[0][1]))
 
 
-def _batch(name: str, given: Any) -> AnyBatch:
+def _checked_batch(name: str, given: Any) -> AnyBatch:
     """Return a batch whose parts are tensors that fit together."""
     batch = _map_leaves(_tensor, _as_batch(name, given))
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch.x)):
@@ -217,13 +240,14 @@ def _batch(name: str, given: Any) -> AnyBatch:
     sizes: dict[tuple[int, int], str] = {}
     for part, value in zip(batch._fields, batch, strict=True):
         for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                if leaf.dim() < 2:
-                    raise ValueError(
-                        f"the {name} set's {part} needs a task axis and an example axis, (T, N, ...), got "
-                        f"{tuple(leaf.shape)}: for a single task, add the first by x[None]"
-                    )
-                sizes.setdefault((leaf.shape[0], leaf.shape[1]), part)
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.dim() < 2:
+                raise ValueError(
+                    f"the {name} set's {part} needs a task axis and an example axis, (T, N, ...), got "
+                    f"{tuple(leaf.shape)}: for a single task, add the first by x[None]"
+                )
+            sizes.setdefault((leaf.shape[0], leaf.shape[1]), part)
     if len(sizes) > 1:
         (one, here), (other, there), *_ = sizes.items()
         raise ValueError(
@@ -252,12 +276,12 @@ def _tensor(leaf: Any) -> Any:
 
 
 def _map_leaves(fn: Callable[[Any], Any], batch: AnyBatch) -> AnyBatch:
-    found: AnyBatch = pytree.tree_map(fn, batch)
-    return found._replace(y=pytree.tree_map(_whole, found.y))
+    mapped: AnyBatch = pytree.tree_map(fn, batch)
+    return mapped._replace(y=pytree.tree_map(_as_int64, mapped.y))
 
 
-def _whole(leaf: Any) -> Any:
-    """Return labels of fewer bits as int64, which torch's losses ask for."""
+def _as_int64(leaf: Any) -> Any:
+    """Return labels of fewer bits as int64, which torch's losses need."""
     few = (torch.uint8, torch.int8, torch.int16, torch.int32)
     return leaf.long() if isinstance(leaf, Tensor) and leaf.dtype in few else leaf
 
@@ -280,12 +304,5 @@ def _require_alike(support: AnyBatch, query: AnyBatch) -> None:
             raise ValueError(f"the support's inputs are {a.dtype}, the query's {b.dtype}: they must be the same")
 
 
-def _size(batch: AnyBatch) -> tuple[int, int]:
-    shape = _first(batch.x).shape
-    return shape[0], shape[1]
-
-
 def _first(x: Any) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
     return next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))

@@ -1,8 +1,8 @@
-"""Which gradients a backward pass is really asked for.
+"""Which gradients a backward pass uses.
 
-``ctx.needs_input_grad`` of a custom function says which inputs have a history, not which of them this pass is about.
-A pass may be about few: J v, as the transpose of a graph of Jᵀ w, asks for the derivative in w alone, and computing
-those in the weights too would make a product with the Gauss-Newton matrix half as dear again.
+``ctx.needs_input_grad`` of a custom function says which inputs require a gradient, not which of their gradients this
+pass uses. It may use few: J v, as the transpose of a graph of Jᵀ w, needs the derivative in w alone, and computing
+those in the weights too would make a product with the Gauss-Newton matrix half as expensive again.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 _LEAF = "torch::autograd::AccumulateGrad"
-# Not public, but what torch's own hooks on several gradients ask; without it everything is computed.
+# Not public, but torch's own hooks on several gradients call it; without it we compute every gradient.
 _will_run = getattr(torch._C, "_will_engine_execute_node", None)
 
 
-def needed(ctx: Any) -> tuple[bool, ...]:
+def needs_input_grad(ctx: Any) -> tuple[bool, ...]:
     """Return, for each tensor given to the custom function whose backward is running, whether its gradient is used.
 
-    Tensors that matter are to come first among the function's inputs. torch does not answer for leaves: those that ask
-    for a gradient count as used, and who wants to know hands over a view.
+    These tensors come first among the function's inputs. torch does not answer for leaves: those that require a
+    gradient count as used, so a caller that wants to know passes a view.
     """
     if _will_run is None:
         return tuple(ctx.needs_input_grad)

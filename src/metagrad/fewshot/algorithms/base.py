@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metagrad import tree
-from metagrad.errors import MetagradError, MetagradWarning, in_short
-from metagrad.fewshot import batched_forward, judging, losses, module_lock, norms
+from metagrad.errors import MetagradWarning, in_short
+from metagrad.fewshot import batched_forward, losses, module_lock, norms, task_losses
 from metagrad.fewshot.algorithms.hyperparameters import weights_of
-from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
+from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks, some_tasks
 from metagrad.implicit import Adjoint, Composed, InnerSolver, Objective, Proximal, Solution, argmin
-from metagrad.implicit.adjoints import require_parts
 from metagrad.tree import Hyper, Params
 
 
 @dataclass(frozen=True)
-class MetaLoss(judging.Scored):
+class MetaLoss(task_losses.HasMetric):
     """What one batch of tasks says about theta.
 
     Attributes
@@ -48,7 +46,7 @@ class Algorithm(Protocol):
     """A meta-learning method: frozen hyper-parameters and four functions."""
 
     def init(self, model: nn.Module) -> Params:
-        """Return theta, leaf tensors that ask for a gradient."""
+        """Return theta, leaf tensors with ``requires_grad``."""
         ...
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
@@ -76,7 +74,7 @@ class GivesNetworks(Algorithm, Protocol):
 
 
 class Inner(NamedTuple):
-    """What :func:`~metagrad.argmin` is asked: a method's inner problems, how they are solved and differentiated."""
+    """The arguments of :func:`~metagrad.argmin`: a method's inner problems, their solver and their adjoint."""
 
     objective: Objective
     init: Params
@@ -86,9 +84,8 @@ class Inner(NamedTuple):
     adjoint: Adjoint
 
     def solve(self) -> Solution:
-        """Ask it."""
-        objective, init, theta, data, solver, adjoint = self
-        return argmin(objective, init, theta, data, solver=solver, adjoint=adjoint)
+        """Solve them."""
+        return argmin(*self[:4], solver=self.solver, adjoint=self.adjoint)
 
 
 class HasInner(Algorithm, Protocol):
@@ -99,7 +96,7 @@ class HasInner(Algorithm, Protocol):
         ...
 
 
-class Judged(NamedTuple):
+class QueryScores(NamedTuple):
     """Each task's query loss and metric, ``(T,)``; the metric is detached."""
 
     losses: Tensor
@@ -126,7 +123,7 @@ class Method(ABC):
 
     @abstractmethod
     def init(self, model: nn.Module) -> Params:
-        """Return theta, leaf tensors that ask for a gradient."""
+        """Return theta, leaf tensors with ``requires_grad``."""
 
     @abstractmethod
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
@@ -136,7 +133,7 @@ class Method(ABC):
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return outputs ``(T, N, ...)`` for inputs ``(T, N, ...)``."""
 
-    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> Judged:
+    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> QueryScores:
         """Predict a query set and judge it, by the method's loss and metric."""
         return judge_outputs(self.loss, self.metric, self.predict(model, theta, solution, query.x), query)
 
@@ -162,16 +159,16 @@ class AdaptsWeights(Method):
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the inner problems of the tasks in ``support``."""
-        judging.require_targets(self.loss, support, "support")
+        task_losses.require_targets(self.loss, support, "support")
         return self.inner(model, theta, support).solve()
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return each adapted network's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
-        return batched_forward.outputs(model, whole(solution.value, theta), x)
+        return batched_forward.outputs(model, all_weights(solution.value, theta), x)
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return the adapted networks, all weights with a task axis; frozen ones stay in the model."""
-        return whole(solution.value, theta)
+        return all_weights(solution.value, theta)
 
 
 def weights_of_model(model: nn.Module) -> Params:
@@ -200,82 +197,94 @@ def query_loss(
     algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, query_chunk: int | None
 ) -> MetaLoss:
     """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is taken at once."""
-    for what, batch in (("support", tasks.support), ("query", tasks.query)):
-        judging.require_targets(loss_of(algorithm), batch, what)
+    task_losses.require_targets(loss_of(algorithm), tasks.query, "query")
     solution = algorithm.adapt(model, theta, tasks.support)
-    size, total = query_chunk or len(tasks), len(tasks)
+    return query_loss_at(algorithm, model, theta, solution, tasks.query, query_chunk)
+
+
+def query_loss_at(
+    algorithm: Algorithm,
+    model: nn.Module,
+    theta: Params,
+    solution: Solution,
+    query: AnyBatch,
+    query_chunk: int | None,
+) -> MetaLoss:
+    """Return the query loss at inner solutions that are there already."""
+    total = num_tasks(query)
     shared = [leaf for leaf in theta.values() if leaf.requires_grad]
-    parts: list[Judged] = []
-    slope = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
-    direct: list[Tensor | None] = [None] * len(shared)  # where predict itself looks at theta
-    for first in range(0, total, size):
-        here = slice(first, first + size)
+    phi_gradient = {name: torch.empty_like(leaf) for name, leaf in solution.value.items()}
+    shared_gradient: list[Tensor | None] = [None] * len(shared)  # where predict itself uses theta
+    chunks: list[QueryScores] = []
+    for first in range(0, total, query_chunk or total):
+        here = slice(first, first + (query_chunk or total))
         phi = {name: leaf[here].detach().requires_grad_() for name, leaf in solution.value.items()}
         with torch.enable_grad():
-            part = judged(algorithm, model, theta, replace(solution, value=phi), some_tasks(tasks.query, here))
-            found = torch.autograd.grad(part.losses.sum() / total, [*phi.values(), *shared], allow_unused=True)
-        for leaf, gradient in zip(slope.values(), found, strict=False):
+            chunk = judge_query(algorithm, model, theta, replace(solution, value=phi), some_tasks(query, here))
+            gradients = torch.autograd.grad(chunk.losses.sum() / total, [*phi.values(), *shared], allow_unused=True)
+        for leaf, gradient in zip(phi_gradient.values(), gradients, strict=False):
             leaf[here] = 0.0 if gradient is None else gradient
-        direct = [
-            old if new is None else new if old is None else old + new
-            for old, new in zip(direct, found[len(phi) :], strict=True)
+        shared_gradient = [
+            before if gradient is None else gradient if before is None else before + gradient
+            for before, gradient in zip(shared_gradient, gradients[len(phi) :], strict=True)
         ]
-        parts.append(Judged(part.losses.detach(), part.score))
-    known = [*zip(solution.value.values(), slope.values(), strict=True)]
-    known += [(leaf, gradient) for leaf, gradient in zip(shared, direct, strict=True) if gradient is not None]
-    inputs, slopes = zip(*known, strict=True)
-    value = torch.cat([part.losses for part in parts]).sum() / total
-    loss = _Known.apply(value, len(slope), len(known), *slopes, *inputs)
-    return MetaLoss(loss, torch.cat([part.score for part in parts]), solution, metric_of(algorithm))
+        chunks.append(QueryScores(chunk.losses.detach(), chunk.score))
+    pairs = [*zip(solution.value.values(), phi_gradient.values(), strict=True)]
+    pairs += [(leaf, gradient) for leaf, gradient in zip(shared, shared_gradient, strict=True) if gradient is not None]
+    inputs, known = zip(*pairs, strict=True)
+    value = torch.cat([chunk.losses for chunk in chunks]).sum() / total
+    loss = _KnownGradient.apply(value, len(phi_gradient), len(pairs), *known, *inputs)
+    return MetaLoss(loss, torch.cat([chunk.score for chunk in chunks]), solution, metric_of(algorithm))
 
 
-def judged(algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> Judged:
-    """Judge a query set as the method does; an own one that does not say how, by its loss and metric, if any."""
-    judge = getattr(algorithm, "judge", None)
-    if judge is not None:
-        found: Judged = judge(model, theta, solution, query)
-        return found
+def judge_query(
+    algorithm: Algorithm, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch
+) -> QueryScores:
+    """Score query sets by the method's ``judge``; one without it, by its loss and metric."""
+    if hasattr(algorithm, "judge"):
+        scores: QueryScores = algorithm.judge(model, theta, solution, query)
+        return scores
     outputs = algorithm.predict(model, theta, solution, query.x)
     return judge_outputs(loss_of(algorithm), getattr(algorithm, "metric", None), outputs, query)
 
 
-def judge_outputs(loss: losses.Loss, metric: losses.Metric | None, outputs: Tensor, query: AnyBatch) -> Judged:
+def judge_outputs(loss: losses.Loss, metric: losses.Metric | None, outputs: Tensor, query: AnyBatch) -> QueryScores:
     """Return each task's loss and metric of the outputs for its query set."""
-    found = judging.loss_of_tasks(loss, outputs, query)
+    values = task_losses.loss_of_tasks(loss, outputs, query)
     with torch.no_grad():
-        return Judged(found, judging.score_of_tasks(loss, metric, outputs.detach(), query.y, found))
+        return QueryScores(values, task_losses.score_of_tasks(loss, metric, outputs.detach(), query.y, values))
 
 
 def loss_of(algorithm: Algorithm) -> losses.Loss:
-    """Return a method's loss; an own one that names none classifies."""
-    found: losses.Loss = getattr(algorithm, "loss", losses.CROSS_ENTROPY)
-    return found
+    """Return a method's loss: the cross-entropy, for a user's own method that names none."""
+    loss: losses.Loss = getattr(algorithm, "loss", losses.CROSS_ENTROPY)
+    return loss
 
 
 def metric_of(algorithm: Algorithm) -> str:
     """Return the name of a method's metric."""
-    return judging.metric_name(loss_of(algorithm), getattr(algorithm, "metric", None))
+    return task_losses.metric_name(loss_of(algorithm), getattr(algorithm, "metric", None))
 
 
-class _Known(torch.autograd.Function):
-    """A loss whose gradient is known already: the query graphs are gone before the solution is differentiated.
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose gradient is known already: the query graphs are freed before the solution is differentiated.
 
-    Its one backward hands the gradient over: the ``own`` first of its tensors without a copy, since nobody else holds
-    them; what autograd returned may be a view of something, or one number seen many times.
+    It runs backward once. It scales the first ``owned`` gradients in place, since nobody else holds them; the others
+    come from autograd and may be views.
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, own: int, count: int, *args: Tensor) -> Tensor:
-        ctx.own, ctx.slope = own, list(args[:count])
+    def forward(ctx: Any, loss: Tensor, owned: int, count: int, *args: Tensor) -> Tensor:
+        ctx.owned, ctx.gradients = owned, list(args[:count])
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> Any:
-        if not ctx.slope:
+        if not ctx.gradients:
             raise RuntimeError("a meta-loss can be differentiated once only: compute it again")
-        given, ctx.slope = ctx.slope, []
-        scaled = [part.mul_(weight) if place < ctx.own else part * weight for place, part in enumerate(given)]
-        return None, None, None, *([None] * len(given)), *scaled
+        gradients, ctx.gradients = ctx.gradients, []
+        scaled = [leaf.mul_(weight) if place < ctx.owned else leaf * weight for place, leaf in enumerate(gradients)]
+        return None, None, None, *([None] * len(gradients)), *scaled
 
 
 def support_loss(
@@ -286,17 +295,38 @@ def support_loss(
 ) -> Composed:
     """Return the mean loss of the model on one task's support set, plus ``(lam / 2) ‖phi − theta‖²``.
 
-    Its data are a :class:`~metagrad.fewshot.Batch`, or what :func:`prepared` makes of one.
+    Its data are a :class:`~metagrad.fewshot.Batch`, or the result of :func:`prepared`.
     """
     return Composed(
         outputs=lambda phi, theta, batch: module_lock.call(
             model, {**weights_of(theta), **phi}, batch.x.x if isinstance(batch.x, batched_forward.Prepared) else batch.x
         ),
-        loss=lambda outputs, batch: judging.loss_of_one(loss, outputs, batch),
+        loss=lambda outputs, batch: task_losses.loss_of_one(loss, outputs, batch),
         regulariser=None if lam is None else Proximal(lam),
-        outputs_of_tasks=lambda phi, theta, batch: batched_forward.outputs(model, whole(phi, theta), batch.x),
-        loss_of_tasks=lambda outputs, batch: judging.loss_of_tasks(loss, outputs, batch),
+        outputs_of_tasks=lambda phi, theta, batch: batched_forward.outputs(model, all_weights(phi, theta), batch.x),
+        loss_of_tasks=lambda outputs, batch: task_losses.loss_of_tasks(loss, outputs, batch),
     )
+
+
+def support_inner(
+    method: Method,
+    model: nn.Module,
+    theta: Params,
+    support: AnyBatch,
+    names: Iterable[str],
+    solver: InnerSolver,
+    adjoint: Adjoint,
+    *,
+    lam: Hyper | None = None,
+) -> Inner:
+    """Return the support loss as an inner problem in the weights ``names``, begun at theta's.
+
+    With ``lam`` they are pulled towards theta; without it theta's are only where they begin.
+    """
+    start = {name: theta[name] for name in names}
+    parameters = {name: leaf for name, leaf in theta.items() if lam is not None or name not in start}
+    objective, data = support_loss(model, method.loss, lam=lam), prepared(model, support)
+    return Inner(objective, tree.expand(start, num_tasks(support)), parameters, data, solver, adjoint)
 
 
 def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
@@ -304,48 +334,12 @@ def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     return support_loss(model, lam=lam)
 
 
-def whole(phi: Params, theta: Params) -> Params:
+def all_weights(phi: Params, theta: Params) -> Params:
     """Return all weights of T tasks: each task's own, and those that only theta has, which the tasks share."""
     tasks = tree.num_tasks(phi)
     return phi | tree.expand({name: leaf for name, leaf in weights_of(theta).items() if name not in phi}, tasks)
 
 
 def prepared(model: nn.Module, support: AnyBatch) -> AnyBatch:
-    """Do what depends on the images alone once for all inner steps and curvature products."""
+    """Compute what depends on the inputs alone once, for all inner steps and curvature products."""
     return support._replace(x=batched_forward.prepare(model, support.x))
-
-
-_LEAST = 1e-37  # below it float32 has no digits, and then no number: 1e-50 is zero to it
-
-
-def require_solves(algorithm: Any) -> None:
-    """Refuse a solver or an adjoint that cannot be one, when the method is made.
-
-    Raises
-    ------
-    MetagradError
-        saying which.
-    """
-    try:
-        require_parts(len, algorithm.solver, algorithm.adjoint)
-    except TypeError as error:
-        raise MetagradError(str(error)) from error
-
-
-def require_positive(algorithm: Any, *names: str) -> None:
-    """Refuse hyper-parameters that are not positive and finite, counts that are not whole.
-
-    Raises
-    ------
-    MetagradError
-        naming the first such.
-    """
-    for name in names:
-        value = getattr(algorithm, name)
-        if isinstance(value, np.number):  # numpy's numbers are numbers
-            value = value.item()
-            object.__setattr__(algorithm, name, value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _LEAST < value < math.inf:
-            raise MetagradError(f"{name} must be a number, positive and finite, got {value!r}")
-        if name.endswith("_steps") and not isinstance(value, int):
-            raise MetagradError(f"{name} must be a whole number, got {value!r}")

@@ -1,4 +1,4 @@
-"""A bilevel problem of one's own as a method: it is trained, resumed, checked and reported as the others are."""
+"""A user's bilevel problem as a method, which is trained, resumed, checked and reported as the others are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import task_functions, tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import judging
+from metagrad.fewshot import task_losses
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import Adjoint, GradientDescent, Implicit, InnerSolver, Objective, Solution
@@ -72,7 +72,7 @@ class Bilevel(base.Method):
     network: ClassVar[type[nn.Module]] = nn.Identity
 
     def init(self, model: nn.Module) -> Params:
-        """Return what theta begins at, as leaf tensors that ask for a gradient."""
+        """Return what theta begins at, as leaf tensors with ``requires_grad``."""
         return {name: leaf.detach().clone().requires_grad_() for name, leaf in self.theta().items()}
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
@@ -84,20 +84,22 @@ class Bilevel(base.Method):
         """Solve the inner problems of the tasks in ``support``."""
         return self.inner(model, theta, support).solve()
 
-    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> base.Judged:
+    def judge(self, model: nn.Module, theta: Params, solution: Solution, query: AnyBatch) -> base.QueryScores:
         """Return each task's outer loss, and its metric."""
         with task_functions.exact():
-            found = torch.vmap(self.outer_objective, in_dims=(0, None, 0))(solution.value, theta, query)
-        if found.shape != (num_tasks(query),):
-            raise ValueError(f"outer_objective must return a scalar for one task, got {tuple(found.shape[1:])}")
-        score = found.detach()
+            losses = torch.vmap(self.outer_objective, in_dims=(0, None, 0))(solution.value, theta, query)
+        if losses.shape != (num_tasks(query),):
+            raise ValueError(f"outer_objective must return a scalar for one task, got {tuple(losses.shape[1:])}")
+        score = losses.detach()
         if self.metric is not None:
             with torch.no_grad():
-                score = judging.of_each_task(self.metric, solution.value, theta, query)
-        return base.Judged(found, score)
+                score = task_losses.mean_of_each(
+                    lambda phi, batch: self.metric(phi, theta, batch), len(losses), solution.value, query
+                )
+        return base.QueryScores(losses, score)
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
-        """Refuse: what phi is used for is not known here.
+        """Refuse: metagrad does not know how phi predicts.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Two references without inner steps: nearest class means, and a ridge regression as the head."""
+"""Two references without inner steps: nearest prototypes, and a ridge regression as the head."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import judging, module_lock
+from metagrad.fewshot import module_lock, task_losses
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.hyperparameters import entries, hyper, weights_of
+from metagrad.fewshot.algorithms.hyperparameters import entries, hyper, require_positive, weights_of
 from metagrad.fewshot.head import Adapts, Head, adapted
 from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks
 from metagrad.implicit import CG, Composed, Implicit, Problem, Proximal, Solution, argmin, host
@@ -20,16 +20,16 @@ from metagrad.torch_modes import full_digits
 from metagrad.tree import Params
 
 
-class Features(NamedTuple):
-    """Features of support examples, ``(T, N, F)``, and what each is to be, ``(T, N, ways)``: for labels 1 or 0."""
+class SupportFeatures(NamedTuple):
+    """Features of support examples, ``(T, N, F)``, and their targets, ``(T, N, ways)``: one-hot for labels."""
 
     features: Tensor
-    wanted: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProtoNet(base.Method):
-    """Classify by the nearest class mean of features: Snell, Swersky and Zemel, "Prototypical Networks", NeurIPS 2017.
+    """Classify by the nearest prototype (class mean): Snell, Swersky and Zemel, "Prototypical Networks", NeurIPS 2017.
 
     Outputs are negative squared distances. The network's own head is not used, so tasks may have any number of ways. A
     class that a task has no support example of gets −∞: it is never predicted.
@@ -55,28 +55,30 @@ class ProtoNet(base.Method):
         return without_head(model, self.head)
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
-        """Return the class means: what minimises the squared distances to each class's features."""
+        """Return the prototypes, which minimise the squared distances to each class's features."""
         if support.y.is_floating_point():
             raise ValueError("ProtoNet needs labels: for other targets take R2D2, or a method that adapts weights")
-        judging.require_targets(self.loss, support, "support")
-        data = seen(model, theta, self.head, support)
-        hot = data.wanted if support.weight is None else data.wanted * support.weight[..., None].to(data.wanted)
-        count = hot.sum(1)
-        means = hot.mT @ data.features / torch.where(count > 0, count, 1)[..., None]
+        task_losses.require_targets(self.loss, support, "support")
+        features, member = support_features(model, theta, self.head, support)
+        if support.weight is not None:
+            member = member * support.weight[..., None].to(member)
+        count = member.sum(1)
+        prototypes = member.mT @ features / torch.where(count > 0, count, 1)[..., None]
         absent = torch.zeros_like(count).masked_fill(count == 0, -torch.inf)
-        none = torch.zeros(len(means), device=means.device)
-        return Solution({"prototypes": means, "absent": absent}, none.long(), none)
+        zero = torch.zeros(len(prototypes), device=prototypes.device)
+        return Solution({"prototypes": prototypes, "absent": absent}, zero.long(), zero)
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return ``−‖f − p‖²`` for each class, ``(T, N, ways)``."""
-        features, means = features_of(model, theta, self.head, x), solution.value["prototypes"]
-        shift = (solution.value["absent"] - means.square().sum(-1)).unsqueeze(1)
-        return 2 * features @ means.mT - features.square().sum(-1, keepdim=True) + shift
+        features, prototypes = features_of(model, theta, self.head, x), solution.value["prototypes"]
+        shift = (solution.value["absent"] - prototypes.square().sum(-1)).unsqueeze(1)
+        return 2 * features @ prototypes.mT - features.square().sum(-1, keepdim=True) + shift
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return networks with a linear head: ``2 p`` and ``−‖p‖²``, as ``‖f‖²`` is common to all classes."""
-        means = solution.value["prototypes"]
-        return with_head(model, theta, self.head, 2 * means, solution.value["absent"] - means.square().sum(-1))
+        prototypes = solution.value["prototypes"]
+        bias = solution.value["absent"] - prototypes.square().sum(-1)
+        return with_head(model, theta, self.head, 2 * prototypes, bias)
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
@@ -90,10 +92,10 @@ class ProtoNet(base.Method):
 class R2D2(base.Method):
     """A head by ridge regression onto the labels: Bertinetto, Henriques, Torr and Vedaldi, ICLR 2019.
 
-    ``W = argmin ½ ‖X W − Y‖² + (l2 / 2) ‖W‖²``, outputs ``scale · x W``. The solution is had from an N×N system, and
-    differentiated implicitly: the core needs to know only what it solves. ``l2`` and ``scale`` are learned, as
-    logarithms. The network's own head is not used, so tasks may have any number of ways. ``Y`` has a column for each
-    label, or, where targets are no labels, is the targets themselves (then begin at ``scale=1``).
+    ``W = argmin ½ ‖X W − Y‖² + (l2 / 2) ‖W‖²``, outputs ``scale · x W``. The solution comes from an N×N system, and the
+    core differentiates it implicitly. ``l2`` and ``scale`` are learned, as logarithms. The network's own head is not
+    used, so tasks may have any number of ways. ``Y`` has a column for each label, or, where targets are no labels, is
+    the targets themselves (then begin at ``scale=1``).
 
     Parameters
     ----------
@@ -116,7 +118,7 @@ class R2D2(base.Method):
     head: Adapts = "head.*"
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "l2", "scale")
+        require_positive(self, "l2", "scale")
 
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's, and the logarithms of ``l2`` and ``scale``."""
@@ -126,18 +128,18 @@ class R2D2(base.Method):
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Solve the ridge regressions."""
-        judging.require_targets(self.loss, support, "support")
-        data = seen(model, theta, self.head, support)
+        task_losses.require_targets(self.loss, support, "support")
+        data = support_features(model, theta, self.head, support)
         if support.weight is not None:  # squares that count by their weights
             root = support.weight.sqrt()[..., None].to(data.features)
-            data = Features(root * data.features, root * data.wanted)
+            data = SupportFeatures(root * data.features, root * data.targets)
         ridge = Composed(
             outputs=lambda phi, theta, data: data.features @ phi["w"],
-            loss=lambda outputs, data: (outputs - data.wanted).square().sum() / 2,
+            loss=lambda outputs, data: (outputs - data.targets).square().sum() / 2,
             regulariser=Proximal(hyper("l2", self.l2, "scalar"), towards="zero"),
             convex=True,
         )
-        start = data.features.new_zeros(num_tasks(support), data.features.shape[2], data.wanted.shape[2])
+        start = data.features.new_zeros(num_tasks(support), data.features.shape[2], data.targets.shape[2])
         strength = {".log_l2": theta[".log_l2"]}
         return argmin(ridge, {"w": start}, strength, data, solver=_solve_ridge, adjoint=_BY_CG)
 
@@ -147,8 +149,8 @@ class R2D2(base.Method):
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
         """Return networks with the ridge regressions as their linear head."""
-        slopes = theta[".log_scale"].exp() * solution.value["w"].mT
-        return with_head(model, theta, self.head, slopes, slopes.new_zeros(slopes.shape[:2]))
+        weight = theta[".log_scale"].exp() * solution.value["w"].mT
+        return with_head(model, theta, self.head, weight, weight.new_zeros(weight.shape[:2]))
 
 
 # One eigenvalue for each of N images and one for all that they do not span: no more than N + 1 steps.
@@ -157,38 +159,32 @@ _BY_CG = Implicit(linear_solver=CG(max_steps=200), curvature="gauss_newton")
 
 def _solve_ridge(problem: Problem, init: Params) -> Params:
     """Return ``Xᵀ (X Xᵀ + l2 I)⁻¹ Y``: as many equations as images, fewer than features."""
-    x, wanted = problem.data
+    x, targets = problem.data
     with full_digits(x.device.type):
         gram = x @ x.mT + problem.theta[".log_l2"].exp() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        return {"w": x.mT @ torch.linalg.solve(gram, wanted)}
+        return {"w": x.mT @ torch.linalg.solve(gram, targets)}
 
 
 def _require_known(tasks: Tasks, ignored: int | None) -> None:
-    """Refuse a query label that its task has no support example of; where the host may not look, trust the labels.
-
-    Raises
-    ------
-    ValueError
-        naming task and label.
-    """
-    known, asked = tasks.support.y, tasks.query.y
-    if asked.is_floating_point() or not host.may_read(asked):
+    """Refuse a query label that its task has no support example of; labels that the host may not read pass."""
+    if tasks.query.y.is_floating_point() or not host.may_read(tasks.query.y):
         return
-    there = (asked.flatten(1)[:, :, None] == known.flatten(1)[:, None]).any(2)
+    support, query = tasks.support.y.flatten(1), tasks.query.y.flatten(1)
+    known = (query[:, :, None] == support[:, None]).any(2)
     if ignored is not None:
-        there |= asked.flatten(1) == ignored
-    if not there.all():
-        task, place = (int(index) for index in (~there).nonzero()[0])
+        known |= query == ignored
+    if not known.all():
+        task, place = (int(index) for index in (~known).nonzero()[0])
         raise ValueError(
-            f"task {task} asks for label {int(asked[task].flatten()[place])}, of which its support set has no example: "
+            f"task {task} asks for label {int(query[task, place])}, of which its support set has no example: "
             "draw other tasks, or leave those queries out"
         )
 
 
 def without_head(model: nn.Module, head: Adapts) -> Params:
     """Return the model's weights as theta, but for the head's."""
-    mine = adapted(model, head)
-    return {name: leaf for name, leaf in base.weights_of_model(model).items() if name not in mine}
+    names = adapted(model, head)
+    return {name: leaf for name, leaf in base.weights_of_model(model).items() if name not in names}
 
 
 def features_of(model: nn.Module, theta: Params, head: Adapts, x: Any) -> Tensor:
@@ -196,19 +192,19 @@ def features_of(model: nn.Module, theta: Params, head: Adapts, x: Any) -> Tensor
     return Head.of(model, head).features(weights_of(theta), x).flatten(2)
 
 
-def seen(model: nn.Module, theta: Params, head: Adapts, support: AnyBatch) -> Features:
-    """Return what a classifier is made from."""
+def support_features(model: nn.Module, theta: Params, head: Adapts, support: AnyBatch) -> SupportFeatures:
+    """Return the features and targets of support sets."""
     features = features_of(model, theta, head, support.x)
-    # What is computed from them has theta's digits, though a network under autocast gives fewer.
+    # In theta's dtype: a network under autocast returns fewer digits.
     features = features.to(torch.promote_types(features.dtype, next(iter(theta.values()), features).dtype))
     if support.y.is_floating_point():
         if support.y.dim() != 3:
             raise ValueError(f"targets must be (T, N, outputs), got {tuple(support.y.shape)}: add the last axis")
-        return Features(features, support.y.to(features))
+        return SupportFeatures(features, support.y.to(features))
     if support.y.dim() != 2:
         raise ValueError(f"labels must be (T, N), got {tuple(support.y.shape)}")
-    ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads in a meta-step
-    return Features(features, (support.y[..., None] == ways).to(features))
+    ways = torch.arange(int(support.y.max()) + 1, device=support.y.device)  # all that the host reads
+    return SupportFeatures(features, (support.y[..., None] == ways).to(features))
 
 
 def with_head(model: nn.Module, theta: Params, head: Adapts, weight: Tensor, bias: Tensor) -> Params:
@@ -217,9 +213,9 @@ def with_head(model: nn.Module, theta: Params, head: Adapts, weight: Tensor, bia
     Raises
     ------
     MetagradError
-        if the model's head is none.
+        if the model's head is not a linear layer.
     """
     path = Head.of(model, head).path
     if not isinstance(model.get_submodule(path), nn.Linear):
         raise MetagradError(f"{path} is not a linear layer: what takes its place would not be the same network")
-    return base.whole({f"{path}.weight": weight, f"{path}.bias": bias}, theta)
+    return base.all_weights({f"{path}.weight": weight, f"{path}.bias": bias}, theta)

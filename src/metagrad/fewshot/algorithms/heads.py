@@ -1,8 +1,7 @@
-"""Methods that part the network: only its head adapts, or all but its head."""
+"""Methods that cut the network in two: only its head adapts, or all but its head."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -10,16 +9,14 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.fewshot import batched_forward, judging, module_lock
+from metagrad.fewshot import batched_forward, module_lock, task_losses
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.hyperparameters import weights_of
-from metagrad.fewshot.algorithms.maml import parted
+from metagrad.fewshot.algorithms.hyperparameters import require_positive, require_solves, weights_of
 from metagrad.fewshot.head import Adapts, Head, adapted
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import (
     CG,
     Adjoint,
-    Composed,
     GradientDescent,
     HessianFree,
     Implicit,
@@ -35,16 +32,16 @@ Features = Literal["cached", "recomputed"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptsHead(base.AdaptsWeights):
-    """A method whose tasks share the body and adapt the head; what the inner problem is they say themselves.
+    """A method whose tasks share the body and adapt the head; each subclass defines its inner problem.
 
     Parameters
     ----------
     head:
         what adapts: a pattern of parameter names, or a module of the network.
     features:
-        ``"cached"``: the body sees the images once, and every inner step and product begins at what it makes of them;
-        the head must be the network's last module. ``"recomputed"``: it sees them at each step, as published
-        implementations do. The same gradients to rounding.
+        ``"cached"``: the body runs once, and every inner step and product begins at its outputs; the head must be the
+        network's last module. ``"recomputed"``: the body runs at each step, as in published implementations. Both
+        give the same gradients to rounding.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
     """
@@ -56,43 +53,44 @@ class AdaptsHead(base.AdaptsWeights):
         if self.features not in ("cached", "recomputed"):
             raise MetagradError(f"features is 'cached' or 'recomputed', got {self.features!r}")
 
-    @abstractmethod
-    def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
-        """Return the inner problems."""
-
-    def problem(
-        self, model: nn.Module, theta: Params, support: AnyBatch, regulariser: Proximal | None = None
-    ) -> tuple[Composed, Params, AnyBatch]:
-        """Return the support loss as an objective in the head, the theta it depends on, and its data."""
-        composed = base.support_loss(model, self.loss)
+    def begun(
+        self,
+        model: nn.Module,
+        theta: Params,
+        support: AnyBatch,
+        start: Params,
+        solver: InnerSolver,
+        adjoint: Adjoint,
+        regulariser: Proximal | None = None,
+    ) -> base.Inner:
+        """Return the inner problems in the head, begun at ``start`` for each task."""
+        objective, body = base.support_loss(model, self.loss), self._body(model, theta)
         if self.features == "cached":
             head = Head.of(model, self.head)
-            linear = isinstance(head.module, nn.Linear)
-            return (
-                Composed(
-                    outputs=lambda phi, theta, batch: head.output(phi, batch.x),
-                    loss=composed.loss,
-                    regulariser=regulariser,
-                    outputs_of_tasks=lambda phi, theta, batch: head.outputs(phi, batch.x),
-                    loss_of_tasks=composed.loss_of_tasks,
-                    convex=linear and judging.is_convex(self.loss),
-                ),
-                {},
-                support._replace(x=head.features(self._shared(model, theta), support.x)),
+            data = support._replace(x=head.features(body, support.x))
+            objective = replace(
+                objective,
+                outputs=lambda phi, theta, batch: head.output(phi, batch.x),
+                outputs_of_tasks=lambda phi, theta, batch: head.outputs(phi, batch.x),
+                convex=isinstance(head.module, nn.Linear) and task_losses.is_convex(self.loss),
             )
-        return replace(composed, regulariser=regulariser), self._shared(model, theta), base.prepared(model, support)
+            body = {}
+        else:
+            data = base.prepared(model, support)
+        objective = replace(objective, regulariser=regulariser)
+        return base.Inner(objective, tree.expand(start, num_tasks(support)), body, data, solver, adjoint)
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
         """Return each task's outputs, ``(T, N, ways)``, for its inputs ``(T, N, ...)``."""
-        shared = self._shared(model, theta)
+        body = self._body(model, theta)
         if self.features == "cached":
             head = Head.of(model, self.head)
-            return head.outputs(solution.value, head.features(shared, x))
-        return batched_forward.outputs(model, base.whole(solution.value, shared), x)
+            return head.outputs(solution.value, head.features(body, x))
+        return batched_forward.outputs(model, base.all_weights(solution.value, body), x)
 
-    def _shared(self, model: nn.Module, theta: Params) -> Params:
-        mine = adapted(model, self.head)
-        return {name: leaf for name, leaf in weights_of(theta).items() if name not in mine}
+    def _body(self, model: nn.Module, theta: Params) -> Params:
+        head = adapted(model, self.head)
+        return {name: leaf for name, leaf in weights_of(theta).items() if name not in head}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +116,13 @@ class ANIL(AdaptsHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.require_positive(self, "inner_lr", "inner_steps")
+        require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss in the head, begun at theta's, and steps that are differentiated."""
-        mine, _ = parted(model, theta, self.head)
-        objective, depends, data = self.problem(model, theta, support)
+        start = {name: theta[name] for name in adapted(model, self.head)}
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        return base.Inner(objective, tree.expand(mine, num_tasks(support)), depends, data, solver, Unroll())
+        return self.begun(model, theta, support, start, solver, Unroll())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,21 +148,21 @@ class BOIL(base.AdaptsWeights):
     head: Adapts = "head.*"
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "inner_lr", "inner_steps")
+        require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss in the body, begun at theta's, and steps that are differentiated."""
-        head, rest = parted(model, theta, self.head)
-        if not rest:
+        head = adapted(model, self.head)
+        body = [name for name in theta if name not in head]
+        if not body:
             raise MetagradError(f"the head {self.head!r} is the whole network: nothing is left to adapt")
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        start, data = tree.expand(rest, num_tasks(support)), base.prepared(model, support)
-        return base.Inner(base.support_loss(model, self.loss), start, head, data, solver, Unroll())
+        return base.support_inner(self, model, theta, support, body, solver, Unroll())
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromFixedHead(AdaptsHead):
-    """Heads that are not meta-learned: every task begins at the one that the model holds, pulled to zero by ``l2``.
+    """A head that is not meta-learned: every task begins at the model's own, pulled to zero by ``l2``.
 
     Parameters
     ----------
@@ -180,28 +177,25 @@ class FromFixedHead(AdaptsHead):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.l2 != 0:
-            base.require_positive(self, "l2")
+            require_positive(self, "l2")
 
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's: none where the body is frozen."""
-        weights, mine = super().init(model), adapted(model, self.head)
-        if set(module_lock.weights(model)) <= set(mine):
+        weights, head = super().init(model), adapted(model, self.head)
+        if set(module_lock.weights(model)) <= set(head):
             raise MetagradError(f"the head {self.head!r} is the whole network: there is no body to meta-learn")
-        return {name: leaf for name, leaf in weights.items() if name not in mine}
+        return {name: leaf for name, leaf in weights.items() if name not in head}
 
-    def begun(
+    def begun_at_model(
         self, model: nn.Module, theta: Params, support: AnyBatch, solver: InnerSolver, adjoint: Adjoint
     ) -> base.Inner:
         """Return the inner problems, begun at the model's head."""
-        own, like = module_lock.weights(model), next(iter(theta.values()), None)
-        begin = {
-            name: own[name].detach().to(own[name].dtype if like is None else like.dtype)
-            for name in adapted(model, self.head)
-        }
-        start = tree.expand(begin, num_tasks(support))
+        weights, like = module_lock.weights(model), next(iter(theta.values()), None)
+        start = {name: weights[name].detach() for name in adapted(model, self.head)}
+        if like is not None:
+            start = {name: leaf.to(like.dtype) for name, leaf in start.items()}
         regulariser = Proximal(self.l2, towards="zero") if self.l2 else None
-        objective, depends, data = self.problem(model, theta, support, regulariser)
-        return base.Inner(objective, start, depends, data, solver, adjoint)
+        return self.begun(model, theta, support, start, solver, adjoint, regulariser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +223,12 @@ class ITDBiO(FromFixedHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.require_positive(self, "inner_lr", "inner_steps")
+        require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's inner problem, and steps that are differentiated."""
-        return self.begun(
-            model, theta, support, GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps), Unroll()
-        )
+        solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
+        return self.begun_at_model(model, theta, support, solver, Unroll())
 
 
 _NEWTON = HessianFree(max_steps=3)
@@ -272,7 +265,7 @@ class MemoryReduced(FromFixedHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.require_solves(self)
+        require_solves(self)
 
     @classmethod
     def published(cls, *, inner_lr: float = 0.1) -> MemoryReduced:
@@ -283,4 +276,4 @@ class MemoryReduced(FromFixedHead):
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's inner problem."""
-        return self.begun(model, theta, support, self.solver, self.adjoint)
+        return self.begun_at_model(model, theta, support, self.solver, self.adjoint)

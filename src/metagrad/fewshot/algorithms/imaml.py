@@ -7,11 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper
+from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper, require_positive, require_solves
 from metagrad.fewshot.head import Adapts, adapted
-from metagrad.fewshot.tasks import AnyBatch, num_tasks
+from metagrad.fewshot.tasks import AnyBatch
 from metagrad.implicit import CG, Adjoint, GradientDescent, Implicit, InnerSolver
 from metagrad.tree import Params
 
@@ -59,8 +58,8 @@ class IMAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "lam")
-        base.require_solves(self)
+        require_positive(self, "lam")
+        require_solves(self)
 
     @classmethod
     def published(cls) -> IMAML:
@@ -76,11 +75,5 @@ class IMAML(base.AdaptsWeights):
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's proximal problem, begun at theta."""
-        return base.Inner(
-            base.support_loss(model, self.loss, lam=hyper("lam", self.lam, self.learn_lam)),
-            tree.expand({name: theta[name] for name in adapted(model, self.adapts)}, num_tasks(support)),
-            theta,
-            base.prepared(model, support),
-            self.solver,
-            self.adjoint,
-        )
+        names, lam = adapted(model, self.adapts), hyper("lam", self.lam, self.learn_lam)
+        return base.support_inner(self, model, theta, support, names, self.solver, self.adjoint, lam=lam)

@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from metagrad import tree
 from metagrad.fewshot.algorithms import base
-from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper
+from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper, require_positive
 from metagrad.fewshot.head import Adapts, adapted
 from metagrad.fewshot.losses import CROSS_ENTROPY, Loss, Metric
-from metagrad.fewshot.tasks import AnyBatch, Tasks, num_tasks, some_tasks
+from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
 from metagrad.implicit import FirstOrder, GradientDescent, Unroll
 from metagrad.tree import Params
 
@@ -58,8 +57,8 @@ class MAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "inner_lr", "inner_steps")
-        Unroll(truncate=self.truncate, checkpoint=self.checkpoint)  # looks at both
+        require_positive(self, "inner_lr", "inner_steps")
+        Unroll(truncate=self.truncate, checkpoint=self.checkpoint)  # checks both
         if self.truncate is not None and self.learn_lr != "fixed":
             raise ValueError("a learned step size needs all steps: leave out truncate")
 
@@ -71,15 +70,9 @@ class MAML(base.AdaptsWeights):
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta, and steps that are differentiated."""
-        mine, shared = parted(model, theta, self.adapts)
-        return base.Inner(
-            base.support_loss(model, self.loss),
-            tree.expand(mine, num_tasks(support)),
-            shared,
-            base.prepared(model, support),
-            GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps),
-            Unroll(truncate=self.truncate, checkpoint=self.checkpoint),
-        )
+        solver = GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps)
+        adjoint = Unroll(truncate=self.truncate, checkpoint=self.checkpoint)
+        return base.support_inner(self, model, theta, support, adapted(model, self.adapts), solver, adjoint)
 
 
 def MetaSGD(
@@ -105,19 +98,12 @@ class FOMAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "inner_lr", "inner_steps")
+        require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
-        mine, shared = parted(model, theta, self.adapts)
-        return base.Inner(
-            base.support_loss(model, self.loss),
-            tree.expand(mine, num_tasks(support)),
-            shared,
-            base.prepared(model, support),
-            GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps),
-            FirstOrder(),
-        )
+        solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
+        return base.support_inner(self, model, theta, support, adapted(model, self.adapts), solver, FirstOrder())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,39 +119,26 @@ class Reptile(base.AdaptsWeights):
     inner_steps: int = 5
 
     def __post_init__(self) -> None:
-        base.require_positive(self, "inner_lr", "inner_steps")
+        require_positive(self, "inner_lr", "inner_steps")
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
-        mine, shared = parted(model, theta, "*")
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        start, data = tree.expand(mine, num_tasks(support)), base.prepared(model, support)
-        return base.Inner(base.support_loss(model, self.loss), start, shared, data, solver, FirstOrder())
+        return base.support_inner(self, model, theta, support, adapted(model, "*"), solver, FirstOrder())
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
     ) -> base.MetaLoss:
         """Return the query loss as the value, with ``theta − phi`` as the gradient."""
-        size, total = query_chunk or len(tasks), len(tasks)
+        size = query_chunk or len(tasks)
         with torch.no_grad():
             solution = self.adapt(model, theta, tasks.support)
-            parts = []
-            for first in range(0, total, size):
+            chunks = []
+            for first in range(0, len(tasks), size):
                 here = slice(first, first + size)
                 phi = {name: leaf[here] for name, leaf in solution.value.items()}
-                parts.append(
-                    base.judged(self, model, theta, replace(solution, value=phi), some_tasks(tasks.query, here))
-                )
-            value, score = (torch.cat(part) for part in zip(*parts, strict=True))
-        apart = torch.stack([(theta[name] - leaf.mean(0)).square().sum() for name, leaf in solution.value.items()])
-        loss = value.mean() + apart.sum() / 2 - apart.sum().detach() / 2
+                chunks.append(self.judge(model, theta, replace(solution, value=phi), some_tasks(tasks.query, here)))
+            value, score = (torch.cat(column) for column in zip(*chunks, strict=True))
+        squares = torch.stack([(theta[name] - leaf.mean(0)).square().sum() for name, leaf in solution.value.items()])
+        loss = value.mean() + squares.sum() / 2 - squares.sum().detach() / 2
         return base.MetaLoss(loss, score, solution, base.metric_of(self))
-
-
-def parted(model: nn.Module, theta: Params, adapts: Adapts) -> tuple[Params, Params]:
-    """Return the weights that tasks begin at, and the rest of theta, which the inner problem may depend on.
-
-    The first enter as the start only.
-    """
-    mine = {name: theta[name] for name in adapted(model, adapts)}
-    return mine, {name: leaf for name, leaf in theta.items() if name not in mine}

@@ -1,6 +1,6 @@
-"""Looking at a network before it is meta-learned: what of it runs how, and whether its derivatives are right.
+"""A check of a network before it is meta-learned: how its parts run, and whether its derivatives are right.
 
-No method asks for it: every network runs. What is known to go wrong is known by its kind, and runs another way.
+The check is optional: every method takes every network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from metagrad import torch_modes, tree
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.fewshot import batched_forward, module_lock, norms
-from metagrad.fewshot.returned import described
+from metagrad.fewshot.returned import describe
 from metagrad.implicit import Composed, Problem
 from metagrad.task_functions import draws
 from metagrad.tree import Params
@@ -31,23 +31,23 @@ class NetworkCheck:
     Attributes
     ----------
     runs:
-        ``"layers"``: its layers take all tasks at once; ``"vmap"``: ``torch.vmap`` does; ``"one by one"``.
+        ``"layers"``: its layers take all tasks at once; ``"vmap"``: it runs under ``torch.vmap``; ``"one by one"``.
     because:
         what keeps tasks from running at once; ``None`` where they do.
     learned, frozen:
-        how many weights there are to learn, and how many are frozen (``requires_grad=False``): those stay the model's.
+        how many weights are trainable, and how many are frozen (``requires_grad=False``): those stay the model's.
     frozen_names:
         the names of the frozen ones.
     by_the_batch:
-        batch norms that go by the batch at hand; those in eval mode do not.
+        batch norms that use the statistics of the batch at hand; those in eval mode do not.
     dropout_off:
-        modules that drop or draw while they train: off while a task adapts, as in eval mode. ``"forward"`` where the
-        forward pass does so by a function.
+        modules that drop or draw in training mode: they are off while a task adapts, as in eval mode. ``"forward"``
+        where the forward pass does so by a function.
     transductive:
         whether an example's outputs depend on the others of its batch.
     error:
         relative difference between a curvature product of two tasks at once and one at a time, in float64; ``None``
-        where there is nothing to learn.
+        where nothing is trainable.
     """
 
     runs: Literal["layers", "vmap", "one by one"]
@@ -63,10 +63,10 @@ class NetworkCheck:
 
 @torch_modes.recording()
 def check_network(model: nn.Module, x: Any) -> NetworkCheck:
-    """Say how ``model`` runs for many tasks, and measure that it is differentiated rightly; the model is left alone.
+    """Return how ``model`` runs for many tasks, and check its derivatives; the model stays as it is.
 
-    One curvature product in the weights to learn is taken for two tasks at once and compared with one task at a time,
-    and that with its transpose.
+    One curvature product in the trainable weights is computed for two tasks at once and compared with one task at a
+    time, and that with its transpose.
 
     Parameters
     ----------
@@ -87,19 +87,18 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
     lazy = nn.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(isinstance(part, lazy) for part in (*model.parameters(), *model.buffers())):
         raise MetagradError("the network has lazy modules, whose weights are not there yet: call it once before")
-    rows = _rows(x)
-    if rows == 0:
+    if _num_examples(x) == 0:
         raise MetagradError("there are no example inputs, so nothing can be looked at: give a few")
     for leaf in pytree.tree_leaves(x):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             raise MetagradError("the example inputs hold numbers that are not finite: give ordinary ones")
-    _refuse_what_differs(model, x, rows)
+    _require_stateless(model, x)
     weights = module_lock.weights(model)
     names = [name for name, leaf in weights.items() if leaf.requires_grad]
     with module_lock.LOCK:
         double = copy.deepcopy(model).double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetagradWarning)  # what they say is returned
+        warnings.simplefilter("ignore", MetagradWarning)  # `because` says the same
         error = _compare_products(double, tree.map_tensors(_double, x), names) if names else None
     because, modules = batched_forward.one_by_one(double), list(model.named_modules())
     frozen = [name for name in weights if name not in names]
@@ -109,17 +108,17 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
         learned=sum(weights[name].numel() for name in names),
         frozen=sum(weights[name].numel() for name in frozen),
         frozen_names=tuple(frozen),
-        by_the_batch=tuple(name for name, module in modules if norms.looks_at_the_batch(module)),
-        dropout_off=tuple(name for name, module in modules if _drops(module)) or _drops_by_itself(model, x),
+        by_the_batch=tuple(name for name, module in modules if norms.uses_batch_statistics(module)),
+        dropout_off=tuple(name for name, module in modules if _drops(module)) or _drops_by_function(model, x),
         transductive=norms.is_transductive(model) or _mixes_examples(model, x),
         error=error,
     )
 
 
 def admit(model: nn.Module, x: Any) -> nn.Module:
-    """Return a copy of ``model`` without running averages, looked at by :func:`check_network`.
+    """Return a copy of ``model`` without running averages, after :func:`check_network`.
 
-    A batch norm in training mode is swapped for :class:`metagrad.fewshot.norms.BatchNorm` (same parameters, no running
+    A batch norm in training mode is replaced by :class:`metagrad.fewshot.norms.BatchNorm` (same parameters, no running
     averages, in any mode), with a warning that names it; one in eval mode, and every other module, stays.
 
     Parameters
@@ -134,10 +133,9 @@ def admit(model: nn.Module, x: Any) -> nn.Module:
     """
     with module_lock.LOCK:
         model = copy.deepcopy(model)
-    swapped = _swap_norms(model)
-    if swapped:
+    if replaced := _replace_norms(model):
         warnings.warn(
-            f"replaced {', '.join(swapped)} by metagrad's version, which always normalises by the batch at hand and "
+            f"replaced {', '.join(replaced)} by metagrad's version, which always normalises by the batch at hand and "
             "keeps no running averages; one that is to stay as it was trained goes into eval mode first",
             MetagradWarning,
             stacklevel=2,
@@ -146,23 +144,16 @@ def admit(model: nn.Module, x: Any) -> nn.Module:
     return model
 
 
-def _swap_norms(model: nn.Module) -> list[str]:
-    swapped = []
+def _replace_norms(model: nn.Module) -> list[str]:
+    replaced = []
     for parent_name, parent in list(model.named_modules()):
         for name, child in list(parent.named_children()):
-            replacement = _replacement(child)
-            if replacement is not None:
-                for key in ("weight", "bias"):
-                    setattr(replacement, key, getattr(child, key, None))
-                setattr(parent, name, replacement)
-                swapped.append(f"{parent_name}.{name}".lstrip(".") + f" ({type(child).__name__})")
-    return swapped
-
-
-def _replacement(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and norms.looks_at_the_batch(module):
-        return norms.BatchNorm(module.num_features, eps=module.eps, affine=module.affine)
-    return None
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and norms.uses_batch_statistics(child):
+                ours = norms.BatchNorm(child.num_features, eps=child.eps, affine=child.affine)
+                ours.weight, ours.bias = child.weight, child.bias
+                setattr(parent, name, ours)
+                replaced.append(f"{parent_name}.{name}".lstrip(".") + f" ({type(child).__name__})")
+    return replaced
 
 
 def _drops(module: nn.Module) -> bool:
@@ -173,21 +164,23 @@ def _drops(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU)
 
 
-def _drops_by_itself(model: nn.Module, x: Any) -> tuple[str, ...]:
-    """Whether a network without such modules gives other outputs the second time, where torch's functions may drop."""
+def _drops_by_function(model: nn.Module, x: Any) -> tuple[str, ...]:
+    """Return ``("forward",)`` if two calls of the network as it is give different outputs."""
     with module_lock.LOCK, norms.stateless(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        one, other = model(x), model(x)
-    return () if torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True) else ("forward",)
+        return () if _same(model(x), model(x)) else ("forward",)
 
 
-def _rows(x: Any) -> int:
-    """Return how many examples there are."""
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _num_examples(x: Any) -> int:
     try:
         return tree.num_tasks(x)
     except ValueError as error:
         raise MetagradError(
             "the inputs are a tensor, (N, ...), or a nest of dictionaries, tuples and lists of such, with the same N "
-            f"everywhere, got {described(x)}"
+            f"everywhere, got {describe(x)}"
         ) from error
 
 
@@ -195,8 +188,8 @@ def _double(leaf: Tensor) -> Tensor:
     return leaf.double() if leaf.is_floating_point() else leaf
 
 
-def _refuse_what_differs(model: nn.Module, x: Any, rows: int) -> None:
-    """Refuse outputs of another length, buffers that change, and outputs that are others the second time."""
+def _require_stateless(model: nn.Module, x: Any) -> None:
+    """Refuse outputs of another length, buffers that change, and outputs that differ the second time."""
     with module_lock.LOCK, torch.no_grad():
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:
@@ -205,12 +198,12 @@ def _refuse_what_differs(model: nn.Module, x: Any, rows: int) -> None:
             for name, buffer in model.named_buffers():
                 if not torch.equal(buffer, before[name]):
                     buffer.copy_(before[name])
-    if outputs.dim() == 0 or len(outputs) != rows:
+    if outputs.dim() == 0 or len(outputs) != _num_examples(x):
         raise MetagradError(
-            f"the model must return one tensor with a row for each of its {rows} inputs, got shape "
+            f"the model must return one tensor with a row for each of its {_num_examples(x)} inputs, got shape "
             f"{tuple(outputs.shape)}: wrap it in a module that does"
         )
-    if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+    if not _same(outputs, again):
         raise MetagradError(draws("other outputs for the same inputs"))
 
 
@@ -220,20 +213,20 @@ def _run(model: nn.Module, x: Any) -> Tensor:
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         by_name = "; one that takes them by name is wrapped in a module that calls it so, `self.network(**x)`"
         by_name = by_name if isinstance(x, Mapping) else ""
-        digits = {str(leaf.dtype) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)}
+        dtypes = {str(leaf.dtype) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)}
         raise MetagradError(
-            f"the model does not take the example inputs, {described(x)} of {', '.join(sorted(digits))}: "
+            f"the model does not take the example inputs, {describe(x)} of {', '.join(sorted(dtypes))}: "
             f"{type(error).__name__}: {in_short(error, 160)}{by_name}"
         ) from error
 
 
 def _mixes_examples(model: nn.Module, x: Any) -> bool:
     """Whether the first example's outputs change when the others do."""
-    if _rows(x) < 2:
+    if _num_examples(x) < 2:
         return False
 
     def with_others(leaf: Tensor) -> Tensor:
-        # Whole numbers may be indices, which bear no arithmetic.
+        # Whole numbers may be indices: doubled, they may be out of range.
         others = leaf[1:].flip(-1) * 2 if leaf.is_floating_point() else leaf[:1].expand_as(leaf[1:])
         return torch.cat([leaf[:1], others])
 
@@ -243,7 +236,7 @@ def _mixes_examples(model: nn.Module, x: Any) -> bool:
 
 
 def _compare_products(model: nn.Module, x: Any, names: list[str]) -> float:
-    """Return how far ``H v`` for two tasks at once is from one task at a time, relatively; refuse what is wrong."""
+    """Return the relative difference of ``H v`` for two tasks at once and one at a time; refuse a wrong one."""
     weights = module_lock.weights(model)
     device = weights[names[0]].device
     generator = torch.Generator(device=device).manual_seed(0)
@@ -255,33 +248,32 @@ def _compare_products(model: nn.Module, x: Any, names: list[str]) -> float:
     objective = Composed(
         outputs=lambda phi, theta, data: module_lock.call(model, phi, data[0]),
         loss=lambda outputs, data: (outputs * data[1]).sum() + outputs.square().sum(),
-        outputs_of_tasks=lambda phi, theta, data: batched_forward.outputs(
-            model, phi, data[0]
-        ),  # the way it will be run
+        outputs_of_tasks=lambda phi, theta, data: batched_forward.outputs(model, phi, data[0]),  # as methods run it
     )
     phi, v, u = ({name: around(weights[name]) for name in names} for _ in range(3))
     with torch.no_grad():
         outputs = _run(model, x)
-        weighing = torch.randn(2, *outputs.shape, dtype=outputs.dtype, device=device, generator=generator)
+        coefficients = torch.randn(2, *outputs.shape, dtype=outputs.dtype, device=device, generator=generator)
     try:
-        alone = torch.stack([_product(objective, phi, v, (x, weighing[task]), task) for task in range(2)])
-        other = _product(objective, phi, u, (x, weighing[0]), 0)
+        alone = torch.stack([_product(objective, phi, v, (x, coefficients[task]), task) for task in range(2)])
+        transposed = _product(objective, phi, u, (x, coefficients[0]), 0)
     except (RuntimeError, NotImplementedError) as error:
         raise MetagradError(
             f"the network has no second derivative, and only first-order methods (FOMAML, Reptile) do without: "
             f"{in_short(error, 160)}"
         ) from error
-    one, two = (torch.cat([leaf[0].flatten() for leaf in part.values()]) for part in (u, v))
-    skew, size = (one @ alone[0] - two @ other).abs(), one.norm() * alone[0].norm() + two.norm() * other.norm()
-    if skew > 1e-9 * size:  # torch passes over what is differentiable once, and the rest looks like a derivative
+    u0, v0 = (torch.cat([leaf[0].flatten() for leaf in part.values()]) for part in (u, v))
+    skew = (u0 @ alone[0] - v0 @ transposed).abs()
+    size = u0.norm() * alone[0].norm() + v0.norm() * transposed.norm()
+    if skew > 1e-9 * size:  # torch ignores parts that are differentiable once only, without an error
         raise MetagradError(
             f"the network has no right second derivative (its Hessian is not symmetric, {float(skew / size):.1e} off): "
             "a function in it is differentiable once only; write it in primitives, or take a first-order method "
             "(FOMAML, Reptile)"
         )
     twice = tree.map_tensors(lambda leaf: leaf.expand(2, *leaf.shape), x)
-    found = Problem(objective, {}, (twice, weighing)).curvature(phi, "hessian")(v)
-    together = torch.cat([found[name].reshape(2, -1) for name in names], 1)
+    product = Problem(objective, {}, (twice, coefficients)).curvature(phi, "hessian")(v)
+    together = torch.cat([product[name].reshape(2, -1) for name in names], 1)
     off = float(((together - alone).norm(dim=1) / alone.norm(dim=1).clamp(min=1e-4)).max())
     if off > 1e-8:
         raise MetagradError(
@@ -299,5 +291,5 @@ def _product(objective: Composed, phi: Params, v: Params, data: tuple[Any, Tenso
     inner = torch.stack([(g * v[name][task]).sum() for name, g in zip(p, gradient, strict=True)]).sum()
     if not inner.requires_grad:  # linear
         return torch.cat([leaf.detach().flatten() * 0 for leaf in p.values()])
-    found = torch.autograd.grad(inner, list(p.values()), materialize_grads=True)
-    return torch.cat([part.flatten() for part in found])
+    product = torch.autograd.grad(inner, list(p.values()), materialize_grads=True)
+    return torch.cat([part.flatten() for part in product])

@@ -1,4 +1,4 @@
-"""Networks that are not ours: how they run, what is swapped, what cannot be right."""
+"""Batch norms: ours has torch's values, admit replaces those that train, and those in eval mode stay."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from metagrad import GradientDescent
 from metagrad.classifier.network import ordinary
-from metagrad.errors import MetagradError, MetagradWarning
+from metagrad.errors import MetagradWarning
 from metagrad.fewshot import (
     FOMAML,
     IMAML,
@@ -17,6 +17,7 @@ from metagrad.fewshot import (
     Tasks,
     admit,
     batched_forward,
+    check_network,
     is_transductive,
     meta_gradient,
 )
@@ -61,105 +62,10 @@ def test_a_users_network_is_swapped_with_a_warning_and_trains():
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in theta.values())
 
 
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale, self.gain = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return x.flatten(1)[:, :3] * self.scale * self.gain
-
-
-def test_any_other_module_is_measured_and_admitted():
-    assert FOMAML().init(admit(Scaled(), torch.randn(4, 6)))["scale"].requires_grad
-
-
-class Counts(Scaled):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls += 1
-        return super().forward(x)
-
-
-class WrongTwice(torch.autograd.Function):
-    """Identity whose second derivative is wrong when it is batched: it mixes the tasks."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x):
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].cos()
-
-    @staticmethod
-    def vmap(info, in_dims, x):
-        return x.detach() + (x - x.detach()) * x.detach().cos(), in_dims[0]
-
-
-class Wrong(Scaled):
-    def forward(self, x):
-        return WrongTwice.apply(super().forward(x))
-
-
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (Counts(), "changes buffer calls"),
-        (Wrong(), "wrong under vmap"),
-        (
-            nn.LSTM(6, 3),
-            r"\(LSTM\) returns a tuple of 0: \(4, 3\), .*one tensor of outputs is needed.*self\.network\(x\)\[0\]",
-        ),
-        (nn.Sequential(nn.Flatten(0), nn.Linear(24, 3)), r"a row for each of its 4 inputs, got shape \(3,\)"),
-    ],
-    ids=["buffer", "wrong", "several", "one row"],
-)
-def test_what_cannot_be_right_is_refused(model, says):
-    with pytest.raises(MetagradError, match=says):
-        admit(model, torch.randn(4, 6))
-
-
 def test_admit_leaves_known_networks_as_they_are():
     model = Conv4(5, filters=4)
     again = admit(copy.deepcopy(model), torch.rand(5, 1, 28, 28))
     assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]
-
-
-class Centred(Scaled):
-    def forward(self, x):
-        return super().forward(x - x.mean(0))
-
-
-def test_a_network_that_mixes_its_examples_is_found_out():
-    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    assert is_transductive(admit(Centred(), x))
-    assert not is_transductive(admit(Scaled(), x))
-
-
-def test_frozen_layers_stay_frozen():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 3))
-    model[1].requires_grad_(False)
-    theta = IMAML().init(model)
-    assert set(theta) == {"3.weight", "3.bias"}
-    meta_gradient(IMAML(solver=GradientDescent(lr=0.1, max_steps=2)), model, theta, drawn())
-    assert theta["3.weight"].grad.norm() > 0
-    assert model[1].weight.grad is None
-
-
-def test_a_network_of_indices_is_admitted():
-    """Whole numbers bear no arithmetic: doubled, an index is beyond the table."""
-    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 3))
-    assert not is_transductive(admit(model, torch.randint(0, 10, (4, 3))))
 
 
 def pretrained():
@@ -196,3 +102,12 @@ def test_a_batch_norm_that_trains_goes_by_the_batch_and_says_so():
     x = drawn().support.x[0]
     said = ordinary(model, dict(model.named_parameters()), x)(x)
     torch.testing.assert_close(said, model(x))
+
+
+def test_a_batch_norm_counts_by_its_mode():
+    model, x = user_network(), torch.randn(6, 1, 8, 8)
+    found = check_network(model, x)
+    assert (found.by_the_batch, found.transductive) == (("1",), True)
+    assert model[1].num_batches_tracked == 0
+    found = check_network(model.eval(), x)
+    assert (found.by_the_batch, found.transductive) == ((), False)

@@ -1,4 +1,4 @@
-"""Each task's loss and metric, whether the loss is one of ours, for all tasks at once, or a function of one task."""
+"""Each task's loss and metric, from a loss of ours for all tasks at once, or from a user's function of one task."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from metagrad.fewshot.losses import ExampleLoss, Loss, Metric, mean_of_tasks
 from metagrad.fewshot.tasks import AnyBatch
 
 
-class Scored:
-    """What has a ``score`` and says which ``metric`` it is."""
+class HasMetric:
+    """A result with a ``score``, and the ``metric`` that it is."""
 
     score: Any
     metric: str
@@ -46,7 +46,7 @@ def loss_of_tasks(loss: Loss, outputs: Tensor, batch: AnyBatch) -> Tensor:
     """
     if isinstance(loss, ExampleLoss):
         return loss.of_tasks(outputs, batch.y, batch.weight)
-    return _own(loss, _each_task(loss, outputs, batch.y), outputs, batch.weight)
+    return _mean_of_own(loss, _each_task(loss, outputs, batch.y), outputs, batch.weight)
 
 
 def loss_of_one(loss: Loss, outputs: Tensor, batch: AnyBatch) -> Tensor:
@@ -54,32 +54,25 @@ def loss_of_one(loss: Loss, outputs: Tensor, batch: AnyBatch) -> Tensor:
     alone = tree.map_tensors(lambda leaf: leaf.unsqueeze(0), batch._replace(x=None))
     if isinstance(loss, ExampleLoss):
         return loss_of_tasks(loss, outputs.unsqueeze(0), alone).squeeze(0)
-    found = loss(outputs, batch.y)
-    _require_tensor(found)
-    return _own(loss, found.unsqueeze(0), outputs.unsqueeze(0), alone.weight).squeeze(0)
+    value = _require_tensor(loss(outputs, batch.y))
+    return _mean_of_own(loss, value.unsqueeze(0), outputs.unsqueeze(0), alone.weight).squeeze(0)
 
 
 def score_of_tasks(loss: Loss, metric: Metric | None, outputs: Tensor, targets: Any, losses: Tensor) -> Tensor:
-    """Return each task's metric, ``(T,)``: an own one, the loss's, or where it has none its value."""
+    """Return each task's metric, ``(T,)``: ``metric``, or the loss's own, or where it has none its value."""
     if metric is not None:
-        alone = zip(outputs, _tasks_of(targets, len(outputs)), strict=True)
-        return torch.stack([torch.as_tensor(metric(one, y), device=losses.device).float().mean() for one, y in alone])
+        return mean_of_each(metric, len(outputs), outputs, targets).to(losses.device)
     return loss.score(outputs, targets) if isinstance(loss, ExampleLoss) else losses.detach()
 
 
-def of_each_task(metric: Callable[..., Any], phi: Any, theta: Any, batch: Any) -> Tensor:
-    """Return an own function of one task's phi, of theta and its batch, for each task: ``(T,)``."""
-    tasks = tree.num_tasks(phi)
-    return torch.stack(
-        [
-            torch.as_tensor(metric(one, theta, part)).float().mean()
-            for one, part in zip(_tasks_of(phi, tasks), _tasks_of(batch, tasks), strict=True)
-        ]
-    )
+def mean_of_each(metric: Callable[..., Any], tasks: int, *arguments: Any) -> Tensor:
+    """Return the mean of a user's function of one task for each task, ``(T,)``; arguments have a task axis."""
+    split = zip(*(_tasks_of(argument, tasks) for argument in arguments), strict=True)
+    return torch.stack([torch.as_tensor(metric(*one)).float().mean() for one in split])
 
 
 def metric_name(loss: Loss, metric: Metric | None) -> str:
-    """Return what the metric is called."""
+    """Return the metric's name."""
     if metric is not None:
         return str(getattr(metric, "__name__", type(metric).__name__))
     return loss.metric if isinstance(loss, ExampleLoss) else "loss"
@@ -91,7 +84,7 @@ def is_convex(loss: Loss) -> bool:
 
 
 def require_targets(loss: Loss, batch: AnyBatch, what: str) -> None:
-    """Look at targets before anything is computed.
+    """Refuse wrong targets before anything is computed.
 
     Raises
     ------
@@ -105,40 +98,39 @@ def require_targets(loss: Loss, batch: AnyBatch, what: str) -> None:
 
 
 def _each_task(loss: Loss, outputs: Tensor, targets: Any) -> Tensor:
-    """Return an own loss of each task: at once where torch can, or else one task at a time."""
+    """Return a user's loss of each task: at once where torch can, or else one task at a time."""
     try:
         return torch.vmap(loss)(outputs, targets)
     except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
-        found = [loss(one, y) for one, y in zip(outputs, _tasks_of(targets, len(outputs)), strict=True)]
-        for value in found:
-            _require_tensor(value)
-        return torch.stack(found)
+        split = zip(outputs, _tasks_of(targets, len(outputs)), strict=True)
+        return torch.stack([_require_tensor(loss(one, y)) for one, y in split])
 
 
 def _tasks_of(targets: Any, tasks: int) -> list[Any]:
     return [tree.map_tensors(operator.itemgetter(task), targets) for task in range(tasks)]
 
 
-def _own(loss: Loss, found: Tensor, outputs: Tensor, weight: Tensor | None) -> Tensor:
-    """Return ``(T,)`` from what an own loss gave each task."""
+def _mean_of_own(loss: Loss, values: Tensor, outputs: Tensor, weight: Tensor | None) -> Tensor:
+    """Return ``(T,)`` from the values, scalars or one an example, of a user's loss."""
     name = getattr(loss, "__name__", type(loss).__name__)
-    if found.shape == outputs.shape[:2]:
-        return mean_of_tasks(found, None, weight)
-    if found.shape != outputs.shape[:1]:
+    if values.shape == outputs.shape[:2]:
+        return mean_of_tasks(values, None, weight)
+    if values.shape != outputs.shape[:1]:
         raise ValueError(
             f"the loss {name} must return a scalar or one value for each of a task's {outputs.shape[1]} examples, got "
-            f"{tuple(found.shape[1:])}"
+            f"{tuple(values.shape[1:])}"
         )
     if weight is not None:
         raise ValueError(
             f"examples have weights, and the loss {name} returns their mean: let it return one value an example "
             "(reduction='none')"
         )
-    return found
+    return values
 
 
-def _require_tensor(found: Any) -> None:
-    if not isinstance(found, Tensor):
-        raise ValueError(f"the loss must return a tensor, got {type(found).__name__}")
+def _require_tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the loss must return a tensor, got {type(value).__name__}")
+    return value
