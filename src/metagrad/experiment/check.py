@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
@@ -68,7 +68,7 @@ def check_run(
         )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
     precision = run.experiment.compute.precision
-    with arithmetic(precision, where):  # leaves float64 alone
+    with precision_context(precision, where):  # leaves float64 alone
         found = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
     return {**facts, **found, "precision": precision, "versions": versions()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from metagrad.data.reading import Reading
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.episodes import Episodes
 from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
@@ -167,15 +168,18 @@ def of_record(record: dict[str, Any]) -> tuple[Experiment, dict[str, Any]]:
     config = TrainConfig(**record["config"]).resolved(record["dataset"])
     if any(getattr(config, name) != value for name, value in record["config"].items()):
         raise ValueError("an option has no value")
-    return experiment_of(config, record["dataset"]), _data(record)
+    return experiment_of(config, record["dataset"]), _data(record, config)
 
 
-def _data(record: dict[str, Any]) -> dict[str, Any]:
-    found = {key: record[key] for key in ("data_dir", "split") if record.get(key) is not None}
-    if record.get("image_size") is not None:
-        channels = 1 if record["dataset"] in ("omniglot", "glyphs") else 3
-        found["inputs"] = [channels, record["image_size"], record["image_size"]]
-    return {"digest": record["data_digest"], "outputs": record["config"]["ways"], **found}
+def _data(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return what format 2 keeps of the data."""
+    reading = Reading.of(record["dataset"], record.get("image_size") or config.image_size)
+    return {
+        "digest": record["data_digest"],
+        "inputs": [reading.channels, reading.size, reading.size],
+        "outputs": config.ways,
+        **{key: record[key] for key in ("data_dir", "split") if record.get(key) is not None},
+    }
 
 
 def trained_as(record: dict[str, Any]) -> dict[str, Any]:

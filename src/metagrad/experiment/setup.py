@@ -95,29 +95,26 @@ def learned(
 
 
 def open_sources(
-    run: Run, *, data_dir: Path | None = None, device: str | None = None, progress: Progress | None = None
+    run: Run, *, data_dir: str | Path | None = None, device: str | None = None, progress: Progress | None = None
 ) -> Sources:
-    """Open the tasks that a run was made with.
-
-    Raises
-    ------
-    MetagradError
-        if its data are not there, or are others.
-    """
-    data, where = run.data, None if data_dir is None else Path(data_dir)
-    remembered = data.get("data_dir")
-    if "split" not in data and (os.environ.get("METAGRAD_DATA") or not os.path.exists(remembered or "")):
-        remembered = None  # where to look was said anew, or they were moved
-    on = choose_device(device or run.experiment.compute.device)
+    """Open the tasks that a run was made with; see :meth:`Run.open_tasks`."""
+    where, recorded = data_dir, run.data.get("data_dir")
+    moved = os.environ.get("METAGRAD_DATA") or not os.path.exists(recorded or "")
+    if where is None and ("split" in run.data or not moved):
+        where = recorded or None
     sources = open_tasks(
         run.experiment.tasks,
-        device=on,
+        device=choose_device(device or run.experiment.compute.device),
         seeds=run.seeds,
-        data_dir=where or (Path(remembered) if remembered else None),
-        split=data.get("split"),
+        data_dir=None if where is None else Path(where),
+        split=run.data.get("split"),
         progress=progress,
     )
-    run.require_data(sources, where or remembered)
+    if sources.digest != run.data["digest"]:
+        raise MetagradError(
+            f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} began with: "
+            "restore the files as they were, pass another --data-dir, or begin a new run"
+        )
     return sources
 
 
