@@ -78,11 +78,11 @@ class Ranks:
         """
         if self.world == 1:
             return numbers
-        asked = [leaf for leaf in theta.values() if leaf.grad is not None]
+        leaves = [leaf for leaf in theta.values() if leaf.grad is not None]
         # One message: 28,000 to 112,000 numbers cost no more than one, eighteen messages cost eighteen times as much.
-        buffer = torch.cat([leaf.grad.flatten() * share for leaf in asked if leaf.grad is not None] + [numbers])
-        parts = self.sum(buffer).split([leaf.numel() for leaf in asked] + [len(numbers)])
-        for leaf, part in zip(asked, parts[:-1], strict=True):
+        buffer = torch.cat([leaf.grad.flatten() * share for leaf in leaves if leaf.grad is not None] + [numbers])
+        parts = self.sum(buffer).split([leaf.numel() for leaf in leaves] + [len(numbers)])
+        for leaf, part in zip(leaves, parts[:-1], strict=True):
             leaf.grad = part.view(leaf.shape)
         return parts[-1]
 
@@ -101,11 +101,11 @@ class Ranks:
         """Raise MetagradError naming the first rank and fact that differs from rank 0's."""
         if self.world == 1:
             return
-        found: list[Any] = [None] * self.world
+        all_facts: list[Any] = [None] * self.world
         with _lost_ranks():
-            dist.all_gather_object(found, dict(facts))
-        for rank, theirs in enumerate(found):
-            for name, value in found[0].items():
+            dist.all_gather_object(all_facts, dict(facts))
+        for rank, theirs in enumerate(all_facts):
+            for name, value in all_facts[0].items():
                 if theirs.get(name) != value:
                     raise MetagradError(
                         f"rank {rank} has {name} {theirs.get(name)!r}, rank 0 has {value!r}: start all ranks alike"
@@ -123,16 +123,16 @@ def _number(variable: str, default: int | None = None) -> int:
     MetagradError
         naming the variable, if it holds anything else.
     """
-    found = os.environ.get(variable)
-    if found is None and default is not None:
+    text = os.environ.get(variable)
+    if text is None and default is not None:
         return default
-    if found is None or not re.fullmatch("[0-9]{1,9}", found):
-        what = "is not set" if found is None else f"is {found[:40]!r}"
+    if text is None or not re.fullmatch("[0-9]{1,9}", text):
+        what = "is not set" if text is None else f"is {text[:40]!r}"
         raise MetagradError(
             f"the environment variable {variable} {what}, not a whole number as torchrun sets it: "
             "start with torchrun, or unset WORLD_SIZE and the like"
         )
-    return int(found)
+    return int(text)
 
 
 def started() -> bool:
@@ -147,8 +147,8 @@ def restarted() -> bool:
 
 def launch_id() -> str | None:
     """Return the name that ``torchrun`` gave this launch, the same after a restart; ``None`` without one."""
-    found = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if found == "none" else found
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
 
 
 def local_device(name: str) -> str:

@@ -33,11 +33,11 @@ def parse(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        found = json.loads(text, object_pairs_hook=_each_name_once, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=_each_name_once, parse_int=_whole)
     except RecursionError:
         raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
-    _require_plain(found)
-    return found
+    _require_plain(value)
+    return value
 
 
 def read(path: Path) -> Any:
@@ -104,16 +104,16 @@ def _whole(digits: str) -> int:
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has the name {twice[:40]!r} twice")
-    return found
+    return value
 
 
-def _require_plain(found: Any) -> None:
-    pending = [(found, 1)]
+def _require_plain(root: Any) -> None:
+    pending = [(root, 1)]
     while pending:
         value, depth = pending.pop()
         if depth > _DEEPEST:

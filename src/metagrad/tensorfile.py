@@ -126,9 +126,9 @@ def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
 
     def one(item: tuple[str, Tensor]) -> bytes:
         name, leaf = item
-        found = hashlib.sha256(f"{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
-        found.update(_bytes(leaf))
-        return found.digest()
+        sha = hashlib.sha256(f"{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
+        sha.update(_bytes(leaf))
+        return sha.digest()
 
     items = sorted(tensors.items())
     if sum(leaf.nbytes for leaf in tensors.values()) < 2**22:  # starting threads would take longer

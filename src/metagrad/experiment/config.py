@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from metagrad.errors import MetagradError, in_short
-from metagrad.experiment.values import is_of, told
+from metagrad.experiment.values import has_type, type_in_words
 
 Method = Literal[
     "imaml", "maml", "fomaml", "reptile", "meta-sgd", "anil", "boil", "itd-bio", "memory-reduced", "protonet", "r2d2"
@@ -125,7 +125,7 @@ class TrainConfig:
         """
         for name, hint in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
-            if not is_of(value, hint):
+            if not has_type(value, hint):
                 option = f"--{name.replace('_', '-')}"
-                raise MetagradError(f"{option} must be {told(hint)}, got {in_short(repr(value), 40)}")
+                raise MetagradError(f"{option} must be {type_in_words(hint)}, got {in_short(repr(value), 40)}")
         return self

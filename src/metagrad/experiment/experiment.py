@@ -212,10 +212,10 @@ class Experiment:
         every = self.budget.val_every or max(1, steps // 10)
         object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
         if self.network is None:
-            found = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
-            if found is None:
+            network = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
+            if network is None:
                 raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
-            object.__setattr__(self, "network", found)
+            object.__setattr__(self, "network", network)
 
     @property
     def meta_steps(self) -> int:
@@ -251,23 +251,23 @@ def described(experiment: Experiment) -> dict[str, Any]:
 
     Where two parts have a field of the same name, the part's name comes first: ``outer lr``.
     """
-    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
 
     def put(value: Any, holder: str) -> None:
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             plain = value is None or isinstance(value, str | int | float | tuple)
-            found[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
+            choices[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
             return
         if holder and not isinstance(value, Outer | Budget | Compute):
-            found[holder] = getattr(value, "name", type(value).__name__)
+            choices[holder] = getattr(value, "name", type(value).__name__)
         for one in dataclasses.fields(value):
             inner = getattr(value, one.name)
-            name = one.name if one.name not in found else f"{holder} {one.name}"
+            name = one.name if one.name not in choices else f"{holder} {one.name}"
             put(inner, name)
 
     for one in dataclasses.fields(experiment):
         put(getattr(experiment, one.name), one.name)
-    return found
+    return choices
 
 
 def _is_optimizer(made: Any) -> bool:

@@ -18,8 +18,8 @@ from metagrad.tree import Params
 
 def make_optimizer(outer: Outer, theta: Params) -> torch.optim.Optimizer:
     """Return the optimiser of theta; what is learned beside weights (names that begin with a dot) does not decay."""
-    made = getattr(torch.optim, outer.optimizer)
-    known = inspect.signature(made).parameters
+    optimizer_class = getattr(torch.optim, outer.optimizer)
+    known = inspect.signature(optimizer_class).parameters
     options: dict[str, Any] = {"lr": outer.lr}
     if outer.momentum is not None:
         options["momentum"] = outer.momentum
@@ -31,8 +31,8 @@ def make_optimizer(outer: Outer, theta: Params) -> torch.optim.Optimizer:
         groups += [{"params": others, "weight_decay": 0.0}] if others else []
     else:
         groups[0]["params"] += others
-    found: torch.optim.Optimizer = made([group for group in groups if group["params"]], **options)
-    return found
+    optimizer: torch.optim.Optimizer = optimizer_class([group for group in groups if group["params"]], **options)
+    return optimizer
 
 
 def lr_at(experiment: Experiment, step: int, seconds: float) -> float:

@@ -136,11 +136,11 @@ def open_tasks(
         for something else; as :meth:`Episodes.open` does.
     """
     if isinstance(tasks, TaskSet):
-        found = open_tasks(
+        sources = open_tasks(
             tasks.tasks, device=device, seeds=seeds, data_dir=data_dir, split=split, strict=strict,
             progress=progress,
         )  # fmt: skip
-        return tasks.of(found, seeds)
+        return tasks.of(sources, seeds)
     if isinstance(tasks, str):
         tasks = named_tasks(tasks)
     if hasattr(tasks, "open"):
@@ -170,20 +170,20 @@ def named_tasks(path: str) -> Any:
     MetagradError
         if there is none.
     """
-    found = imported(path, code=(path,))
+    tasks = imported(path, code=(path,))
     try:
-        takes = inspect.signature(found).parameters if callable(found) else {}
+        takes = inspect.signature(tasks).parameters if callable(tasks) else {}
     except (TypeError, ValueError):
         takes = {}
-    if isinstance(found, type) or (callable(found) and "generator" not in takes and not hasattr(found, "train")):
+    if isinstance(tasks, type) or (callable(tasks) and "generator" not in takes and not hasattr(tasks, "train")):
         try:
-            found = found()
+            tasks = tasks()
         except TypeError as error:
             raise MetagradError(
                 f"{path} is called without arguments to make a task source, or is one that takes (num_tasks, *, "
                 f"generator): {in_short(error)}"
             ) from error
-    return found
+    return tasks
 
 
 def _moved(source: TaskSource, device: torch.device) -> TaskSource:
