@@ -235,21 +235,20 @@ class Experiment:
         Raises
         ------
         MetagradError
-            for a part that cannot be written down.
+            for a part that has no JSON.
         """
         network: Any = self.network
-        if isinstance(network, nn.Module):  # it cannot be made again from here: who goes on hands it over again
-            network = {"module": f"{type(network).__module__}:{type(network).__qualname__}"}
-            found: dict[str, Any] = to_json(replace(self, network="module:given"))
-            return {**found, "network": network}
-        found = to_json(self)
-        return found
+        if not isinstance(network, nn.Module):
+            return dict(to_json(self))
+        # JSON cannot hold a module: whoever resumes passes it again.
+        name = f"{type(network).__module__}:{type(network).__qualname__}"
+        return {**to_json(replace(self, network="module:given")), "network": {"module": name}}
 
 
 def described(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment's choices flat, by the names of their fields: for people to look at, not to be read again.
+    """Return an experiment's choices by the names of their fields, for people to read.
 
-    Where two parts have a field of the same name, the part's name comes first: ``outer lr``.
+    If two parts have a field of the same name, the part's name comes first: ``outer lr``.
     """
     choices: dict[str, Any] = {}
 

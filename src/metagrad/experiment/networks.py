@@ -1,4 +1,4 @@
-"""Networks as values: what is built for inputs of a size and a number of outputs, and how an own one is found."""
+"""Networks as values, which build a network for inputs of a shape and a number of outputs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def build_network(
 ) -> nn.Module:
     """Return a network from its value: a config, a function or class, the import path of one, or a module.
 
-    What an own function draws from torch's global generator follows ``generator``, which is left alone otherwise.
+    A function of the user's own draws from torch's global generator, which is seeded from ``generator`` meanwhile.
 
     Raises
     ------

@@ -287,9 +287,8 @@ class Run:
 
     def _trained_as(self) -> dict[str, Any]:
         """Return the options that a checkpoint depends on; the number of meta-steps is none of them."""
-        if self.record["format"] == 1:
-            return format1.trained_as(self.record)
-        return trained_as(self.experiment.as_json())
+        flat = self.record["format"] == 1
+        return format1.trained_as(self.record) if flat else trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:
         """Give the run more meta-steps.
@@ -305,10 +304,9 @@ class Run:
         if steps == planned:
             return
         self.experiment = replace(self.experiment, budget=replace(self.experiment.budget, meta_steps=steps))
-        if self.record["format"] == 1:
-            self.record["config"]["meta_steps"] = steps
-        else:
-            self.record["experiment"]["budget"]["meta_steps"] = steps
+        flat = self.record["format"] == 1
+        written = self.record["config"] if flat else self.record["experiment"]["budget"]
+        written["meta_steps"] = steps
         self.write_json("config.json", self.record)
 
     def rewind(self, state: State | None) -> None:
