@@ -206,7 +206,7 @@ def _unused_keys(rank: int, world: int) -> dist.Store:
     while not store.check([f"metagrad/{mine}"]):
         if time.monotonic() > until:
             raise TimeoutError("rank 0 does not answer")
-        attempt = store.get("metagrad/attempt").decode()  # perhaps an earlier one's: then nobody answers
+        attempt = store.get("metagrad/attempt").decode()  # if it is an earlier attempt's, rank 0 does not answer
         store.set(f"metagrad/{attempt}/{rank}", mine)
         time.sleep(0.02)
     return dist.PrefixStore(f"metagrad/{store.get(f'metagrad/{mine}').decode()}", store)

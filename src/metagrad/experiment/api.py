@@ -42,7 +42,7 @@ def train(
     run:
         the directory; a new one is made.
     resume:
-        go on from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
+        continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
         such directory yet, begin. The experiment may ask for more meta-steps than before.
     init:
         initial weights: a run directory (its best), also of another method or other ways; a model file; or a

@@ -240,7 +240,7 @@ class Experiment:
         network: Any = self.network
         if not isinstance(network, nn.Module):
             return dict(to_json(self))
-        # JSON cannot hold a module: whoever resumes passes it again.
+        # JSON cannot hold a module, so the caller passes it again to resume.
         name = f"{type(network).__module__}:{type(network).__qualname__}"
         return {**to_json(replace(self, network="module:given")), "network": {"module": name}}
 

@@ -169,7 +169,7 @@ def _begin(
         copied = copy_weights(state.theta, init.weights, init.where)
         state.begin_average()
         report(Event(0, experiment.meta_steps, {"init": copied.lines()}))
-        run.save("last", state.now(generator.get_state()))  # whoever resumes need not have those weights
+        run.save("last", state.now(generator.get_state()))  # so that resuming does not need those weights
     few = sources.train(
         min(2, experiment.budget.tasks_per_step), generator=run.seeds.generator("tasks", sources.draws_on)
     )

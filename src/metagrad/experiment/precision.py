@@ -39,7 +39,7 @@ def _onednn(enabled: bool) -> None:
     """Let oneDNN compute, or not.
 
     On an EPYC with avx512_bf16 its bf16 convolution gives, now and then, a weight gradient that is not a number (seen
-    with two channels, torch 2.13.0: 8 of 12 tries, none without it): as if it read memory that nobody wrote.
+    with two channels, torch 2.13.0: 8 of 12 tries, none without it), as if it read uninitialised memory.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that there is no Intel GPU
