@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner import Scene, add_options, scene, write
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
 from metagrad.fewshot import FOMAML, IMAML, MAML, Algorithm, MemoryReduced, meta_gradient
 from workload import gap, taken
 
@@ -62,7 +62,7 @@ SETTINGS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "float32": nullcontext,
     "TF32, emulated": lambda: Rounded(11),
     "bf16 factors, emulated": lambda: Rounded(8),
-    "bf16 autocast": lambda: arithmetic("bf16", torch.device("cpu")),
+    "bf16 autocast": lambda: precision_context("bf16", torch.device("cpu")),
 }
 
 

@@ -294,6 +294,8 @@ def test_minutes_end_a_training(tmp_path):
     assert outcome.result["meta_steps"] == outcome.step < 10**5
     lines = Run.open(tmp_path / "run").metrics()
     assert "val_squared_error" in lines[-1]
+    assert outcome.result["val_loss"] == lines[-1]["val_loss"]
+    assert "val_score" not in outcome.result
 
 
 def test_a_bilevel_problem_is_trained_and_checked(tmp_path):

@@ -13,7 +13,7 @@ from metagrad.cli.main import main
 from metagrad.data import Dataset
 from metagrad.errors import MetagradError
 from metagrad.experiment import Compute, diagnostics
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -30,20 +30,20 @@ def state():
 
 def test_it_ends_where_it_ends():
     before = state()
-    with arithmetic("tf32", torch.device("cuda")):
+    with precision_context("tf32", torch.device("cuda")):
         assert state() == ("high", True, False)
-    with arithmetic("bf16", CPU):
+    with precision_context("bf16", CPU):
         assert state() == ("highest", False, True)
-    with pytest.raises(KeyError), arithmetic("bf16", CPU):
+    with pytest.raises(KeyError), precision_context("bf16", CPU):
         raise KeyError
     assert state() == before
-    with arithmetic("float32", CPU):
+    with precision_context("float32", CPU):
         assert state() == ("highest", False, False)
 
 
 def test_bf16_rounds_float32_and_leaves_float64():
     x = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
-    with arithmetic("bf16", CPU):
+    with precision_context("bf16", CPU):
         assert torch.equal(x @ x, (x.bfloat16() @ x.bfloat16()))
         sharp = x.double() @ x.double()
     assert torch.equal(sharp, x.double() @ x.double())

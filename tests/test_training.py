@@ -54,6 +54,7 @@ def test_a_run_leaves_everything_it_should(tmp_path, method):
     lines = run.metrics()
     assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
     assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20, 30, 40]
+    assert result["val_score"] == max(line["val_accuracy"] for line in lines if "val_accuracy" in line)
     assert ("residual" in lines[0]) == (method in ("imaml", "memory-reduced", "r2d2"))
 
 

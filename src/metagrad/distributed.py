@@ -1,8 +1,8 @@
-"""Several processes that work on one thing: who am I, which tasks are mine, and sums over all.
+"""Several processes (ranks) that share each meta-step's tasks, and sums over all ranks.
 
-``torchrun`` starts the processes (ranks) and tells each its place through the environment. Every rank draws the same
-tasks from the same seed and computes its own share of them; what leaves a rank is one buffer a meta-step. Without
-``torchrun`` there is one rank and nothing of ``torch.distributed`` is touched.
+``torchrun`` starts the processes and gives each its rank through the environment. Every rank draws the same tasks from
+the same seed and computes its own share of them; it sends one buffer a meta-step. Without ``torchrun`` there is one
+rank, and ``torch.distributed`` is not used.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ class Ranks:
         """
         if self.world == 1:
             return numbers
-        asked = [leaf for leaf in theta.values() if leaf.grad is not None]
+        leaves = [leaf for leaf in theta.values() if leaf.grad is not None]
         # One message: 28,000 to 112,000 numbers cost no more than one, eighteen messages cost eighteen times as much.
-        buffer = torch.cat([leaf.grad.flatten() * share for leaf in asked if leaf.grad is not None] + [numbers])
-        parts = self.sum(buffer).split([leaf.numel() for leaf in asked] + [len(numbers)])
-        for leaf, part in zip(asked, parts[:-1], strict=True):
+        buffer = torch.cat([leaf.grad.flatten() * share for leaf in leaves if leaf.grad is not None] + [numbers])
+        parts = self.sum(buffer).split([leaf.numel() for leaf in leaves] + [len(numbers)])
+        for leaf, part in zip(leaves, parts[:-1], strict=True):
             leaf.grad = part.view(leaf.shape)
         return parts[-1]
 
     def from_first(self, value: Any) -> Any:
-        """Return rank 0's ``value``, any plain Python object or tensors; raise rank 0's error if it is one."""
+        """Return rank 0's ``value``, any object that can be pickled; raise it if it is an exception."""
         if self.world > 1:
             box = [value]
             with _lost_ranks():
@@ -101,11 +101,11 @@ class Ranks:
         """Raise MetagradError naming the first rank and fact that differs from rank 0's."""
         if self.world == 1:
             return
-        found: list[Any] = [None] * self.world
+        all_facts: list[Any] = [None] * self.world
         with _lost_ranks():
-            dist.all_gather_object(found, dict(facts))
-        for rank, theirs in enumerate(found):
-            for name, value in found[0].items():
+            dist.all_gather_object(all_facts, dict(facts))
+        for rank, theirs in enumerate(all_facts):
+            for name, value in all_facts[0].items():
                 if theirs.get(name) != value:
                     raise MetagradError(
                         f"rank {rank} has {name} {theirs.get(name)!r}, rank 0 has {value!r}: start all ranks alike"
@@ -116,39 +116,33 @@ ALONE = Ranks()
 
 
 def _number(variable: str, default: int | None = None) -> int:
-    """Return the whole number that an environment variable holds.
-
-    Raises
-    ------
-    MetagradError
-        naming the variable, if it holds anything else.
-    """
-    found = os.environ.get(variable)
-    if found is None and default is not None:
+    """Return the whole number in an environment variable; refuse anything else."""
+    text = os.environ.get(variable)
+    if text is None and default is not None:
         return default
-    if found is None or not re.fullmatch("[0-9]{1,9}", found):
-        what = "is not set" if found is None else f"is {found[:40]!r}"
+    if text is None or not re.fullmatch("[0-9]{1,9}", text):
+        what = "is not set" if text is None else f"is {text[:40]!r}"
         raise MetagradError(
             f"the environment variable {variable} {what}, not a whole number as torchrun sets it: "
             "start with torchrun, or unset WORLD_SIZE and the like"
         )
-    return int(found)
+    return int(text)
 
 
 def started() -> bool:
-    """Whether ``torchrun`` (or whoever sets its variables) started this process as one of several."""
+    """Whether ``torchrun`` (or another launcher with its variables) started this process as one of several."""
     return _number("WORLD_SIZE", 1) > 1
 
 
 def restarted() -> bool:
-    """Whether ``torchrun`` started this process anew after a rank died."""
+    """Whether ``torchrun`` restarted this process after a rank died."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def launch_id() -> str | None:
-    """Return the name that ``torchrun`` gave this launch, the same after a restart; ``None`` without one."""
-    found = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if found == "none" else found
+    """Return ``torchrun``'s name of this launch, the same after a restart; ``None`` without a launch."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
 
 
 def local_device(name: str) -> str:
@@ -158,7 +152,7 @@ def local_device(name: str) -> str:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the other ranks for the length of a ``with``; alone, this does nothing.
+    """Join the other ranks inside a ``with`` block; a process that is alone has nothing to do.
 
     Raises
     ------
@@ -168,14 +162,13 @@ def joined() -> Iterator[Ranks]:
     if not started():
         yield ALONE
         return
-    place = _number("RANK"), _number("WORLD_SIZE")
-    if not place[0] < place[1]:
-        raise MetagradError(f"RANK is {place[0]}, and WORLD_SIZE {place[1]}: ranks are counted from 0")
+    rank, world = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= world:
+        raise MetagradError(f"RANK is {rank}, and WORLD_SIZE {world}: ranks are counted from 0")
     _number("MASTER_PORT")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            rank, world = place
             store = _unused_keys(rank, world)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
         else:  # rank 0 opens a store of its own
@@ -197,9 +190,9 @@ def _unused_keys(rank: int, world: int) -> dist.Store:
     """Return a part of ``torchrun``'s store that no earlier attempt has written to, the same one on every rank.
 
     ``torchrun`` keeps one store through all restarts, and ``init_process_group`` gives its keys the same names each
-    time (https://github.com/pytorch/pytorch/issues/135712). A rank that comes first after a restart would read the
-    addresses of dead processes there. The restart count does not tell attempts apart: each node has its own. So rank 0
-    makes a name up, and the others believe it once it has answered a name that they made up themselves.
+    time (https://github.com/pytorch/pytorch/issues/135712): the first rank after a restart would read the addresses of
+    dead processes. The restart count does not help, because each node has its own. So rank 0 writes a random name, and
+    every other rank trusts it once rank 0 has answered a random name of that rank's own.
     """
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=_PATIENCE)
     mine = uuid.uuid4().hex
@@ -213,7 +206,7 @@ def _unused_keys(rank: int, world: int) -> dist.Store:
     while not store.check([f"metagrad/{mine}"]):
         if time.monotonic() > until:
             raise TimeoutError("rank 0 does not answer")
-        attempt = store.get("metagrad/attempt").decode()  # perhaps an earlier one's: then nobody answers
+        attempt = store.get("metagrad/attempt").decode()  # if it is an earlier attempt's, rank 0 does not answer
         store.set(f"metagrad/{attempt}/{rank}", mine)
         time.sleep(0.02)
     return dist.PrefixStore(f"metagrad/{store.get(f'metagrad/{mine}').decode()}", store)
@@ -221,10 +214,11 @@ def _unused_keys(rank: int, world: int) -> dist.Store:
 
 @contextmanager
 def _lost_ranks() -> Iterator[None]:
+    """Let torch's error say that another rank is gone."""
     try:
         yield
     except RuntimeError as error:
-        # "[file:line] What happened. Guesses."
+        # torch's message: "[file:line] What happened. Guesses."
         reason = re.sub(r"^\[[^\]]*\] *", "", str(error).splitlines()[0]).split(". ")[0][:120]
         raise MetagradError(
             f"another rank is gone ({reason}): see its own message; continue with metagrad train --resume"

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whatever happens while they are written, and that never lead elsewhere."""
+"""Write files that are complete or absent, even after a crash, and that are never links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.metagrad-[0-9a-f]{16}\.tmp")
-# Windows has neither: a link is not followed to be opened there anyway, and bytes are bytes with O_BINARY.
+# Windows has neither O_NOFOLLOW nor O_CLOEXEC; it needs O_BINARY.
 _OWN_FILE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -29,24 +29,23 @@ def write_atomically(
 ) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
-    A file that is replaced passes its permissions on. After a power cut there is this file or, at the worst, the one
-    that it replaced.
+    The new file has the permissions of the one it replaces. After a power cut there is the new file or the old one.
 
     Parameters
     ----------
     path:
-        the file to make or replace; missing folders are made.
+        the file to make or replace; makes missing folders.
     write:
         called with the temporary path, ``.metagrad-<16 hexadecimal digits>.tmp``.
     refused:
-        makes the exception to raise from what the system said (disk full, no permission).
+        turns the system's error (disk full, no permission) into the exception to raise.
     follow:
-        for a path that a person named: if it is a link, what it leads to is replaced. Otherwise the link itself is.
+        for a path that a person named: replace the target of a link. Otherwise the link itself is replaced.
 
     Raises
     ------
     MetagradError
-        as ``refused`` says; what was at ``path`` before is still there, and no temporary file is left.
+        from ``refused``; the file at ``path`` is as before, and no temporary file is left.
     """
     temporary = held = None
     if follow:
@@ -55,17 +54,17 @@ def write_atomically(
         mode, new = _mode_of(path), not os.path.lexists(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".metagrad-{secrets.token_hex(8)}.tmp")
-        # Private from the first byte on where the old file was. Not tempfile: its files are for their owner alone, and
-        # a cache or a run may be shared.
+        # With the old file's permissions from the first byte on. Not tempfile: only the owner can read its files, and a
+        # cache or a run may be shared.
         held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _OWN_FILE, 0o666 if mode is None else mode)
-        _lock(held)  # as long as it is written: who tidies up sees that it is no leftover
+        _lock(held)  # while it is written: is_abandoned sees the lock
         mode = stat.S_IMODE(temporary.stat().st_mode) if mode is None else mode
         write(temporary)
-        temporary.chmod(mode)  # a library may have put a file of its own there, for its owner alone
+        temporary.chmod(mode)  # a library may have put a file of its own there, which only its owner can read
         with temporary.open("rb+") as written:  # else a crash may leave the new name on an empty file
             os.fsync(written.fileno())
         os.replace(temporary, path)
-        if new:  # of one that replaces another, either survives a power cut, and whole
+        if new:  # where one file replaces another, one of the two survives a power cut anyway
             sync_folder(path.parent)
     except OSError as error:
         raise refused(error) from error
@@ -74,7 +73,7 @@ def write_atomically(
             os.close(held)
         if temporary is not None:
             with contextlib.suppress(OSError):  # a name too long cannot even be looked for
-                temporary.unlink(missing_ok=True)  # gone already if it was moved into place
+                temporary.unlink(missing_ok=True)  # it is missing if it was moved into place
 
 
 def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradError], follow: bool = False) -> None:
@@ -83,9 +82,9 @@ def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradEr
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line of text to a file; one that a kill or a full disk cut off before is completed first.
+    """Append a line of text to a file, after a newline if a kill or a full disk cut the last line off.
 
-    A file that has other names (hard links) gets a copy of its own, so that they stay as they are.
+    A file that has other names (hard links) becomes a copy first, so that the others stay as they are.
 
     Raises
     ------
@@ -125,13 +124,13 @@ def truncate(path: Path, size: int) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make sure that what was appended to a file survives a power cut; a file that is not there is none."""
+    """Make sure that appended lines survive a power cut; do nothing if there is no such file."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder survive a power cut, where the system can."""
+    """Make sure that the names in a folder survive a power cut, if the system can."""
     with contextlib.suppress(OSError):  # Windows opens no folders, some file systems sync none
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -141,12 +140,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Say whether a file of this name is a temporary one, left by a process that was killed while it wrote."""
+    """Whether this is the name of a temporary file, which a killed process may have left."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files in a folder of our own that nobody writes to now; nothing else is touched."""
+    """Remove the temporary files in a folder that no other process writes to."""
     for entry in os.scandir(folder):
         if is_leftover(entry.name) and entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
@@ -154,7 +153,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Say whether nobody writes to a temporary file any more; where files cannot be locked, after a day."""
+    """Whether no process writes to a temporary file any more; where files cannot be locked, after a day."""
     try:
         file = os.open(path, os.O_WRONLY | _OWN_FILE)
     except OSError:
@@ -166,28 +165,28 @@ def is_abandoned(path: Path) -> bool:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file for as long as it is open, and say whether nobody else had done so."""
+    """Lock an open file until it is closed; return whether no other process had locked it."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another's, or a file system without locks
+    except OSError:  # locked by another, or a file system without locks
         return False
     return True
 
 
 def require_readable(path: Path, *, missing: str) -> None:
-    """Refuse what cannot be opened as a plain file, in the system's words rather than a library's.
+    """Refuse a path that is no readable plain file, before a library gives its own error.
 
     Parameters
     ----------
     missing:
-        what to do where there is no such file.
+        what to do if there is no such file.
 
     Raises
     ------
     MetagradError
-        saying why.
+        with the reason.
     """
     try:
         if path.exists() and not path.is_file():
@@ -200,7 +199,7 @@ def require_readable(path: Path, *, missing: str) -> None:
 
 
 def require_text(*names: str | Path) -> None:
-    """Refuse names of files that are bytes but no text: what reads and writes weights cannot follow them.
+    """Refuse file names that are not UTF-8: safetensors cannot open them.
 
     Raises
     ------
@@ -222,12 +221,12 @@ def require_apart(out: Path, *sources: Path, ours: Callable[[str], bool] = lambd
     sources:
         files, or folders.
     ours:
-        says of a file's name whether it is one that is read from such a folder.
+        whether a file of this name is read from such a folder.
 
     Raises
     ------
     MetagradError
-        saying which.
+        naming the source.
     """
     here = out.resolve()
     for source in sources:
@@ -243,7 +242,7 @@ def _mode_of(path: Path) -> int | None:
     Raises
     ------
     OSError
-        if there is something else, a device or a pipe, or a file that is write-protected.
+        if there is a device or a pipe, or the file is write-protected.
     """
     try:
         status = path.lstat()
@@ -251,16 +250,16 @@ def _mode_of(path: Path) -> int | None:
         return None
     if stat.S_ISLNK(status.st_mode):
         return None
-    if not stat.S_ISREG(status.st_mode):  # the move would do away with it
+    if not stat.S_ISREG(status.st_mode):  # the move would remove it
         raise OSError(errno.EINVAL, "it is no plain file")
     mode = stat.S_IMODE(status.st_mode)
-    if not mode & stat.S_IWUSR:  # its owner took care that it is not replaced; root would do it all the same
+    if not mode & stat.S_IWUSR:  # a move needs no permission to write to it
         raise OSError(errno.EACCES, "it is write-protected")
     return mode
 
 
 def _unshare(path: Path) -> None:
-    """Give a file of several names (hard links) a copy of its own."""
+    """Replace a file of several names (hard links) by a copy."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One reader for every JSON file: what comes back is plain, finite in depth and size, and says each name once."""
+"""One reader for every JSON file, with limits on depth and size; it refuses a name that stands twice in an object."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MOST_BYTES = 256 * 2**20
 
 
 def parse(text: str | bytes) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
-    Stricter than :func:`json.loads`: no name twice in an object, no more than 50 levels, no number beyond a float, no
-    half of a surrogate pair (which cannot be written again). ``NaN`` and ``Infinity`` are read; who needs a finite
-    number asks :func:`is_number`.
+    Stricter than :func:`json.loads`: no name twice in an object, no more than 50 levels, no whole number beyond a
+    float's range, no half of a surrogate pair (which cannot be written again). It reads ``NaN`` and ``Infinity``;
+    :func:`is_number` refuses them.
 
     Raises
     ------
@@ -33,15 +33,15 @@ def parse(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        found = json.loads(text, object_pairs_hook=_each_name_once, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=_each_name_once, parse_int=_whole)
     except RecursionError:
         raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
-    _require_plain(found)
-    return found
+    _require_plain(value)
+    return value
 
 
 def read(path: Path) -> Any:
-    """Return what a JSON file says; see :func:`parse`.
+    """Return the value in a JSON file; see :func:`parse`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def read(path: Path) -> Any:
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """Return the JSON text of a value, one that :func:`parse` reads; ``NaN`` and infinite numbers are refused.
+    """Return the JSON text of a value, as :func:`parse` reads it; refuse ``NaN`` and infinite numbers.
 
     Raises
     ------
@@ -88,12 +88,12 @@ def require_unaltered(value: dict[str, Any]) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Say whether a value from JSON is a finite number, and not one of true and false."""
+    """Whether a value from JSON is a finite number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Say whether a value from JSON is a whole number of at least ``least``, and not one of true and false."""
+    """Whether a value from JSON is a whole number of at least ``least``, not a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -104,31 +104,26 @@ def _whole(digits: str) -> int:
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has the name {twice[:40]!r} twice")
-    return found
+    return unique
 
 
-def _require_plain(found: Any) -> None:
-    pending = [(found, 1)]
+def _require_plain(root: Any) -> None:
+    pending = [(root, 1)]
     while pending:
         value, depth = pending.pop()
         if depth > _DEEPEST:
             raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
         if isinstance(value, str):
-            if not value.isascii():
-                _require_text(value)
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError("it has half of a surrogate pair, which is no text") from error
         elif isinstance(value, dict):
             pending += [(one, depth + 1) for one in (*value.keys(), *value.values())]
         elif isinstance(value, list):
             pending += [(one, depth + 1) for one in value]
-
-
-def _require_text(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("it has half of a surrogate pair, which is no text") from error

@@ -1,4 +1,4 @@
-"""Tensors and facts in one safetensors file that says whether it is as it was written."""
+"""Tensors and facts in one safetensors file, with a digest that shows whether it was altered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADER = struct.Struct("<Q")  # length of the JSON header that every safetensor
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds.
+    """The content of a file.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Stored:
     facts:
         the JSON beside them.
     digest:
-        of both, as it was when they were written and is now; ``None`` for a file of a version that wrote none.
+        of both; ``None`` for a file of a version that wrote none.
     """
 
     tensors: dict[str, Tensor]
@@ -52,7 +52,7 @@ def write(
     follow: bool = False,
     first: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write a file in one step; return the digest of what is in it.
+    """Write a file in one step; return the digest of its content.
 
     Parameters
     ----------
@@ -61,43 +61,44 @@ def write(
     refused, follow:
         see :func:`metagrad.files.write_atomically`.
     first:
-        what must be done before the file has its name; it is called in a thread, while the file is written.
+        called in a thread while the file is written, and done before the file has its name.
     """
     text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
     plain = {name: leaf.detach().cpu().contiguous() for name, leaf in tensors.items()}
-    found: list[str] = []
+    written = ""
 
     def fill(temporary: Path) -> None:
-        # The digest takes as long as the writing: both at once, and what was left open for it is filled in.
+        nonlocal written
+        # The digest takes as long as the writing: both run at once, and the digest replaces its placeholder.
         with ThreadPoolExecutor(max_workers=2) as pool:
             digest, done = pool.submit(digest_of, text, plain), pool.submit(first)
             try:
-                save_file(plain, temporary, metadata={key: text, "digest": _OPEN})
+                save_file(plain, temporary, metadata={key: text, "digest": _PLACEHOLDER})
             except SafetensorError as error:  # it wraps the system's error, disk full among them
                 raise OSError(str(error)) from error
             done.result()
-            found.append(digest.result())
-        _fill_in(temporary, found[0])
+            written = digest.result()
+        _fill_in(temporary, written)
 
     write_atomically(path, fill, refused=refused, follow=follow)
-    return found[0]
+    return written
 
 
-_OPEN = "2:" + 64 * "0"
+_PLACEHOLDER = "2:" + 64 * "0"
 
 
 def _fill_in(path: Path, digest: str) -> None:
-    """Write the digest where the header has room for it."""
+    """Replace the placeholder in the header by the digest."""
     with path.open("rb+") as file:
         (length,) = _HEADER.unpack(file.read(_HEADER.size))
-        # The facts are a string in the header: there, quotation marks have backslashes before them.
-        place = file.read(length).index(f'"digest":"{_OPEN}"'.encode()) + len('"digest":"')
+        # The facts cannot match: they are a string in the header, where quotation marks have backslashes.
+        place = file.read(length).index(f'"digest":"{_PLACEHOLDER}"'.encode()) + len('"digest":"')
         file.seek(_HEADER.size + place)
         file.write(digest.encode())
 
 
 def read(path: Path, *, key: str) -> Stored:
-    """Read a file, its bytes once: it may be replaced meanwhile.
+    """Read a file; its bytes only once, as another process may replace it.
 
     Raises
     ------
@@ -122,25 +123,25 @@ def read(path: Path, *, key: str) -> Stored:
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return a sha256 (hex) over a text and over names, types, shapes and bytes of tensors; large ones side by side."""
+    """Return a sha256 (hex) over a text and the names, types, shapes and bytes of tensors; large ones in parallel."""
 
     def one(item: tuple[str, Tensor]) -> bytes:
         name, leaf = item
-        found = hashlib.sha256(f"{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
-        found.update(_bytes(leaf))
-        return found.digest()
+        sha = hashlib.sha256(f"{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())
+        sha.update(_bytes(leaf))
+        return sha.digest()
 
     items = sorted(tensors.items())
     if sum(leaf.nbytes for leaf in tensors.values()) < 2**22:  # starting threads would take longer
         parts = [one(item) for item in items]
     else:
-        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
             parts = list(pool.map(one, items))
     return "2:" + hashlib.sha256(b"".join([hashlib.sha256(text.encode()).digest(), *parts])).hexdigest()
 
 
 def _digest_of_version_1(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return what model files of metagrad 0.1 carry."""
+    """Return the digest as model files of metagrad 0.1 have it."""
     digest = hashlib.sha256(text.encode())
     for name, leaf in sorted(tensors.items()):
         digest.update(f"\0{name}\0{leaf.dtype}\0{tuple(leaf.shape)}\0".encode())

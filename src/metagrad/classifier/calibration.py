@@ -140,18 +140,7 @@ class Calibration:
 
     @classmethod
     def of_run(cls, run: Run, weights: str | None) -> Calibration | None:
-        """Return what was found for a run's weights; ``None`` where nobody looked, or at earlier weights.
-
-        Parameters
-        ----------
-        weights:
-            digest of the checkpoint that is in use.
-
-        Raises
-        ------
-        MetagradError
-            if the file is damaged, or another run's.
-        """
+        """Return the calibration of a run's weights, as :meth:`Run.read_measured` reads it."""
         found = run.read_measured(CALIBRATION, weights)
         try:
             return None if found is None else cls.from_json(found)

@@ -1,4 +1,4 @@
-"""What a run learned, adapted to tasks of one's own."""
+"""The best weights of a run, adapted to tasks of your own."""
 
 from __future__ import annotations
 

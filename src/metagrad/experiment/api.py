@@ -12,7 +12,7 @@ from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.init import Weights, begin_at, read_file
+from metagrad.experiment.init import Weights, copy_weights, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
@@ -42,18 +42,18 @@ def train(
     run:
         the directory; a new one is made.
     resume:
-        go on from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
+        continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is no
         such directory yet, begin. The experiment may ask for more meta-steps than before.
     init:
-        weights to begin at: a run directory (its best), also of another method or other ways; a model file; or a
-        ``state_dict`` in safetensors. What is taken, begun anew and left out is the first :class:`Event`.
+        initial weights: a run directory (its best), also of another method or other ways; a model file; or a
+        ``state_dict`` in safetensors. The first :class:`Event` says which are copied, begun anew and left out.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
         called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: each validation is printed, with the
         time that is left.
     stop:
-        asked after every meta-step; if it says yes, the state is saved and training returns.
+        called after every meta-step; if it returns true, training saves its state and returns.
     progress:
         called with (done, total, what) while a data set is prepared.
     ranks:
@@ -62,7 +62,7 @@ def train(
     Returns
     -------
     Outcome
-        the step that was reached, and the result of the test tasks; ``None`` where training was asked to stop.
+        the step that was reached, and the result of the test tasks; ``None`` if ``stop`` ended training.
 
     Raises
     ------
@@ -82,26 +82,26 @@ def train(
     'test_squared_error'
     """
     begin: Weights | None = None
-    folder, where = Path(run), None if data_dir is None else Path(data_dir)
+    folder = Path(run)
     if resume and (folder / "config.json").exists():
         opened = Run.open(folder, experiment=experiment)
-        sources = open_sources(opened, data_dir=where, device=experiment.compute.device, progress=progress)
+        sources = open_sources(opened, data_dir=data_dir, device=experiment.compute.device, progress=progress)
     else:
         resume = False
         begin = None if init is None else read_weights(init)
-        sources = opened_for(experiment, data_dir=where, init=begin, progress=progress)
+        sources = opened_for(experiment, data_dir=data_dir, init=begin, progress=progress)
         for note in sources.notes:
             warnings.warn(note, MetagradWarning, stacklevel=2)
         opened = Run.create(folder, experiment, sources, init=None if begin is None else begin.where)
     with opened:
         if resume:
             opened.raise_meta_steps(experiment.meta_steps)
-        tell = report or (_Told() if ranks.first else lambda event: None)
-        return train_run(opened, sources, resume=resume, init=begin, report=tell, stop=stop, ranks=ranks)
+        report = report or (_PrintValidations() if ranks.first else lambda event: None)
+        return train_run(opened, sources, resume=resume, init=begin, report=report, stop=stop, ranks=ranks)
 
 
-class _Told:
-    """Prints each validation in a line, and what a training begins at."""
+class _PrintValidations:
+    """Prints each validation in a line, and where initial weights come from."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -118,9 +118,9 @@ class _Told:
         if event.step > before:
             seconds = int((now - began) / (event.step - before) * (event.meta_steps - event.step))
             left = f", {datetime.timedelta(seconds=seconds)} left"
-        what, value = names[0].removeprefix("val_").replace("_", " "), event.line[names[0]]
+        metric, value = names[0].removeprefix("val_").replace("_", " "), event.line[names[0]]
         print(
-            f"meta-step {event.step} of {event.meta_steps}: validation {what} {value:.3g} ± "
+            f"meta-step {event.step} of {event.meta_steps}: validation {metric} {value:.3g} ± "
             f"{event.line['val_ci95']:.2g}{left}",
             flush=True,
         )
@@ -142,25 +142,25 @@ def read_weights(where: str | Path, *, code: Collection[str] = ()) -> Weights:
 def opened_for(
     experiment: Experiment,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     split: object = None,
     strict: bool = False,
     init: Weights | None = None,
     progress: Progress | None = None,
 ) -> Sources:
-    """Open an experiment's tasks, and refuse a network or a method that they do not fit.
+    """Open an experiment's tasks, and refuse a network or a method that does not fit them.
 
     Raises
     ------
     MetagradError
-        for data that are not there; for a network whose outputs do not fit.
+        if the data are missing, or the network does not fit.
     """
     device = choose_device(experiment.compute.device)
     sources = open_tasks(
         experiment.tasks,
         device=device,
         seeds=Seeds(experiment.seed),
-        data_dir=data_dir,
+        data_dir=None if data_dir is None else Path(data_dir),
         split=split,
         strict=strict,
         progress=progress,
@@ -170,7 +170,7 @@ def opened_for(
 
 
 def require_fit(experiment: Experiment, sources: Sources, init: Weights | None = None) -> None:
-    """Try the network and the method on one task, and weights to begin at.
+    """Try the network, the method and the initial weights on one task.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def require_fit(experiment: Experiment, sources: Sources, init: Weights | None =
     model = model.to(sources.device)
     theta = method.init(model)
     if init is not None:
-        begin_at(theta, init.weights, init.where)
+        copy_weights(theta, init.weights, init.where)
     generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
     try:
         evaluate(method, model, theta, sources.val, tasks=1, generator=generator)

@@ -1,4 +1,4 @@
-"""How good a run's meta-gradient is, on a few tasks, at the weights it has reached."""
+"""The error of a run's meta-gradient, on a few tasks, at its last weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metagrad import tree
 from metagrad.errors import MetagradError
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
@@ -44,8 +44,8 @@ def check_run(
 ) -> dict[str, Any]:
     """Compare the meta-gradient of ``tasks`` training tasks at the run's last weights with an accurate one.
 
-    Implicit methods: with the gradient of the exactly solved problem (:func:`metagrad.check_meta_gradient`), and where
-    the error comes from. MAML and its kin have no exact solution to be near to: with the same steps, all of them
+    For an implicit method that is the gradient of the exactly solved problem (:func:`metagrad.check_meta_gradient`);
+    the result says where the error comes from. For MAML and similar methods it is the gradient of the same steps,
     unrolled in float64.
 
     Raises
@@ -53,14 +53,13 @@ def check_run(
     MetagradError
         if the run has no checkpoint yet, there is no such device, or the method has no inner problem.
     """
-    where = sources.device
     state = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs)
     method: Any
     method, model = build_for(run, sources)
-    theta = {name: state.tensors[f"theta/{name}"].to(where) for name in method.init(model)}
+    theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
     drawn = Tasks.of(sources.train(tasks, generator=torch.Generator(sources.draws_on).manual_seed(seed)))
     facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.method_name}
-    if isinstance(method, AdaptsHead):  # the same gradient; so that features follow theta wherever it goes
+    if isinstance(method, AdaptsHead):  # the same gradient, and features that follow theta
         method = replace(method, features="recomputed")
     if not hasattr(method, "inner") or isinstance(method, Reptile):
         raise MetagradError(
@@ -68,9 +67,9 @@ def check_run(
         )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
     precision = run.experiment.compute.precision
-    with arithmetic(precision, where):  # leaves float64 alone
-        found = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
-    return {**facts, **found, "precision": precision, "versions": versions()}
+    with precision_context(precision, sources.device):  # leaves float64 alone
+        comparison = (_implicit if implicit else _unrolled)(method, model, theta, drawn, report)
+    return {**facts, **comparison, "precision": precision, "versions": versions()}
 
 
 _EXACT = 1e-6  # inner gradient norm up to which a solution is called exact
@@ -92,7 +91,7 @@ def _implicit(
     method: HasInner, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
 ) -> dict[str, Any]:
     inner = method.inner(model, theta, tasks.support)
-    found = check_meta_gradient(
+    comparison = check_meta_gradient(
         inner.objective,
         lambda now: method.inner(model, now, tasks.support).init,
         theta,
@@ -102,31 +101,31 @@ def _implicit(
         adjoint=inner.adjoint,
         report=report,
     )
-    left = float(found.reference_grad_norm.max())
+    reference_norm = float(comparison.reference_grad_norm.max())
     numbers: dict[str, Any] = {
-        "against": f"the {'exact' if left <= _EXACT else 'best'} solution{'' if left <= _EXACT else ' found'}, float64",
-        "cosine": found.cosine,
-        "error": found.error,
-        "length": float(found.used.norm() / found.reference.norm()),
-        "arithmetic": found.arithmetic,
-        "inner": found.inner,
-        "linear": found.linear,
-        "curvature": found.curvature,
-        "grad_norm": float(found.grad_norm.mean()),
-        "residual": None if found.residual is None else float(found.residual.mean()),
-        "reference_grad_norm": left,
-        "reference_residual": float(found.reference_residual.max()),
-        "reference_min_curvature": float(found.reference_min_curvature.min()),
+        "against": f"the {'exact solution' if reference_norm <= _EXACT else 'best solution found'}, float64",
+        "cosine": comparison.cosine,
+        "error": comparison.error,
+        "length": float(comparison.used.norm() / comparison.reference.norm()),
+        "arithmetic": comparison.arithmetic,
+        "inner": comparison.inner,
+        "linear": comparison.linear,
+        "curvature": comparison.curvature,
+        "grad_norm": float(comparison.grad_norm.mean()),
+        "residual": None if comparison.residual is None else float(comparison.residual.mean()),
+        "reference_grad_norm": reference_norm,
+        "reference_residual": float(comparison.reference_residual.max()),
+        "reference_min_curvature": float(comparison.reference_min_curvature.min()),
         "matrix": inner.adjoint.curvature if isinstance(inner.adjoint, Implicit) else None,
     }
-    searched = isinstance(inner.solver, GradientDescent) and inner.solver.line_search
-    if isinstance(inner.solver, GradientDescent | Nesterov) and not callable(inner.solver.lr) and not searched:
+    line_search = isinstance(inner.solver, GradientDescent) and inner.solver.line_search
+    if isinstance(inner.solver, GradientDescent | Nesterov) and not callable(inner.solver.lr) and not line_search:
         problem = Problem(inner.objective, theta, inner.data).detached()
         with torch.no_grad():
             phi = inner.solver(problem, inner.init).value
-        steepest = float(largest_curvature(problem.curvature(phi, "hessian"), phi).max())
+        largest = float(largest_curvature(problem.curvature(phi, "hessian"), phi).max())
         factor = 2 if isinstance(inner.solver, GradientDescent) else 1
-        numbers |= {"inner_lr": inner.solver.lr, "stable_inner_lr": factor / steepest if steepest > 0 else None}
+        numbers |= {"inner_lr": inner.solver.lr, "stable_inner_lr": factor / largest if largest > 0 else None}
     return numbers
 
 
@@ -137,13 +136,13 @@ def _unrolled(
     gradients = []
     for dtype in (torch.float32, torch.float64):
         report(f"the gradient in {str(dtype).removeprefix('torch.')}")
-        asked = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in theta.items()}
+        leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in theta.items()}
         support = tasks.support._replace(x=tasks.support.x.to(dtype))
-        inner = method.inner(model, asked, support)
+        inner = method.inner(model, leaves, support)
         adjoint = inner.adjoint if dtype == torch.float32 else Unroll()
         solution = inner._replace(adjoint=adjoint).solve()
-        found = torch.autograd.grad(outer(solution.value, asked), list(asked.values()), materialize_grads=True)
-        gradients.append(torch.cat([part.flatten() for part in found]).double())
+        parts = torch.autograd.grad(outer(solution.value, leaves), list(leaves.values()), materialize_grads=True)
+        gradients.append(torch.cat([part.flatten() for part in parts]).double())
     used, reference = gradients
     return {
         "against": "the same steps unrolled, float64",

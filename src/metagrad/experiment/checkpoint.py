@@ -1,4 +1,4 @@
-"""The state of a run between two meta-steps, and whether what a file holds can be one."""
+"""The state of a run between two meta-steps, and checks of one that was read from a file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class State:
     ----------
     tensors:
         flat names to tensors: ``theta/*`` the weights, ``adam/*`` the optimiser's moments, ``generator`` its state,
-        ``warm/*`` where the tasks of a finite set ended. The best weights come without the optimiser.
+        ``warm/*`` the last solutions of a finite set of tasks. The best weights come without the optimiser.
     facts:
         numbers and strings: meta-step, best validation, seconds, length of the metrics file.
     digest:
-        of the file that it was read from; ``None`` where there is none.
+        of the file that it was read from, if it has one.
     """
 
     tensors: dict[str, Tensor]
@@ -34,7 +34,7 @@ class State:
     digest: str | None = None
 
     def copied(self) -> State:
-        """Return the same state in memory of its own: tensors that change in place leave it alone."""
+        """Return a deep copy, which in-place updates of the tensors do not reach."""
         return State({name: leaf.detach().clone() for name, leaf in self.tensors.items()}, copy.deepcopy(self.facts))
 
     @property
@@ -44,19 +44,13 @@ class State:
 
 
 def require_facts(facts: Any) -> None:
-    """Refuse facts that no run has; those of format 1 say ``best_accuracy`` where others say ``best_score``.
-
-    Raises
-    ------
-    ValueError
-        naming the first.
-    """
+    """Raise ``ValueError`` for facts that no run has; ``best_accuracy`` of format 1 becomes ``best_score``."""
     if not isinstance(facts, dict):
         raise ValueError("its facts are no JSON object")
     if "best_accuracy" in facts:
         facts["best_score"] = facts.pop("best_accuracy")
     window = facts.get("window")
-    right = {
+    valid = {
         "step": is_count(facts.get("step")),
         "best_step": is_count(facts.get("best_step")),
         "best_score": facts.get("best_score") is None or is_number(facts["best_score"]),
@@ -70,7 +64,7 @@ def require_facts(facts: Any) -> None:
         "warned": isinstance(facts.get("warned", False), bool),
         "dead": isinstance(facts.get("dead", False), bool),
     }
-    wrong = [name for name, well in right.items() if not well]
+    wrong = [name for name, ok in valid.items() if not ok]
     if wrong:
         raise ValueError(f"{wrong[0]} cannot be so")
 
@@ -80,18 +74,7 @@ def _is_line(line: Any) -> bool:
 
 
 def require_theta(tensors: Mapping[str, Tensor], theta: Params) -> None:
-    """Refuse weights that are not those of the network about to use them.
-
-    Parameters
-    ----------
-    theta:
-        what the network and the method want; only names, shapes and types matter.
-
-    Raises
-    ------
-    ValueError
-        naming the first that is missing, one too many, of another shape or type, or not finite.
-    """
+    """Raise ``ValueError`` for weights that do not have the names, shapes and types of ``theta``, or are not finite."""
     given = {name.removeprefix("theta/"): leaf for name, leaf in tensors.items() if name.startswith("theta/")}
     if given.keys() != theta.keys():
         name = min(given.keys() ^ theta.keys())
@@ -101,13 +84,7 @@ def require_theta(tensors: Mapping[str, Tensor], theta: Params) -> None:
 
 
 def require_generator(state: Tensor) -> None:
-    """Refuse what no torch.Generator has as its state.
-
-    Raises
-    ------
-    ValueError
-        saying so.
-    """
+    """Raise ``ValueError`` for a state that no ``torch.Generator`` has."""
     if state.dtype != torch.uint8 or state.dim() != 1:
         raise ValueError("the generator's state is no row of bytes")
     own = torch.Generator()
@@ -119,13 +96,7 @@ def require_generator(state: Tensor) -> None:
 
 
 def require_like(name: str, leaf: Tensor, like: Tensor) -> None:
-    """Refuse a tensor of another shape or type, or one with numbers that are not finite.
-
-    Raises
-    ------
-    ValueError
-        naming it.
-    """
+    """Raise ``ValueError`` for a tensor of another shape or type, or one that is not finite."""
     if leaf.shape != like.shape:
         raise ValueError(f"{name} has shape {tuple(leaf.shape)}, {tuple(like.shape)} is wanted")
     if leaf.dtype != like.dtype:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from metagrad.errors import MetagradError, in_short
-from metagrad.experiment.values import is_of, told
+from metagrad.experiment.values import has_type, type_in_words
 
 Method = Literal[
     "imaml", "maml", "fomaml", "reptile", "meta-sgd", "anil", "boil", "itd-bio", "memory-reduced", "protonet", "r2d2"
 ]
 Form = Literal["fixed", "scalar", "tensor", "parameter"]
 
-# What an option left out meant. A run made before an option was there has None.
+# The defaults of options that were left out. A run that is older than an option has None.
 _METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "imaml": {
         "inner_solver": "gd", "inner_lr": 0.4, "inner_steps": 5, "inner_tol": 0.0, "lam": 0.1, "learn_lam": "fixed",
@@ -54,7 +54,7 @@ _STEP_SIZES = {"nesterov": 0.1, "adam": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What ``config.json`` of format 1 holds; :func:`metagrad.experiment.format1.experiment_of` makes a value of it."""
+    """The options in ``config.json`` of format 1; :func:`metagrad.experiment.format1.experiment_of` converts them."""
 
     method: Method = "imaml"
     ways: int = 5
@@ -94,12 +94,12 @@ class TrainConfig:
     precision: Literal["float32", "tf32", "bf16"] = "float32"
 
     def resolved(self, dataset: str) -> TrainConfig:
-        """Fill in the defaults that the method and the data set had.
+        """Check the types, and fill in the defaults that the method and the data set had.
 
         Raises
         ------
         MetagradError
-            for a value of another type; whether it is in its range, the experiment's values say.
+            for a value of another type; the classes of the experiment check ranges.
         """
         self.typed()
         fill = {**_DATASET_DEFAULTS[dataset], **_METHOD_DEFAULTS[self.method]}
@@ -116,16 +116,10 @@ class TrainConfig:
         return dataclasses.replace(self, **chosen)
 
     def typed(self) -> TrainConfig:
-        """Return this configuration if every value is of its option's type, and one of its choices.
-
-        Raises
-        ------
-        MetagradError
-            naming the first that is not: a configuration may come from a file.
-        """
+        """Return this configuration; raise ``MetagradError`` naming the first value of another type than its option."""
         for name, hint in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
-            if not is_of(value, hint):
+            if not has_type(value, hint):
                 option = f"--{name.replace('_', '-')}"
-                raise MetagradError(f"{option} must be {told(hint)}, got {in_short(repr(value), 40)}")
+                raise MetagradError(f"{option} must be {type_in_words(hint)}, got {in_short(repr(value), 40)}")
         return self

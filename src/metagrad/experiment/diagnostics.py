@@ -1,10 +1,10 @@
-"""What is said of a run that goes wrong while it trains: once, with the option to turn."""
+"""Warnings and errors of a run that goes wrong while it trains: each once, with the option to change."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,33 +12,32 @@ from torch import nn
 from metagrad.distributed import Ranks
 from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
+from metagrad.experiment.run import Run
 from metagrad.fewshot import Algorithm, Evaluation, Tasks, meta_gradient
 from metagrad.implicit import GradientDescent, Nesterov, Neumann
 from metagrad.tree import Params
 
-if TYPE_CHECKING:
-    from metagrad.experiment.run import Run
 
-
-def warn_digits(
+def warn_precision(
     experiment: Experiment, algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, ranks: Ranks
 ) -> None:
-    """Say before a run of fewer digits what they do to its first gradient, if that is much."""
-    wanted = experiment.compute.precision
-    if wanted == "float32":
+    """Warn before a run of less than float32 if its first meta-gradient is far from that of float32."""
+    chosen = experiment.compute.precision
+    if chosen == "float32":
         return
     device = next(iter(theta.values())).device
-    found = []
-    for precision in ("float32", wanted):
+    gradients = []
+    for precision in ("float32", chosen):
         own = {name: leaf.detach().clone().requires_grad_(leaf.requires_grad) for name, leaf in theta.items()}
-        with arithmetic(precision, device):
+        with precision_context(precision, device):
             meta_gradient(algorithm, model, own, tasks)
-        found.append(torch.cat([leaf.grad.flatten() for leaf in own.values() if leaf.grad is not None]))
-    off = float((found[1] - found[0]).norm() / found[0].norm())
+        gradients.append(torch.cat([leaf.grad.flatten() for leaf in own.values() if leaf.grad is not None]))
+    exact, rounded = gradients
+    off = float((rounded - exact).norm() / exact.norm())
     if ranks.first and not off <= MOST_OFF:
         warnings.warn(
-            f"with --precision {wanted} the first meta-gradient is {off:.0%} off that of float32: training "
+            f"with --precision {chosen} the first meta-gradient is {off:.0%} off that of float32: training "
             "may fail where float32 would not; leave out --precision, or watch validation",
             MetagradWarning,
             stacklevel=3,
@@ -49,54 +48,54 @@ MOST_OFF = 0.3  # of the gradient's norm: a 32-filter Conv4 in bf16 is a tenth o
 
 
 def warn_noise(experiment: Experiment, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
-    """Say once in a run that the linear solve left more than there was, or that the inner steps are too long."""
-    said = None
+    """Warn once in a run that the linear solve diverges, or that the inner step size is too large."""
+    message = None
     if line.get("residual", 0.0) > 1.0:
         curvature = getattr(getattr(experiment.method, "adjoint", None), "curvature", "gauss_newton")
         matrix = "" if curvature == "gauss_newton" else "--curvature gauss_newton, "
-        said = (
+        message = (
             f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
             f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
             f"use {matrix}a larger --lam or more --cg-steps"
         )
     lr, stable = inner_lr(experiment.method), _stable_at(experiment.method, line.get("max_curvature", 0.0))
-    if said is None and stable is not None and lr is not None and lr > stable:
-        said = (
+    if message is None and stable is not None and lr is not None and lr > stable:
+        message = (
             f"by meta-step {line['step']} the inner steps of {lr:g} go back and forth: the curvature "
             f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
             "--inner-solver hessian-free finds its own"
         )
-    if said is None or progress.get("warned"):
+    if message is None or progress.get("warned"):
         return
     progress["warned"] = True
     if ranks.first:
-        warnings.warn(said, MetagradWarning, stacklevel=3)
+        warnings.warn(message, MetagradWarning, stacklevel=3)
 
 
-def warn_dead(outputs: int, progress: dict[str, Any], found: Evaluation, ranks: Ranks) -> None:
-    """Say once in a run that it knows no class any more; finite numbers alone do not show that."""
-    if found.metric != "accuracy":
+def warn_dead(outputs: int, progress: dict[str, Any], validation: Evaluation, ranks: Ranks) -> None:
+    """Warn once in a run that validation is at chance; its numbers may all be finite."""
+    if validation.metric != "accuracy":
         return
     chance, best = 1 / outputs, -1.0 if progress["best_score"] is None else progress["best_score"]
-    if found.accuracy > chance + found.ci95 or progress.get("dead"):
+    if validation.accuracy > chance + validation.ci95 or progress.get("dead"):
         return
-    fell = best > chance + max(5 * found.ci95, 0.02)
-    if not fell and found.loss < 1.5 * math.log(outputs):
+    fell = best > chance + max(5 * validation.ci95, 0.02)
+    if not fell and validation.loss < 1.5 * math.log(outputs):
         return  # it may not have begun to learn
     progress["dead"] = True
     if ranks.first:
         after = f", after {best:.1%} at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
         warnings.warn(
-            f"meta-step {progress['step']}: validation is at chance, {found.accuracy:.1%} (loss {found.loss:.2g})"
-            f"{after}; "
+            f"meta-step {progress['step']}: validation is at chance, {validation.accuracy:.1%} "
+            f"(loss {validation.loss:.2g}){after}; "
             "the features have died and do not come back: begin anew with a smaller --outer-lr or --inner-lr",
             MetagradWarning,
             stacklevel=3,
         )
 
 
-def failed(run: Run, step: int, error: Exception) -> str:
-    """Say at which meta-step a run failed, why, which option to turn, and what is kept."""
+def failure(run: Run, step: int, error: Exception) -> str:
+    """Return the message of a failed meta-step: why, which option to change, and what the run keeps."""
     kept = f"; {run.folder} keeps its last good checkpoint" if run.has("last") else ""
     if isinstance(error, NotFiniteError | DivergedError):
         return f"meta-step {step}: {error}: {_against_divergence(run.experiment.method, error)}{kept}"
@@ -109,7 +108,7 @@ def failed(run: Run, step: int, error: Exception) -> str:
 
 
 def _against_divergence(method: Algorithm, error: Exception) -> str:
-    """Say which option to turn when inner steps, or the series of the linear solve, ran away."""
+    """Return which option to change when the inner steps, or the Neumann series, diverged."""
     lr, lam = inner_lr(method), getattr(method, "lam", None)
     if lr is None:
         return "lower --outer-lr"
@@ -122,13 +121,13 @@ def _against_divergence(method: Algorithm, error: Exception) -> str:
 
 
 def inner_lr(method: Algorithm) -> float | None:
-    """Return a method's inner step size, where it has one that is a number."""
-    found = getattr(method, "inner_lr", getattr(getattr(method, "solver", None), "lr", None))
-    return found if isinstance(found, int | float) else None
+    """Return a method's inner step size, if it is a number."""
+    lr = getattr(method, "inner_lr", getattr(getattr(method, "solver", None), "lr", None))
+    return lr if isinstance(lr, int | float) else None
 
 
 def _stable_at(method: Algorithm, curvature: float) -> float | None:
-    """Return the inner step size below which steps are stable at a largest curvature, where that is known."""
+    """Return the inner step size below which the solver is stable at this largest curvature, if it is known."""
     solver = getattr(method, "solver", None)
     known = solver is None or isinstance(solver, GradientDescent | Nesterov)
     if not known or curvature <= 0:
@@ -136,11 +135,11 @@ def _stable_at(method: Algorithm, curvature: float) -> float | None:
     return (1.0 if isinstance(solver, Nesterov) else 2.0) / curvature
 
 
-LARGEST_LOSS = 1e6  # a network that knows nothing begins below 100, and nobody comes back from here
+LARGEST_LOSS = 1e6  # an untrained network begins below 100, and no training recovers from here
 
 
 def require_finite(numbers: dict[str, float], theta: Params) -> None:
-    """Refuse a loss or a gradient that is no number, or a loss beyond all measure, before it becomes weights.
+    """Refuse a loss or a gradient that is not finite, or a loss that is far too large, before the update.
 
     Raises
     ------

@@ -212,10 +212,10 @@ class Experiment:
         every = self.budget.val_every or max(1, steps // 10)
         object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
         if self.network is None:
-            found = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
-            if found is None:
+            network = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
+            if network is None:
                 raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
-            object.__setattr__(self, "network", found)
+            object.__setattr__(self, "network", network)
 
     @property
     def meta_steps(self) -> int:
@@ -235,39 +235,38 @@ class Experiment:
         Raises
         ------
         MetagradError
-            for a part that cannot be written down.
+            for a part that has no JSON.
         """
         network: Any = self.network
-        if isinstance(network, nn.Module):  # it cannot be made again from here: who goes on hands it over again
-            network = {"module": f"{type(network).__module__}:{type(network).__qualname__}"}
-            found: dict[str, Any] = to_json(replace(self, network="module:given"))
-            return {**found, "network": network}
-        found = to_json(self)
-        return found
+        if not isinstance(network, nn.Module):
+            return dict(to_json(self))
+        # JSON cannot hold a module, so the caller passes it again to resume.
+        name = f"{type(network).__module__}:{type(network).__qualname__}"
+        return {**to_json(replace(self, network="module:given")), "network": {"module": name}}
 
 
 def described(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment's choices flat, by the names of their fields: for people to look at, not to be read again.
+    """Return an experiment's choices by the names of their fields, for people to read.
 
-    Where two parts have a field of the same name, the part's name comes first: ``outer lr``.
+    If two parts have a field of the same name, the part's name comes first: ``outer lr``.
     """
-    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
 
     def put(value: Any, holder: str) -> None:
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             plain = value is None or isinstance(value, str | int | float | tuple)
-            found[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
+            choices[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
             return
         if holder and not isinstance(value, Outer | Budget | Compute):
-            found[holder] = getattr(value, "name", type(value).__name__)
+            choices[holder] = getattr(value, "name", type(value).__name__)
         for one in dataclasses.fields(value):
             inner = getattr(value, one.name)
-            name = one.name if one.name not in found else f"{holder} {one.name}"
+            name = one.name if one.name not in choices else f"{holder} {one.name}"
             put(inner, name)
 
     for one in dataclasses.fields(experiment):
         put(getattr(experiment, one.name), one.name)
-    return found
+    return choices
 
 
 def _is_optimizer(made: Any) -> bool:

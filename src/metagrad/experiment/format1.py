@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from metagrad.data.reading import Reading
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.episodes import Episodes
 from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
@@ -116,20 +117,15 @@ def method_of(config: TrainConfig) -> GivesNetworks:
             )
 
 
-def _step_size(config: TrainConfig) -> float:
-    assert config.inner_lr is not None
-    return config.inner_lr
-
-
 def _inner_solver(config: TrainConfig, max_steps: int) -> InnerSolver:
-    tol = config.inner_tol or 0.0
+    lr, tol = config.inner_lr or 0.0, config.inner_tol or 0.0
     match config.inner_solver or "gd":
         case "gd":
-            return GradientDescent(lr=_step_size(config), max_steps=max_steps, tol=tol)
+            return GradientDescent(lr=lr, max_steps=max_steps, tol=tol)
         case "nesterov":
-            return Nesterov(lr=_step_size(config), max_steps=max_steps, tol=tol)
+            return Nesterov(lr=lr, max_steps=max_steps, tol=tol)
         case "adam":
-            return Adam(lr=_step_size(config), max_steps=max_steps, tol=tol)
+            return Adam(lr=lr, max_steps=max_steps, tol=tol)
         case "lbfgs":
             return LBFGS(max_steps=max_steps, tol=tol)
         case "hessian-free":
@@ -148,34 +144,38 @@ def _adjoint(config: TrainConfig) -> Adjoint:
         case "minres":
             solver = MINRES(max_steps=config.cg_steps)
         case "neumann":
-            # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
-            solver = Neumann(terms=config.cg_steps, lr=_step_size(config) / 4)
+            # A few steps of descent may grow along the steepest direction; the Neumann series would diverge.
+            assert config.inner_lr is not None
+            solver = Neumann(terms=config.cg_steps, lr=config.inner_lr / 4)
         case "woodbury":
             solver = Woodbury()
     return Implicit(linear_solver=solver, curvature=config.curvature)
 
 
 def of_record(record: dict[str, Any]) -> tuple[Experiment, dict[str, Any]]:
-    """Return the experiment of a ``config.json`` of format 1, and what format 2 keeps of the data.
+    """Return the experiment of a ``config.json`` of format 1, and its data as format 2 records them.
 
     Raises
     ------
     MetagradError, TypeError, ValueError
-        for options that cannot be.
+        for invalid options.
     """
-    # Options that are younger than the run have defaults that do what was done before there was a choice.
+    # An option that is younger than the run has a default that does what the older version did.
     config = TrainConfig(**record["config"]).resolved(record["dataset"])
     if any(getattr(config, name) != value for name, value in record["config"].items()):
         raise ValueError("an option has no value")
-    return experiment_of(config, record["dataset"]), _data(record)
+    return experiment_of(config, record["dataset"]), _data(record, config)
 
 
-def _data(record: dict[str, Any]) -> dict[str, Any]:
-    found = {key: record[key] for key in ("data_dir", "split") if record.get(key) is not None}
-    if record.get("image_size") is not None:
-        channels = 1 if record["dataset"] in ("omniglot", "glyphs") else 3
-        found["inputs"] = [channels, record["image_size"], record["image_size"]]
-    return {"digest": record["data_digest"], "outputs": record["config"]["ways"], **found}
+def _data(record: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return the data as format 2 records them."""
+    reading = Reading.of(record["dataset"], record.get("image_size") or config.image_size)
+    return {
+        "digest": record["data_digest"],
+        "inputs": [reading.channels, reading.size, reading.size],
+        "outputs": config.ways,
+        **{key: record[key] for key in ("data_dir", "split") if record.get(key) is not None},
+    }
 
 
 def trained_as(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Beginning at weights that are there already: another run's, a model file's, or a state_dict in safetensors."""
+"""Initial weights from elsewhere: another run's, a model file's, or a state_dict in safetensors."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What became of weights that a training began at.
+class Copied:
+    """Which initial weights theta took over.
 
     Attributes
     ----------
     where:
-        where they came from.
-    taken:
+        where the weights came from.
+    copied:
         names that were found there with the same shape.
-    anew:
-        names in theta that were not, with why: they begin as ever.
-    left:
-        names that were there and that the network has no place for.
-    numbers:
-        how many numbers were taken, and how many theta has.
+    fresh:
+        names in theta that were not, with the reason: they keep their random initial values.
+    unused:
+        names that were there and not in theta.
+    sizes:
+        how many numbers were copied, and how many theta has.
     """
 
     where: str
-    taken: tuple[str, ...]
-    anew: dict[str, str]
-    left: tuple[str, ...]
-    numbers: tuple[int, int]
+    copied: tuple[str, ...]
+    fresh: dict[str, str]
+    unused: tuple[str, ...]
+    sizes: tuple[int, int]
 
-    def told(self) -> list[str]:
-        """Say it in a few lines."""
+    def lines(self) -> list[str]:
+        """Return it in a few lines of text."""
         lines = [
-            f"begins at {self.where}: {len(self.taken)} of {len(self.taken) + len(self.anew)} tensors, "
-            f"{self.numbers[0]:,} of {self.numbers[1]:,} numbers"
+            f"begins at {self.where}: {len(self.copied)} of {len(self.copied) + len(self.fresh)} tensors, "
+            f"{self.sizes[0]:,} of {self.sizes[1]:,} numbers"
         ]
-        if self.anew:
-            lines.append("  begun anew: " + ", ".join(f"{name} ({why})" for name, why in [*self.anew.items()][:6]))
-        if self.left:
-            lines.append(f"  left out: {in_short(', '.join(self.left), 160)}")
+        if self.fresh:
+            lines.append("  begun anew: " + ", ".join(f"{name} ({why})" for name, why in [*self.fresh.items()][:6]))
+        if self.unused:
+            lines.append(f"  left out: {in_short(', '.join(self.unused), 160)}")
         return lines
 
 
@@ -69,46 +69,45 @@ def read_file(path: Path) -> Params:
     """
     require_readable(path, missing="name a run directory, a model file, or a state_dict in safetensors")
     try:
-        found = load_file(path)
+        leaves = load_file(path)
     except Exception as error:  # safetensors has an exception of its own
         raise MetagradError(
             f"{path} holds no weights that can be read ({in_short(error)}): name a run directory, a model file, or a "
             "state_dict in safetensors"
         ) from error
-    ours = {name.removeprefix("network/"): leaf for name, leaf in found.items() if name.startswith("network/")}
-    return ours or {name.removeprefix("theta/"): leaf for name, leaf in found.items()}
+    network = {name.removeprefix("network/"): leaf for name, leaf in leaves.items() if name.startswith("network/")}
+    return network or {name.removeprefix("theta/"): leaf for name, leaf in leaves.items()}
 
 
 @torch.no_grad()
-def begin_at(theta: Params, weights: Params, where: str) -> Taken:
-    """Put weights of the same name and shape into theta.
+def copy_weights(theta: Params, weights: Params, where: str) -> Copied:
+    """Copy weights of the same name and shape into theta.
 
-    What the network keeps for itself, frozen weights and buffers, stays as it was built: a run builds it again whenever
-    it is opened.
+    Frozen weights and buffers stay as the network was built: a run builds them again whenever it is opened.
 
     Raises
     ------
     MetagradError
         if none fits, or one that fits has numbers that are not finite.
     """
-    taken, anew = [], {}
+    copied, fresh = [], {}
     for name, leaf in theta.items():
         if name not in weights:
-            anew[name] = "not there"
+            fresh[name] = "not there"
         elif weights[name].shape != leaf.shape:
-            anew[name] = f"{_shape(weights[name])} there, {_shape(leaf)} here"
+            fresh[name] = f"{_shape(weights[name])} there, {_shape(leaf)} here"
         elif not bool(weights[name].isfinite().all()):
             raise MetagradError(f"{where}: {name} has numbers that are not finite")
         else:
             leaf.copy_(weights[name].to(leaf.dtype))
-            taken.append(name)
-    if not taken:
+            copied.append(name)
+    if not copied:
         raise MetagradError(
             f"no weight of {where} fits this network: it has {in_short(', '.join(theta), 80)}, there are "
             f"{in_short(', '.join(weights), 80)}"
         )
-    sizes = sum(theta[name].numel() for name in taken), sum(leaf.numel() for leaf in theta.values())
-    return Taken(where, tuple(taken), anew, tuple(sorted(weights.keys() - theta.keys())), sizes)
+    sizes = sum(theta[name].numel() for name in copied), sum(leaf.numel() for leaf in theta.values())
+    return Copied(where, tuple(copied), fresh, tuple(sorted(weights.keys() - theta.keys())), sizes)
 
 
 def _shape(leaf: Tensor) -> str:

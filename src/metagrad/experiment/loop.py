@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,12 +16,13 @@ from torch import nn
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
 from metagrad.experiment.checkpoint import State
-from metagrad.experiment.diagnostics import failed, require_finite, warn_dead, warn_digits, warn_noise
-from metagrad.experiment.init import Weights, begin_at
+from metagrad.experiment.diagnostics import failure, require_finite, warn_dead, warn_noise, warn_precision
+from metagrad.experiment.init import Weights, copy_weights
 from metagrad.experiment.measure import measure
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
+from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
@@ -32,18 +34,15 @@ from metagrad.implicit import Implicit
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 
-if TYPE_CHECKING:
-    from metagrad.experiment.run import Run
-
 LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Event:
-    """What the loop tells whoever watches, after ``step`` of ``meta_steps``.
+    """What the loop reports after ``step`` of ``meta_steps``.
 
-    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation), or ``tested`` ``of`` so many tasks.
-    With a validation comes ``theta``, the weights that were validated.
+    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation), or ``{"tested": ..., "of": ...}``
+    during the final test. A validation also has ``theta``, the weights that were validated.
     """
 
     step: int
@@ -54,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: the result written to ``result.json``, or ``None`` where it was asked to stop."""
+    """How training ended: the result written to ``result.json``, or ``None`` if ``stop`` ended it."""
 
     step: int
     result: dict[str, Any] | None
@@ -80,103 +79,65 @@ def train_run(
     resume:
         continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done.
     init:
-        weights to begin at; a checkpoint goes before them.
+        initial weights; not used where there is a checkpoint.
     report:
         called with every logged line.
     stop:
-        asked after every meta-step; if it says yes (on any rank), the state is saved and training returns.
+        called after every meta-step; if it returns true (on any rank), training saves its state and returns.
     ranks:
         the processes that share each meta-step's tasks; the same tasks and the same sums whatever their number.
 
     Raises
     ------
     MetagradError
-        for a loss that is not finite or beyond all measure, a full disk, more ranks than tasks, or a rank that is gone;
-        the state before the step that failed is saved then.
+        for a loss that is not finite or far too large, a full disk, more ranks than tasks, or a rank that is gone; the
+        run then keeps the state before the step that failed.
     """
-    experiment, fixed, count = run.experiment, sources.fixed, run.experiment.budget.tasks_per_step
-    _require_ranks(ranks, sources, count)
-    saved_state: State | None = None
-    if resume and ranks.from_first(run.has("last")):  # all that may be wrong with it is found before anything changes
-        saved_state = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
-    method, model = build_for(run, sources)
-    unmeasured = _unmeasured(method)
-    state = OuterState(experiment, method.init(model), run.seeds.generator("tasks", sources.draws_on), fixed)
-    if saved_state is not None:
-        state.restore(saved_state, run.seeds.generator("moved", sources.draws_on, saved_state.facts["step"]))
-    if resume:
-        run.rewind(saved_state)
+    experiment, budget, fixed = run.experiment, run.experiment.budget, sources.fixed
+    _require_ranks(ranks, sources, budget.tasks_per_step)
+    method, model, state = _begin(run, sources, resume, init, report, ranks)
     theta, generator, progress = state.theta, state.generator, state.progress
-    window: list[dict[str, float]] = progress["window"]
-    if init is not None and saved_state is None:
-        taken = begin_at(state.theta, init.weights, init.where)
-        state.begin_average()
-        report(Event(0, experiment.meta_steps, {"init": taken.told()}))
-        run.save("last", state.now(generator.get_state()))  # whoever resumes need not have those weights
-    if saved_state is None:
-        some = sources.train(min(2, count), generator=run.seeds.generator("tasks", sources.draws_on))
-        warn_digits(experiment, method, model, theta, some, ranks)
-
-    good: tuple[State, int] | None = None  # and the size that metrics.jsonl had
+    unmeasured = _unmeasured(method)
+    good: tuple[State, int] | None = None  # the last state with a finite gradient, and the size of metrics.jsonl then
     chunk: Chunks | int | Literal["auto"] = experiment.compute.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
-    worked = time.process_time() - progress.get("cpu_seconds", progress["seconds"])
-    while state.step < experiment.meta_steps and not _is_over(experiment.budget.minutes, progress["seconds"]):
-        draws = generator.get_state()
-        logged = (state.step + 1) % LOG_EVERY == 0 or state.step + 1 == experiment.meta_steps
+    cpu_began = time.process_time() - progress.get("cpu_seconds", progress["seconds"])
+    while state.step < experiment.meta_steps and not _is_over(budget.minutes, progress["seconds"]):
+        draws, step = generator.get_state(), state.step + 1
         ends: Warm | None = None
-        try:
-            with arithmetic(experiment.compute.precision, sources.device):
+        with _failing_at(step, run, good):
+            with precision_context(experiment.compute.precision, sources.device):
                 if fixed is not None:
                     metrics, ends = fixed.gradient(method, model, theta, chunk=experiment.compute.chunk)
                     share = 1.0
                 else:
-                    tasks = sources.train(count, generator=generator)
-                    tasks = tasks.part(*ranks.mine(count)) if ranks.world > 1 else tasks
+                    logged = step % LOG_EVERY == 0 or step == experiment.meta_steps
+                    tasks, share = _own_tasks(sources, budget.tasks_per_step, generator, ranks)
                     metrics = meta_gradient(method if logged else unmeasured, model, theta, tasks, chunk=chunk)
-                    share = len(metrics.score) / count
-            chunk = metrics.chunks  # what fits into memory, should the first choice not have
-            numbers, asked = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
+            chunk = metrics.chunks  # what fits into memory, if the first choice did not
+            numbers, stopping = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
             require_finite(numbers, theta)
-        except (MetagradError, torch.linalg.LinAlgError) as error:
-            raise _failed(run, state.step + 1, error, good) from error
         # Saved before the update: these weights have just given a finite gradient, the updated ones may not.
-        if asked or time.monotonic() - saved > experiment.budget.checkpoint_seconds:
+        if stopping or time.monotonic() - saved > budget.checkpoint_seconds:
             run.save("last", state.now(draws))
             saved = time.monotonic()
-        if asked:
+        if stopping:
             return Outcome(state.step, None)
-        good = state.now(draws).copied(), size_of(run.metrics_path)  # to fall back to, should the update lead nowhere
+        good = state.now(draws).copied(), size_of(run.metrics_path)
 
-        step = state.step + 1
         state.update(lr_at(experiment, step, progress["seconds"]))
         if fixed is not None:
             fixed.warm = ends
-        window.append(numbers)
-        progress.update(step=step, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - worked)
-        over = step == experiment.meta_steps or _is_over(experiment.budget.minutes, progress["seconds"])
+        progress["window"].append(numbers)
+        progress.update(step=step, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - cpu_began)
+        over = step == experiment.meta_steps or _is_over(budget.minutes, progress["seconds"])
 
         if step % LOG_EVERY == 0 or over:
-            times = {name: round(progress[name], 2) for name in ("seconds", "cpu_seconds")}
-            line = {"step": step, **_mean(window), **summary(theta), **times}
-            warn_noise(experiment, progress, line, ranks)
-            run.append("metrics.jsonl", line)
-            report(Event(step, experiment.meta_steps, line))
-            window.clear()
+            _log(run, state, report, ranks)
         if step % experiment.val_every == 0 or over:
-            try:
-                found = _validate(method, model, state.judged, sources, run, ranks)
-            except (MetagradError, torch.linalg.LinAlgError) as error:
-                raise _failed(run, step, error, good) from error
-            name = f"val_{found.metric.replace(' ', '_')}"
-            line = {"step": step, name: found.score, "val_ci95": found.ci95, "val_loss": found.loss}
-            run.append("metrics.jsonl", line)
-            report(Event(step, experiment.meta_steps, line, state.judged))
-            warn_dead(sources.outputs, progress, found, ranks)
-            better = found.score if found.metric == "accuracy" else -found.loss
-            if progress["best_score"] is None or better > progress["best_score"]:
-                progress.update(best_score=better, best_step=step)
-                run.save("best", state.best())
+            with _failing_at(step, run, good):
+                validation = _validate(method, model, state.judged, sources, run, ranks)
+            _keep_best(run, sources, state, validation, report, ranks)
     run.save("last", state.now(generator.get_state()))
     return Outcome(state.step, _finish(run, sources, progress, report, stop, ranks))
 
@@ -188,16 +149,94 @@ def _require_ranks(ranks: Ranks, sources: Sources, tasks: int) -> None:
         raise MetagradError(f"{ranks.world} ranks cannot share --tasks {tasks}: start fewer, or raise --tasks")
 
 
+def _begin(
+    run: Run, sources: Sources, resume: bool, init: Weights | None, report: Callable[[Event], None], ranks: Ranks
+) -> tuple[Algorithm, nn.Module, OuterState]:
+    """Return the method, the network and the state to train on: the last checkpoint's, or that of meta-step 0."""
+    experiment, checkpoint = run.experiment, None
+    if resume and ranks.from_first(run.has("last")):  # refused, if at all, before anything changes
+        checkpoint = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
+    method, model = build_for(run, sources)
+    generator = run.seeds.generator("tasks", sources.draws_on)
+    state = OuterState(experiment, method.init(model), generator, sources.fixed)
+    if checkpoint is not None:
+        state.restore(checkpoint, run.seeds.generator("moved", sources.draws_on, checkpoint.facts["step"]))
+    if resume:
+        run.rewind(checkpoint)
+    if checkpoint is not None:
+        return method, model, state
+    if init is not None:
+        copied = copy_weights(state.theta, init.weights, init.where)
+        state.begin_average()
+        report(Event(0, experiment.meta_steps, {"init": copied.lines()}))
+        run.save("last", state.now(generator.get_state()))  # so that resuming does not need those weights
+    few = sources.train(
+        min(2, experiment.budget.tasks_per_step), generator=run.seeds.generator("tasks", sources.draws_on)
+    )
+    warn_precision(experiment, method, model, state.theta, few, ranks)
+    return method, model, state
+
+
+def _own_tasks(sources: Sources, count: int, generator: torch.Generator, ranks: Ranks) -> tuple[Any, float]:
+    """Draw the tasks of a meta-step; return this rank's, and their share of all."""
+    tasks = sources.train(count, generator=generator)
+    first, end = ranks.mine(count)
+    return tasks if ranks.world == 1 else tasks.part(first, end), (end - first) / count
+
+
+@contextmanager
+def _failing_at(step: int, run: Run, good: tuple[State, int] | None) -> Iterator[None]:
+    """Let an error name the meta-step and what to do; keep the last state that gave a finite gradient, if any."""
+    try:
+        yield
+    except (MetagradError, torch.linalg.LinAlgError) as error:
+        if good is not None:
+            run.save("last", good[0], logged=good[1])
+        raise MetagradError(failure(run, step, error)) from error
+
+
+def _log(run: Run, state: OuterState, report: Callable[[Event], None], ranks: Ranks) -> None:
+    """Write the averages of the steps since the last such line."""
+    progress = state.progress
+    times = {name: round(progress[name], 2) for name in ("seconds", "cpu_seconds")}
+    line = {"step": state.step, **_mean(progress["window"]), **summary(state.theta), **times}
+    warn_noise(run.experiment, progress, line, ranks)
+    run.append("metrics.jsonl", line)
+    report(Event(state.step, run.experiment.meta_steps, line))
+    progress["window"].clear()
+
+
+def _keep_best(
+    run: Run,
+    sources: Sources,
+    state: OuterState,
+    validation: Evaluation,
+    report: Callable[[Event], None],
+    ranks: Ranks,
+) -> None:
+    """Log a validation; save its weights if they are the best so far."""
+    name = f"val_{validation.metric.replace(' ', '_')}"
+    line = {"step": state.step, name: validation.score, "val_ci95": validation.ci95, "val_loss": validation.loss}
+    run.append("metrics.jsonl", line)
+    report(Event(state.step, run.experiment.meta_steps, line, state.judged))
+    warn_dead(sources.outputs, state.progress, validation, ranks)
+    best = state.progress["best_score"]
+    score = validation.score if validation.metric == "accuracy" else -validation.loss
+    if best is None or score > best:
+        state.progress.update(best_score=score, best_step=state.step)
+        run.save("best", state.best())
+
+
 def _is_over(minutes: float | None, seconds: float) -> bool:
     return minutes is not None and seconds >= 60 * minutes
 
 
 class _StoppedError(Exception):
-    """The final test was asked to stop; the training is complete and saved."""
+    """``stop`` ended the final test; the training is complete and saved."""
 
 
 def _unmeasured(algorithm: Algorithm) -> Algorithm:
-    """Return the method without the product that measures its linear solve: one step in ten says how good that is."""
+    """Return the method without the product that measures its linear solve: every tenth step measures it."""
     adjoint = getattr(algorithm, "adjoint", None)
     if not isinstance(adjoint, Implicit):
         return algorithm
@@ -206,7 +245,7 @@ def _unmeasured(algorithm: Algorithm) -> Algorithm:
 
 
 def _numbers(metrics: Metrics) -> dict[str, float]:
-    """Bring a meta-step's means (of the curvature, the minimum) to the host, in one transfer."""
+    """Bring a meta-step's means, and the minimum of the curvature, to the host in one transfer."""
     score = metrics.metric.replace(" ", "_")
     numbers = {"loss": metrics.loss, score: metrics.score.mean(), "grad_norm": metrics.grad_norm.mean()}
     numbers["inner_steps"] = metrics.steps.float().mean().to(metrics.loss.device)
@@ -225,54 +264,47 @@ def _numbers(metrics: Metrics) -> dict[str, float]:
 
 
 def _over_ranks(
-    ranks: Ranks, theta: Params, share: float, numbers: dict[str, float], asked: bool
+    ranks: Ranks, theta: Params, share: float, numbers: dict[str, float], stopping: bool
 ) -> tuple[dict[str, float], bool]:
     """Average gradients and numbers over ranks, each weighted by its share of the tasks, in one message."""
     if ranks.world == 1:
-        return numbers, asked
+        return numbers, stopping
     lowest = numbers.get("min_curvature", 0.0)
     means = {name: value for name, value in numbers.items() if name != "min_curvature"}
     slots = [lowest if rank == ranks.rank else 0.0 for rank in range(ranks.world)]  # a minimum by way of a sum
-    message = [*(value * share for value in means.values()), float(asked), *slots]
+    message = [*(value * share for value in means.values()), float(stopping), *slots]
     device = next(iter(theta.values())).device
     summed = ranks.sum_gradients(theta, share, torch.tensor(message, device=device)).tolist()
-    found = dict(zip(means, summed, strict=False))
+    averages = dict(zip(means, summed, strict=False))
     if "min_curvature" in numbers:
-        found["min_curvature"] = min(summed[len(means) + 1 :])
-    return found, summed[len(means)] > 0
+        averages["min_curvature"] = min(summed[len(means) + 1 :])
+    return averages, summed[len(means)] > 0
 
 
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
-    """Average a window of steps, each number over those that have it; of the curvature, the smallest counts."""
+    """Average a window of steps, each number over the steps that have it; of the curvature, take the minimum."""
     names = {name: None for entry in window for name in entry}
     several = {name: [entry[name] for entry in window if name in entry] for name in names}
     line = {name: sum(values) / len(values) for name, values in several.items()}
     if "min_curvature" in line:
         line["min_curvature"] = min(several["min_curvature"])
-    # A mean that is infinite is that of bounds there are none of.
+    # A bound is infinite where there is none.
     return {name: float(f"{value:.6g}") for name, value in line.items() if math.isfinite(value)}
 
 
 def _validate(
     method: Algorithm, model: nn.Module, theta: Params, sources: Sources, run: Run, ranks: Ranks
 ) -> Evaluation:
-    # The same tasks every time, and none of the training generator's numbers used up.
+    # The same tasks every time; the training generator does not move.
     generator, experiment = run.seeds.generator("validation", sources.draws_on), run.experiment
-    with arithmetic(experiment.compute.precision, sources.device):
+    with precision_context(experiment.compute.precision, sources.device):
         return evaluate(
             method, model, theta, sources.val, tasks=experiment.budget.val_tasks, generator=generator, ranks=ranks
         )
 
 
-def _failed(run: Run, step: int, error: Exception, good: tuple[State, int] | None) -> MetagradError:
-    """Keep the last state that gave a finite gradient, if there is one; return what to say."""
-    if good is not None:
-        run.save("last", good[0], logged=good[1])
-    return MetagradError(failed(run, step, error))
-
-
 def _peak_bytes() -> int:
-    """Return the most memory that this process has had."""
+    """Return the peak memory of this process."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -289,14 +321,13 @@ def _finish(
     stop: Callable[[], bool],
     ranks: Ranks,
 ) -> dict[str, Any] | None:
-    """Look at the test classes once, with the weights that validation chose; ``None`` if asked to stop."""
-    asked = run.experiment.budget.test_tasks
-    split, tasks = ("test", asked) if asked else ("val", 600)
+    """Measure the weights that validation chose on the test tasks, once; ``None`` if ``stop`` ends it."""
+    test_tasks = run.experiment.budget.test_tasks
+    split, tasks = ("test", test_tasks) if test_tasks else ("val", 600)
 
     def tell(done: int, total: int) -> None:
         report(Event(progress["step"], progress["step"], {"tested": done, "of": total}))
-        asked = torch.tensor(float(stop()))
-        if ranks.sum(asked) > 0:
+        if ranks.sum(torch.tensor(float(stop()))) > 0:
             raise _StoppedError
 
     try:

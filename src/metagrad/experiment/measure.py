@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
-from metagrad.experiment.precision import arithmetic
+from metagrad.experiment.precision import precision_context
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
-from metagrad.experiment.sources import Sources
+from metagrad.experiment.sources import Sources, TaskSource
 from metagrad.experiment.values import to_json
 from metagrad.fewshot import evaluate
 from metagrad.seeds import Seeds
@@ -38,9 +40,9 @@ def measure(
     split:
         ``"test"`` or ``"val"``.
     queries:
-        query images a class; ``None`` means as in training.
+        query images per class; ``None``: as in training.
     seed:
-        of the tasks; with :attr:`Run.test_seed` those of ``result.json``.
+        of the tasks; :attr:`Run.test_seed` draws those of ``result.json``.
     transductive:
         see :func:`metagrad.fewshot.evaluate`.
     ranks:
@@ -51,54 +53,65 @@ def measure(
     MetagradError
         if the run has no best weights yet, or the options do not fit the split.
     """
-    experiment, episodes = run.experiment, run.episodes
+    precision = run.experiment.compute.precision
     state = learned(run, "best", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
     method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
-    source, about = (sources.test if split == "test" else sources.val), {}
-    if episodes is not None and sources.dataset is not None:
-        drawn_from = episodes.sampler(sources.dataset, split, device=sources.device, queries=queries)
-        source = source if queries is None else drawn_from
-        about = {"ways": episodes.ways, "shots": episodes.shots, "queries": drawn_from.queries}
-        named = f"{split} ({len(drawn_from.classes.names)} classes, none of them in training)"
-    elif queries is not None:
-        raise MetagradError("--queries is for data sets of classes: leave it out")
-    else:
-        named = split
-    # The first rule has no stream of its own here: ``seed`` is the generator's.
-    rule = Seeds(seed, run.seeds.rule)
-    generator = rule.generator("tasks" if rule.rule == 1 else "test", sources.draws_on)
-    with arithmetic(experiment.compute.precision, sources.device):
-        found = evaluate(
+    source, drawn = _source(run, sources, split, queries)
+    with precision_context(precision, sources.device):
+        evaluation = evaluate(
             method,
             model,
             theta,
             source,
             tasks=tasks,
-            generator=generator,
+            generator=_generator(run, seed, sources.draws_on),
             transductive=transductive,
             progress=progress,
             ranks=ranks,
         )
+    network, best = run.experiment.network, state.facts["best_score"]
+    by_accuracy = evaluation.metric == "accuracy"
     return {
-        "metric": f"{split}_{found.metric.replace(' ', '_')}",
-        "value": found.score,
-        "ci95": found.ci95,
-        "loss": found.loss,
+        "metric": f"{split}_{evaluation.metric.replace(' ', '_')}",
+        "value": evaluation.score,
+        "ci95": evaluation.ci95,
+        "loss": evaluation.loss,
         "protocol": {
             **sources.protocol,
-            "split": named,
-            **about,
+            **drawn,
             "tasks": tasks,
             "task_seed": seed,
-            "transductive": found.transductive,
+            "transductive": evaluation.transductive,
         },
         "method": run.method_name,
-        "network": to_json(experiment.network) if not hasattr(experiment.network, "parameters") else "a module",
+        "network": "a module" if hasattr(network, "parameters") else to_json(network),
         "weights": state.digest,
         "weights_of_step": state.facts["best_step"],
-        "val_score": state.facts["best_score"] * (1 if found.metric == "accuracy" else -1),  # else it is the loss
-        "precision": experiment.compute.precision,
-        "seed": experiment.seed,
+        "val_score" if by_accuracy else "val_loss": best if by_accuracy else -best,
+        "precision": precision,
+        "seed": run.experiment.seed,
         "versions": versions(),
     }
+
+
+def _source(run: Run, sources: Sources, split: str, queries: int | None) -> tuple[TaskSource, dict[str, Any]]:
+    """Return where the tasks come from, and what the protocol says of them."""
+    source, episodes = sources.test if split == "test" else sources.val, run.episodes
+    if episodes is None or sources.dataset is None:
+        if queries is not None:
+            raise MetagradError("--queries is for data sets of classes: leave it out")
+        return source, {"split": split}
+    sampler = episodes.sampler(sources.dataset, split, device=sources.device, queries=queries)
+    return source if queries is None else sampler, {
+        "split": f"{split} ({len(sampler.classes.names)} classes, none of them in training)",
+        "ways": episodes.ways,
+        "shots": episodes.shots,
+        "queries": sampler.queries,
+    }
+
+
+def _generator(run: Run, seed: int, device: torch.device) -> torch.Generator:
+    """Return the generator of the tasks; the first rule of seeds has no stream for them and takes ``seed`` itself."""
+    seeds = Seeds(seed, run.seeds.rule)
+    return seeds.generator("tasks" if seeds.rule == 1 else "test", device)

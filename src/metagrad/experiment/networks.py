@@ -1,4 +1,4 @@
-"""Networks as values: what is built for inputs of a size and a number of outputs, and how an own one is found."""
+"""Networks as values, which build a network for inputs of a shape and a number of outputs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def build_network(
 ) -> nn.Module:
     """Return a network from its value: a config, a function or class, the import path of one, or a module.
 
-    What an own function draws from torch's global generator follows ``generator``, which is left alone otherwise.
+    A function of the user's own draws from torch's global generator, which is seeded from ``generator`` meanwhile.
 
     Raises
     ------
@@ -129,8 +129,8 @@ def build_network(
     if isinstance(network, nn.Module):
         return copy.deepcopy(network)
     if hasattr(network, "build"):
-        made: nn.Module = network.build(inputs, outputs, generator=generator)
-        return made
+        built: nn.Module = network.build(inputs, outputs, generator=generator)
+        return built
     path = network if isinstance(network, str) else getattr(network, "__qualname__", str(network))
     called = imported(network, code=(network,)) if isinstance(network, str) else network
     if not callable(called):
@@ -138,12 +138,12 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if generator is None else generator.initial_seed())
         try:
-            found = called()
+            module = called()
         except TypeError as error:
             raise MetagradError(f"{path} cannot be called without arguments: {in_short(error)}") from error
-    if not isinstance(found, nn.Module):
-        raise MetagradError(f"{path} returned {type(found).__name__}: it must return an nn.Module")
-    return found
+    if not isinstance(module, nn.Module):
+        raise MetagradError(f"{path} returned {type(module).__name__}: it must return an nn.Module")
+    return module
 
 
 def _image(inputs: tuple[int, ...]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The outer loop's state between two meta-steps: theta, the optimiser, the random numbers; and one update of it."""
+"""The state of the outer loop between two meta-steps: theta, optimiser, generator; and its update."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from metagrad.tree import Params
 
 
 def make_optimizer(outer: Outer, theta: Params) -> torch.optim.Optimizer:
-    """Return the optimiser of theta; what is learned beside weights (names that begin with a dot) does not decay."""
-    made = getattr(torch.optim, outer.optimizer)
-    known = inspect.signature(made).parameters
+    """Return the optimiser of theta; learned hyper-parameters (names that begin with a dot) do not decay."""
+    optimizer_class = getattr(torch.optim, outer.optimizer)
+    known = inspect.signature(optimizer_class).parameters
     options: dict[str, Any] = {"lr": outer.lr}
     if outer.momentum is not None:
         options["momentum"] = outer.momentum
@@ -31,12 +31,12 @@ def make_optimizer(outer: Outer, theta: Params) -> torch.optim.Optimizer:
         groups += [{"params": others, "weight_decay": 0.0}] if others else []
     else:
         groups[0]["params"] += others
-    found: torch.optim.Optimizer = made([group for group in groups if group["params"]], **options)
-    return found
+    optimizer: torch.optim.Optimizer = optimizer_class([group for group in groups if group["params"]], **options)
+    return optimizer
 
 
 def lr_at(experiment: Experiment, step: int, seconds: float) -> float:
-    """Return the outer step size of a meta-step; of a budget in minutes, by whichever end is nearer."""
+    """Return the outer step size of a meta-step; with a budget in minutes, the nearer end sets the schedule."""
     outer, steps = experiment.outer, experiment.meta_steps
     lr = outer.lr
     if outer.schedule == "cosine":
@@ -53,13 +53,13 @@ class OuterState:
     Parameters
     ----------
     experiment:
-        whose outer optimiser it is.
+        its ``outer`` describes the optimiser.
     theta:
-        leaf tensors that ask for a gradient; changed in place.
+        leaf tensors that require a gradient; changed in place.
     generator:
         of the training tasks.
     fixed:
-        the finite set of tasks, where there is one.
+        the finite set of tasks, if there is one.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class OuterState:
         }  # fmt: skip
 
     def begin_average(self) -> None:
-        """Let the moving average begin at theta as it is now."""
+        """Set the moving average to theta."""
         if self.average is not None:
             for name, leaf in self.theta.items():
                 self.average[name].copy_(leaf.detach())
@@ -91,7 +91,7 @@ class OuterState:
         return self.theta if self.average is None else self.average
 
     def update(self, lr: float) -> None:
-        """Take one step along the gradients, and forget them."""
+        """Take one step of the optimiser, and clear the gradients."""
         outer = self.experiment.outer
         if outer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(list(self.theta.values()), outer.clip_norm)
@@ -100,13 +100,13 @@ class OuterState:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None and outer.average is not None:
-            # Early on theta itself counts more: an average that begins at random weights would keep them for long.
+            # A smaller decay early on: the average would else keep the random initial weights for long.
             decay = min(outer.average, (1 + self.step) / (10 + self.step))
             for name, leaf in self.theta.items():
                 self.average[name].lerp_(leaf.detach(), 1 - decay)
 
     def now(self, draws: Tensor) -> State:
-        """Return the state, with ``draws`` of the generator."""
+        """Return the state, with ``draws`` as the state of the generator."""
         tensors = {f"theta/{name}": leaf for name, leaf in self.theta.items()}
         for name, leaf in self.theta.items():
             moments = self.optimizer.state.get(leaf, {})
@@ -126,11 +126,11 @@ class OuterState:
         return "adam" if self.experiment.outer.optimizer == "Adam" else "optimizer"
 
     def best(self) -> State:
-        """Return what is kept as the best: the weights that were validated."""
+        """Return the weights that were validated."""
         return State({f"theta/{name}": leaf for name, leaf in self.judged.items()}, self.progress)
 
     def restore(self, state: State, moved: torch.Generator) -> None:
-        """Go on from a state; ``moved``: the generator where the checkpoint was written on another kind of device."""
+        """Continue from a state; ``moved`` is the generator if the checkpoint is from another kind of device."""
         with torch.no_grad():
             for name, leaf in self.theta.items():
                 leaf.copy_(state.tensors[f"theta/{name}"])
@@ -141,7 +141,7 @@ class OuterState:
             moments = {key.removeprefix(prefix): part for key, part in state.tensors.items() if key.startswith(prefix)}
             if moments:
                 self.optimizer.state[leaf] = {
-                    # Counts of steps stay where the optimiser keeps them; the rest lies where the weights do.
+                    # Step counts stay on the CPU, as the optimiser has them; the rest is on the device of the weights.
                     key: part.clone() if part.dim() == 0 else part.to(leaf.device).clone()
                     for key, part in moments.items()
                 }
@@ -150,7 +150,7 @@ class OuterState:
             self.fixed.restore(warm)
         if state.tensors["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(state.tensors["generator"])
-        else:  # a run moved between CPU and GPU goes on with new tasks; the weights are what matters
+        else:  # a run that moved between CPU and GPU continues with other tasks
             self.generator.set_state(moved.get_state())
         self.progress = state.facts
 
@@ -158,19 +158,14 @@ class OuterState:
 def require_state(
     experiment: Experiment, tensors: Mapping[str, Tensor], theta: Params, parameters: Mapping[str, Tensor], step: int
 ) -> None:
-    """Refuse tensors that no run of this experiment has after ``step`` meta-steps.
+    """Raise ``ValueError`` for tensors that no run of this experiment has after ``step`` meta-steps.
 
     Parameters
     ----------
     theta:
-        what the network and the method want; only names, shapes and types matter.
+        of the network and the method; only names, shapes and types matter.
     parameters:
         of the network, by name.
-
-    Raises
-    ------
-    ValueError
-        naming the first that is missing, one too many, of another shape or type, or not finite.
     """
     require_theta(tensors, theta)
     _require_moments(experiment.outer, tensors, theta, step)
@@ -185,14 +180,14 @@ def require_state(
 
 
 def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params, step: int) -> None:
-    """Refuse moments that the optimiser cannot have for these weights: it is asked, by a step that needs no memory."""
+    """Refuse moments that the optimiser does not have after a step on weights of these shapes."""
     prefix = "adam" if outer.optimizer == "Adam" else "optimizer"
     given = {name: leaf for name, leaf in tensors.items() if name.startswith(f"{prefix}/")}
     if step == 0 and not given:  # stopped before the first update
         return
     try:
         shapes, optimizer = _stepped(outer, theta, "meta")
-    except RuntimeError:  # one that looks at numbers
+    except RuntimeError:  # an optimiser that reads values
         shapes, optimizer = _stepped(outer, theta, "cpu")
     wanted = {
         f"{prefix}/{name}/{key}": value
@@ -204,9 +199,9 @@ def _require_moments(outer: Outer, tensors: Mapping[str, Tensor], theta: Params,
         name = min(given.keys() ^ wanted.keys())
         raise ValueError(f"{name} is {'one too many' if name in given else 'missing'}")
     for name, like in wanted.items():
-        # A count is a number of its own kind: of the default dtype in some versions of torch, in float32 in others.
-        counts = not isinstance(like, Tensor) or like.dim() == 0
-        require_like(name, given[name], torch.empty((), dtype=given[name].dtype) if counts else torch.as_tensor(like))
+        # A step count has the default dtype in some versions of torch, float32 in others.
+        is_count = not isinstance(like, Tensor) or like.dim() == 0
+        require_like(name, given[name], torch.empty((), dtype=given[name].dtype) if is_count else torch.as_tensor(like))
         if name.endswith("/exp_avg_sq") and bool((given[name] < 0).any()):
             raise ValueError(f"{name} is a mean of squares and negative")
 
@@ -222,14 +217,14 @@ def _stepped(outer: Outer, theta: Params, device: str) -> tuple[Params, torch.op
 
 
 def _require_warm(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], tasks: int | None) -> None:
-    """Refuse ends of tasks that are not those of a set of ``tasks`` (``None``: there is none).
+    """Refuse last solutions that are not those of a set of ``tasks`` (``None``: there is no set).
 
-    Where phi is weights of the network, their shapes are known; of a bilevel problem's phi, that ``u`` has the same.
+    Where phi is weights of the network, their shapes are known; in a bilevel problem, phi and ``u`` have the same.
     """
-    ends = {name.removeprefix("warm/"): leaf for name, leaf in tensors.items() if name.startswith("warm/")}
-    for name, leaf in ends.items():
+    solutions = {name.removeprefix("warm/"): leaf for name, leaf in tensors.items() if name.startswith("warm/")}
+    for name, leaf in solutions.items():
         part, _, key = name.partition("/")
-        other = ends.get(f"{'u' if part == 'phi' else 'phi'}/{key}")
+        other = solutions.get(f"{'u' if part == 'phi' else 'phi'}/{key}")
         if tasks is None or part not in ("phi", "u") or other is None:
             raise ValueError(f"warm/{name} is one too many")
         like = parameters.get(key, other[0] if other.dim() and len(other) else other)

@@ -1,4 +1,4 @@
-"""With how many digits a network's products are taken."""
+"""The precision of a network's products."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from metagrad.experiment.experiment import Precision
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Take matrix products and convolutions on ``device`` with ``precision`` for a while.
+def precision_context(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute matrix products and convolutions on ``device`` with ``precision`` inside a ``with`` block.
 
-    ``"float32"`` switches off the TF32 that torch has on for convolutions. Weights, sums, losses and everything of the
-    solvers stay in float32 whatever it is.
+    ``"float32"`` switches off the TF32 that torch uses for convolutions by default. Weights, sums, losses and all that
+    solvers compute stay in float32.
     """
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -39,7 +39,7 @@ def _onednn(enabled: bool) -> None:
     """Let oneDNN compute, or not.
 
     On an EPYC with avx512_bf16 its bf16 convolution gives, now and then, a weight gradient that is not a number (seen
-    with two channels, torch 2.13.0: 8 of 12 tries, none without it): as if it read memory that nobody wrote.
+    with two channels, torch 2.13.0: 8 of 12 tries, none without it), as if it read uninitialised memory.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that there is no Intel GPU

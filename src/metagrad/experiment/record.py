@@ -1,4 +1,4 @@
-"""``config.json`` of a run: what was asked, with which versions, on which data."""
+"""``config.json`` of a run: the experiment, the versions and the data."""
 
 from __future__ import annotations
 
@@ -30,17 +30,16 @@ LARGEST_IMAGE = 4096  # pixels a side
 
 @dataclass(frozen=True)
 class Record:
-    """``config.json`` of a run, understood.
+    """``config.json`` of a run, parsed.
 
     Attributes
     ----------
     written:
-        what the file says.
+        the JSON in the file.
     experiment:
-        what is trained.
+        the experiment it describes.
     data:
-        of the data: its ``digest``; ``inputs`` and ``outputs`` of the network; ``data_dir`` and ``split`` where there
-        are such.
+        ``digest`` of the data; ``inputs`` and ``outputs`` of the network; ``data_dir`` and ``split`` if there are any.
     """
 
     written: dict[str, Any]
@@ -51,7 +50,7 @@ class Record:
 def new_record(
     experiment: Experiment, sources: Sources, *, command: Sequence[str], launch: str | None, init: str | None
 ) -> dict[str, Any]:
-    """Return what a new run writes into ``config.json``; a part that cannot be written down is refused."""
+    """Return the ``config.json`` of a new run; refuse a part that has no JSON."""
     size = {"inputs": list(sources.inputs), "outputs": sources.outputs}
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -66,25 +65,24 @@ def new_record(
 
 
 def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment | None = None) -> Record:
-    """Return what ``config.json`` of a run directory says.
+    """Read ``config.json`` of a run directory.
 
     Parameters
     ----------
     code:
         import paths outside of metagrad that the experiment may name.
     given:
-        the experiment itself, where who opens the run has it: what it names is not imported.
+        the run's own experiment, if the caller has it: then nothing is imported.
 
     Raises
     ------
     MetagradError
-        if it is not a run, is damaged, was written by an incompatible version, names code that is not allowed, or is of
-        another experiment than the one given.
+        as :meth:`metagrad.experiment.Run.open`.
     """
     path = folder / "config.json"
     try:
         record = strict_json.read(path)
-        written = record["format"]
+        version = record["format"]
     except PermissionError as error:
         raise MetagradError(f"cannot read {folder} (permission denied): ask its owner for permission") from error
     except (OSError, KeyError, TypeError) as error:
@@ -93,22 +91,22 @@ def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment |
         raise MetagradError(
             f"{folder} is not a metagrad run, or its config.json is damaged ({in_short(error)}): restore it"
         ) from error
-    if type(written) is not int or written not in (1, FORMAT):
+    if type(version) is not int or version not in (1, FORMAT):
         raise MetagradError(
-            f"{folder} has run format {in_short(written)}, this metagrad reads 1 and {FORMAT}: use the version that "
+            f"{folder} has run format {in_short(version)}, this metagrad reads 1 and {FORMAT}: use the version that "
             "wrote it"
         )
     try:
-        if "run" in record or written > 1:  # metagrad 0.1 wrote neither a name nor a digest
+        if "run" in record or version > 1:  # metagrad 0.1 wrote neither a name nor a digest
             strict_json.require_unaltered(record)
         _require_record(record)
-        if written == 1:
+        if version == 1:
             experiment, data = format1.of_record(record)
             if given is not None:
                 experiment = _same(experiment.as_json(), given, folder)
         else:
-            asked, data = record["experiment"], record["data"]
-            experiment = _experiment(asked, code) if given is None else _same(asked, given, folder)
+            written, data = record["experiment"], record["data"]
+            experiment = _experiment(written, code) if given is None else _same(written, given, folder)
     except (NotNamedError, _AnotherError):
         raise
     except (KeyError, TypeError, ValueError, MetagradError) as error:
@@ -117,46 +115,39 @@ def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment |
 
 
 class _AnotherError(MetagradError):
-    """A run is of another experiment than the one that was given."""
+    """A run holds another experiment than the given one."""
 
 
 def _experiment(written: Any, code: Collection[str]) -> Experiment:
-    """Return the experiment that was written, whose code is imported from where it names."""
+    """Return the experiment that was written, and import the code it names."""
     network = written.get("network") if isinstance(written, dict) else None
     if isinstance(network, dict) and "module" in network:
         raise NotNamedError(
             f"the run's network was given as a module of {network['module']}: give the experiment again "
             "(Run.open(folder, experiment=...))"
         )
-    found = from_json(written, code=code)
-    if not isinstance(found, Experiment):
+    experiment = from_json(written, code=code)
+    if not isinstance(experiment, Experiment):
         raise ValueError("it holds no experiment")
-    for named in (found.network, found.tasks):
+    for named in (experiment.network, experiment.tasks):
         if isinstance(named, str) and named not in code:
             raise NotNamedError(
                 f"the run names {named}, code outside of metagrad, which opening it does not run: name it again if you "
                 f"trust it (code=[{named!r}], or --code {named})"
             )
-    return found
+    return experiment
 
 
 def _same(written: Any, given: Experiment, folder: Path) -> Experiment:
-    """Return the experiment that was given, for as many meta-steps as were written; nothing is imported.
-
-    Raises
-    ------
-    MetagradError
-        if what was written is another: names the first field.
-    """
-    here = trained_as(given.as_json())
-    there = trained_as(written)
-    if (off := difference(here, there)) is not None:
-        raise _AnotherError(f"{folder} is a run of another experiment ({off}): choose another run")
+    """Return the given experiment with the run's number of meta-steps; refuse one that the run is not of."""
+    field = difference(trained_as(given.as_json()), trained_as(written))
+    if field is not None:
+        raise _AnotherError(f"{folder} is a run of another experiment ({field}): choose another run")
     return replace(given, budget=replace(given.budget, meta_steps=written["budget"]["meta_steps"]))
 
 
 def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
-    """Return an experiment's JSON without what a checkpoint does not depend on: how long, where, in what chunks."""
+    """Return the part of an experiment's JSON that a checkpoint depends on: all but its length, device and chunks."""
     budget, compute = experiment["budget"], experiment["compute"]
     return {
         **{key: value for key, value in experiment.items() if key not in ("budget", "compute")},
@@ -166,12 +157,12 @@ def trained_as(experiment: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(here: Any, there: Any, place: str = "") -> str | None:
-    """Name the first field in which two experiments differ; one that was not there when it was written counts not."""
+    """Name the first field in which two experiments differ; a field that ``there`` lacks is younger than the run."""
     if isinstance(here, dict) and isinstance(there, dict) and here.get(CLASS) == there.get(CLASS):
         for key in [key for key in here if key in there]:
-            found = difference(here[key], there[key], f"{place}.{key}".lstrip("."))
-            if found is not None:
-                return found
+            inner = difference(here[key], there[key], f"{place}.{key}".lstrip("."))
+            if inner is not None:
+                return inner
         return None
     return None if here == there else f"{place} is {_short(there)} there, {_short(here)} here"
 
@@ -181,19 +172,13 @@ def _short(value: Any) -> str:
 
 
 def _require_record(record: dict[str, Any]) -> None:
-    """Refuse a config.json of other kinds of values than those that are written.
-
-    Raises
-    ------
-    ValueError
-        naming the first.
-    """
+    """Raise ``ValueError`` naming the first value in config.json that no run writes."""
     data = record if record["format"] == 1 else record.get("data")
     if not isinstance(data, dict):
         raise ValueError("data cannot be so")
     size, split, inputs = record.get("image_size"), data.get("split"), data.get("inputs", [])
     digest = data.get("data_digest" if record["format"] == 1 else "digest")
-    right = {
+    valid = {
         "data digest": isinstance(digest, str),
         "command": _are_texts(record.get("command")),
         "versions": isinstance(record.get("versions"), dict) and _are_texts(list(record["versions"].values())),
@@ -208,8 +193,8 @@ def _require_record(record: dict[str, Any]) -> None:
         "outputs": is_count(data.get("outputs", 1), 1) and data.get("outputs", 1) <= 10**9,
     }
     if record["format"] == 1:
-        right |= {"dataset": record.get("dataset") in DATASETS, "config": isinstance(record.get("config"), dict)}
-    wrong = [name for name, well in right.items() if not well]
+        valid |= {"dataset": record.get("dataset") in DATASETS, "config": isinstance(record.get("config"), dict)}
+    wrong = [name for name, ok in valid.items() if not ok]
     if wrong:
         raise ValueError(f"{wrong[0]} cannot be so")
 
@@ -219,8 +204,8 @@ def _are_texts(value: Any) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a number may depend on, and the commit of a source checkout."""
-    found = {
+    """Return the versions that a result may depend on, and the commit of a source checkout."""
+    facts = {
         "metagrad": VERSION,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -229,16 +214,16 @@ def versions() -> dict[str, str]:
         "commit": _commit(),
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def _commit() -> str:
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():  # an installed copy: whatever repository surrounds it is not ours
+    if not (root / ".git").exists():  # an installed copy, perhaps inside another repository
         return "unknown"
     try:
-        ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -1,17 +1,16 @@
-"""The run directory: what was asked, what happened, and the state to go on from.
+"""The run directory: the experiment, its metrics and results, and the state to continue from.
 
 =====================  ====================================================================
-``config.json``        options, versions, commit, data digest; written once
+``config.json``        the experiment, versions, commit, data digest; written once
 ``metrics.jsonl``      one line per logged meta-step and per validation
 ``last.safetensors``   weights, optimiser, random state: what ``--resume`` continues from
 ``best.safetensors``   the weights with the best validation accuracy
-``result.json``        the figure at the end, with its interval and protocol
+``result.json``        the final score, with its interval and protocol
 =====================  ====================================================================
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -20,9 +19,8 @@ from typing import Any
 
 import filelock
 
-from metagrad import strict_json, tensorfile
+from metagrad import strict_json
 from metagrad.data import Progress
-from metagrad.data.reading import Reading
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
 from metagrad.experiment import format1, metrics_file, run_files
@@ -36,14 +34,7 @@ from metagrad.experiment.record import Record, new_record, read_record, trained_
 from metagrad.experiment.setup import open_sources
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.storage import APPENDED, require_own, require_unused, storage_error
-from metagrad.files import (
-    append_line,
-    remove_leftovers,
-    require_text,
-    sync_file,
-    sync_folder,
-    write_text,
-)
+from metagrad.files import remove_leftovers, require_text, sync_folder
 from metagrad.seeds import Seeds
 
 
@@ -72,18 +63,18 @@ class Run:
         Parameters
         ----------
         sources:
-            the experiment's tasks, opened: what is known of the data is recorded.
+            the experiment's opened tasks; the run records their data.
         command:
-            the words that were typed.
+            the command line, word by word.
         launch:
-            names the ``torchrun`` launch that makes it (:meth:`made_by`).
+            name of the ``torchrun`` launch that makes the run (:meth:`made_by`).
         init:
-            where the weights that it begins at come from.
+            where the initial weights come from.
 
         Raises
         ------
         MetagradError
-            if ``folder`` exists and is not empty, or cannot be made; if the experiment cannot be written down.
+            if ``folder`` exists and is not empty, or cannot be made; if the experiment cannot be written as JSON.
         """
         folder = Path(folder)
         require_text(folder, *command)
@@ -109,37 +100,33 @@ class Run:
         Parameters
         ----------
         code:
-            import paths outside of metagrad, ``"package.module:name"``, that the run may name: no others are imported.
+            import paths outside of metagrad, ``"package.module:name"``, that the run may import; it imports no others.
         experiment:
-            the run's own, where who opens it has it at hand; then nothing has to be named.
+            the run's own experiment, if you have it: the run then imports nothing, and ``code`` is not needed.
 
         Raises
         ------
         MetagradError
-            if it is not a run, is damaged, was written by an incompatible version, names code that is not allowed, or
-            is of another experiment.
+            if the folder is no run, is damaged, was written by an incompatible version, names code that is not in
+            ``code``, or holds another experiment.
         """
         return cls(Path(folder), read_record(Path(folder), code=code, given=experiment))
 
     @property
     def dataset(self) -> str | None:
-        """The name of the data set that its tasks are drawn from, if there is one."""
+        """The name of the data set that the tasks come from, if there is one."""
         episodes = self.episodes
         return None if episodes is None else episodes.dataset
 
     @property
     def episodes(self) -> Episodes | None:
-        """How tasks are drawn from a data set, if they are."""
+        """How the run draws tasks from a data set, if it does."""
         return episodes_of(self.experiment.tasks)
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """The shape of an example's input."""
-        if "inputs" in self.data:
-            return tuple(self.data["inputs"])
-        assert self.episodes is not None  # of format 1
-        reading = Reading.of(self.episodes.dataset, self.episodes.image_size)
-        return reading.channels, reading.size, reading.size
+        return tuple(self.data["inputs"])
 
     @property
     def outputs(self) -> int:
@@ -148,22 +135,8 @@ class Run:
 
     @property
     def method_name(self) -> str:
-        """What the method is called in short."""
+        """The short name of the method."""
         return str(getattr(self.experiment.method, "name", type(self.experiment.method).__name__))
-
-    def require_data(self, sources: Sources, where: object = None) -> None:
-        """Refuse tasks of other data than the run began with.
-
-        Raises
-        ------
-        MetagradError
-            saying what to do.
-        """
-        if sources.digest != self.data["digest"]:
-            raise MetagradError(
-                f"the {self.dataset} data{f' in {where}' if where else ''} differ from those {self.folder} began with: "
-                "restore the files as they were, pass another --data-dir, or begin a new run"
-            )
 
     @staticmethod
     def made_by(launch: str | None, where: Path) -> Path | None:
@@ -184,10 +157,9 @@ class Run:
         Raises
         ------
         MetagradError
-            if its data are not there, or are others.
+            if the data are missing, or differ from those that the run began with.
         """
-        where = None if data_dir is None else Path(data_dir)
-        return open_sources(self, data_dir=where, device=device, progress=progress)
+        return open_sources(self, data_dir=data_dir, device=device, progress=progress)
 
     def evaluate(
         self,
@@ -210,7 +182,7 @@ class Run:
     def check(
         self, *, tasks: int = 4, seed: int = 0, data_dir: str | Path | None = None, device: str | None = None
     ) -> dict[str, Any]:
-        """Compare the meta-gradient of a few tasks with an accurate one, at the weights that were reached last.
+        """Compare the meta-gradient of a few tasks with an accurate one, at the weights of the last checkpoint.
 
         Parameters and errors as of :func:`metagrad.experiment.check.check_run`.
         """
@@ -269,16 +241,9 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Append one line of JSON to a file of the run; numbers that are not finite are left out."""
-        if not self.writes:
-            return
-        path = self.folder / name
-        require_own(path)
-        finite = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
-        try:
-            append_line(path, strict_json.dump(finite))
-        except OSError as error:
-            raise storage_error(path, error) from error
+        """Append one line of JSON to a file of the run, without the numbers that are not finite."""
+        if self.writes:
+            run_files.append(self.folder / name, line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the logged lines; see :func:`metagrad.experiment.metrics_file.lines_of`."""
@@ -291,38 +256,25 @@ class Run:
     def save(self, name: str, state: State, *, logged: int | None = None) -> None:
         """Write a checkpoint (``"last"`` or ``"best"``) in one step; the former one stays until it is complete.
 
-        ``logged``: bytes of ``metrics.jsonl`` that belong to the state; ``None``: all.
+        ``logged``: how many bytes of ``metrics.jsonl`` belong to the state; ``None``: all.
         """
-        if not self.writes:
-            return
-        path = self.folder / f"{name}.safetensors"
-        try:
-            lines = metrics_file.facts_of(self.metrics_path, logged)
-        except OSError as error:
-            raise storage_error(self.metrics_path, error) from error
-        facts = {**state.facts, **lines, "trained_as": self._trained_as(), "run": self.record.get("run")}
-        tensorfile.write(
-            path,
-            state.tensors,
-            facts,
-            key="facts",
-            refused=lambda error: storage_error(path, error),
-            first=lambda: sync_file(self.metrics_path),  # a power cut must not leave the checkpoint without its lines
-        )
+        if self.writes:
+            facts = {"trained_as": self._trained_as(), "run": self.record.get("run")}
+            run_files.write_state(self.folder, name, state, facts, logged)
 
     def has(self, name: str) -> bool:
-        """Whether there is a checkpoint called ``name``; a link that leads nowhere is one that cannot be read."""
+        """Whether there is a checkpoint called ``name``; a broken link counts, and :meth:`load` refuses it."""
         return os.path.lexists(self.folder / f"{name}.safetensors")
 
     def load(self, name: str, ranks: Ranks = ALONE) -> State:
-        """Read a checkpoint; of several ranks, the first reads and tells the others.
+        """Read a checkpoint; of several ranks, the first reads it and sends it to the others.
 
-        Whether its weights fit a network is for :func:`metagrad.experiment.setup.learned` to say.
+        :func:`metagrad.experiment.setup.learned` also checks that its weights fit the network.
 
         Raises
         ------
         MetagradError
-            if there is none, it is damaged or altered, or it belongs to another run or configuration.
+            if there is none, or it is damaged, altered, or of another run or configuration.
         """
         state: State | MetagradError | None = None
         if ranks.first:
@@ -330,81 +282,68 @@ class Run:
                 state = run_files.read_state(self.folder, self.record, self._trained_as(), name)
             except MetagradError as error:
                 state = error
-        found = ranks.from_first(state)
-        assert isinstance(found, State)
-        return found
+        loaded: State = ranks.from_first(state)
+        return loaded
 
     def _trained_as(self) -> dict[str, Any]:
-        """Return what a checkpoint depends on; the number of meta-steps may be raised later."""
-        if self.record["format"] == 1:
-            return format1.trained_as(self.record)
-        return trained_as(self.experiment.as_json())
+        """Return the options that a checkpoint depends on; the number of meta-steps is none of them."""
+        flat = self.record["format"] == 1
+        return format1.trained_as(self.record) if flat else trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:
-        """Let the run go on for longer.
+        """Give the run more meta-steps.
 
         Raises
         ------
         MetagradError
             for fewer steps than it has.
         """
-        had = self.experiment.meta_steps
-        if steps < had:
-            raise MetagradError(f"--meta-steps {steps} is fewer than the run's {had}: it can only be raised")
-        if steps == had:
+        planned = self.experiment.meta_steps
+        if steps < planned:
+            raise MetagradError(f"--meta-steps {steps} is fewer than the run's {planned}: it can only be raised")
+        if steps == planned:
             return
         self.experiment = replace(self.experiment, budget=replace(self.experiment.budget, meta_steps=steps))
-        if self.record["format"] == 1:
-            self.record["config"]["meta_steps"] = steps
-        else:
-            self.record["experiment"]["budget"]["meta_steps"] = steps
+        flat = self.record["format"] == 1
+        written = self.record["config"] if flat else self.record["experiment"]["budget"]
+        written["meta_steps"] = steps
         self.write_json("config.json", self.record)
 
     def rewind(self, state: State | None) -> None:
-        """Drop metrics lines that are later than the checkpoint: they will be computed again.
+        """Drop the metrics lines that are later than the checkpoint: the run computes them again.
 
-        What is missing of the earlier ones, or was written by something else, is said; training does not need them. A
-        run without a checkpoint (``None``) begins again.
+        Warns if earlier lines are missing or altered; training does not need them. A run without a checkpoint
+        (``None``) begins again.
         """
-        if not self.writes:
-            return
-        run_files.rewind(self.folder, state, begun=self.has("best"))
+        if self.writes:
+            run_files.rewind(self.folder, state, begun=self.has("best"))
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON file of the run in one step, with a digest of what is in it.
+        """Write a JSON file of the run in one step, with a digest of its content.
 
         Raises
         ------
         MetagradError
             if it cannot be written, or would hold a number that is not finite.
         """
-        if not self.writes:
-            return
-        path = self.folder / name
-        try:
-            text = strict_json.dump(strict_json.signed(value), indent=2) + "\n"
-        except ValueError as error:
-            raise MetagradError(
-                f"{path} would hold a number that is not finite: the weights are no use, begin anew with a smaller "
-                "--outer-lr or --inner-lr"
-            ) from error
-        write_text(path, text, refused=lambda error: storage_error(path, error))
+        if self.writes:
+            run_files.write_json(self.folder / name, value)
 
     def write_measured(self, name: str, value: dict[str, Any], weights: str | None) -> None:
-        """Write what was measured on the weights of this digest, with the name of the run."""
+        """Write a measurement of the weights with this digest, with the name of the run."""
         self.write_json(name, {**value, "run": self.record.get("run"), "weights": weights})
 
     def read_measured(self, name: str, weights: str | None) -> dict[str, Any] | None:
-        """Return what was measured on the run's weights, ``None`` where nothing is or it was on earlier ones.
+        """Return a measurement of the run's weights; ``None`` if there is none, or it is of earlier weights.
 
         Parameters
         ----------
         weights:
-            digest of the checkpoint that is in use.
+            digest of the checkpoint in use.
 
         Raises
         ------
         MetagradError
             if the file is damaged, altered or another run's.
         """
-        return run_files.read_measured(self.folder, self.record, name, weights)
+        return run_files.read_measured(self.folder / name, self.record, weights)

@@ -1,7 +1,8 @@
-"""Reading what a run wrote: whether it is as it was written, this run's, and of these weights."""
+"""Reading and writing the files of a run; a reader refuses a file that was altered or is another run's."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from metagrad.experiment import metrics_file
 from metagrad.experiment.checkpoint import State, require_facts
 from metagrad.experiment.record import difference
 from metagrad.experiment.storage import require_own, storage_error
-from metagrad.files import require_readable
+from metagrad.files import append_line, require_readable, sync_file, write_text
 
-_SAID: set[Path] = set()  # runs of which it was said, once in a process, that they have no checksums
+_WARNED: set[Path] = set()  # runs without checksums; a process warns of each once
 
 
 def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any], name: str) -> State:
@@ -25,12 +26,12 @@ def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any],
     record:
         the run's ``config.json``.
     trained_as:
-        what in it a checkpoint depends on.
+        the options in it that a checkpoint depends on.
 
     Raises
     ------
     MetagradError
-        if there is none, it is damaged or altered, or it belongs to another run or configuration.
+        if there is none, or it is damaged, altered, or of another run or configuration.
     """
     path = folder / f"{name}.safetensors"
     require_readable(path, missing=f"{folder} has not come to its first validation: metagrad train --resume {folder}")
@@ -50,8 +51,8 @@ def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any],
         raise MetagradError(f"{folder}/config.json was changed since {path.name} was written: change it back")
     if stored.digest is None and "run" in record:
         raise MetagradError(f"{path} has no checksum, and this run writes them: restore the file of {folder}")
-    if stored.digest is None and folder not in _SAID:
-        _SAID.add(folder)
+    if stored.digest is None and folder not in _WARNED:
+        _WARNED.add(folder)
         warnings.warn(
             f"{folder} has checkpoints without a checksum, written by an older metagrad: whether they are as they were "
             "written cannot be told",
@@ -61,21 +62,48 @@ def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any],
     return State(stored.tensors, facts, stored.digest)
 
 
+def write_state(folder: Path, name: str, state: State, facts: dict[str, Any], logged: int | None) -> None:
+    """Write a checkpoint with further facts in one step; ``logged`` bytes of the metrics belong to it."""
+    path, metrics = folder / f"{name}.safetensors", folder / "metrics.jsonl"
+    try:
+        lines = metrics_file.facts_of(metrics, logged)
+    except OSError as error:
+        raise storage_error(metrics, error) from error
+    tensorfile.write(
+        path,
+        state.tensors,
+        {**state.facts, **lines, **facts},
+        key="facts",
+        refused=lambda error: storage_error(path, error),
+        first=lambda: sync_file(metrics),  # a power cut must not leave the checkpoint without its lines
+    )
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Append one line of JSON, without the numbers that are not finite."""
+    require_own(path)
+    finite = {key: value for key, value in line.items() if not isinstance(value, float) or math.isfinite(value)}
+    try:
+        append_line(path, strict_json.dump(finite))
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
 def rewind(folder: Path, state: State | None, *, begun: bool) -> None:
-    """Drop metrics lines that are later than a checkpoint; say what is missing of the earlier ones.
+    """Drop the metrics lines that are later than a checkpoint; warn if earlier ones are missing or altered.
 
     Parameters
     ----------
     state:
         the checkpoint; ``None``: there is none, and the run begins again.
     begun:
-        whether the run has come to a validation before.
+        whether the run has validated before.
     """
-    path, said = folder / "metrics.jsonl", None
+    path, fault = folder / "metrics.jsonl", None
     if state is not None:
-        said = metrics_file.fault(path, state.facts)
+        fault = metrics_file.fault(path, state.facts)
     elif begun or metrics_file.size_of(path):
-        said = (
+        fault = (
             f"{folder} has no last.safetensors: it was stopped before its first checkpoint, or the file is gone; "
             "training begins again, and the seed makes it the same"
         )
@@ -83,39 +111,43 @@ def rewind(folder: Path, state: State | None, *, begun: bool) -> None:
         metrics_file.rewind(path, 0 if state is None else state.facts["metrics_bytes"])
     except OSError as error:
         raise storage_error(path, error) from error
-    if said is not None:
-        warnings.warn(said, MetagradWarning, stacklevel=3)
+    if fault is not None:
+        warnings.warn(fault, MetagradWarning, stacklevel=3)
 
 
-def read_measured(folder: Path, record: dict[str, Any], name: str, weights: str | None) -> dict[str, Any] | None:
-    """Return what was measured on weights of this digest; ``None`` where nothing is, or it was on earlier ones.
-
-    Raises
-    ------
-    MetagradError
-        if the file is damaged, altered or another run's.
-    """
-    path = folder / name
-    require_own(path)
-    again = f"remove it; metagrad train --resume {folder} makes it anew"
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in one step, with a digest of its content."""
     try:
-        found = strict_json.read(path)
-        if not isinstance(found, dict):
+        text = strict_json.dump(strict_json.signed(value), indent=2) + "\n"
+    except ValueError as error:
+        raise MetagradError(
+            f"{path} would hold a number that is not finite: the weights are no use, begin anew with a smaller "
+            "--outer-lr or --inner-lr"
+        ) from error
+    write_text(path, text, refused=lambda error: storage_error(path, error))
+
+
+def read_measured(path: Path, record: dict[str, Any], weights: str | None) -> dict[str, Any] | None:
+    """Return a measurement; see :meth:`metagrad.experiment.Run.read_measured`."""
+    require_own(path)
+    remake = f"metagrad train --resume {path.parent} makes it anew"
+    try:
+        measured = strict_json.read(path)
+        if not isinstance(measured, dict):
             raise ValueError("it is no JSON object")
-        if "run" in record or "digest" in found:  # metagrad 0.1 wrote neither
-            strict_json.require_unaltered(found)
+        if "run" in record or "digest" in measured:  # metagrad 0.1 wrote neither
+            strict_json.require_unaltered(measured)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise MetagradError(f"{path} is damaged ({in_short(error)}): {again}") from error
-    if found.get("run") != record.get("run"):
-        raise MetagradError(f"{path} is another run's: {again}")
-    if found.get("weights") is not None and weights is not None and found["weights"] != weights:
+        raise MetagradError(f"{path} is damaged ({in_short(error)}): remove it; {remake}") from error
+    if measured.get("run") != record.get("run"):
+        raise MetagradError(f"{path} is another run's: remove it; {remake}")
+    if measured.get("weights") is not None and weights is not None and measured["weights"] != weights:
         warnings.warn(
-            f"{path} was measured on earlier weights of this run and is left aside: metagrad train --resume {folder} "
-            "makes it anew",
+            f"{path} was measured on earlier weights of this run and is left aside: {remake}",
             MetagradWarning,
             stacklevel=3,
         )
         return None
-    return found
+    return measured

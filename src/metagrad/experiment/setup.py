@@ -1,4 +1,4 @@
-"""From an experiment to the things it names: device, method and network."""
+"""Make an experiment's device, tasks, method and network."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def build(
 ) -> tuple[Algorithm, nn.Module]:
     """Return the method and the freshly initialised network, for inputs of this shape and so many outputs.
 
-    A method whose head is the default takes the network's last layer. What every task's head begins at, where it is not
-    meta-learned, is zero: that is where the pull is to.
+    A method with the default head takes the network's last layer. A head that is not meta-learned starts at zero in
+    every task, because its regulariser pulls it there.
     """
     generator = (seeds or Seeds(experiment.seed)).generator("weights")
     model = build_network(experiment.network, inputs, outputs, generator=generator)
@@ -48,13 +48,13 @@ def build(
 
 
 def build_for(run: Run, sources: Sources) -> tuple[Algorithm, nn.Module]:
-    """Return a run's method and its freshly initialised network, where the tasks are."""
+    """Return a run's method and its freshly initialised network, on the device of the tasks."""
     method, model = build(run.experiment, sources.inputs, sources.outputs, seeds=run.seeds)
     return method, model.to(sources.device)
 
 
 def skeleton(experiment: Experiment, inputs: tuple[int, ...], outputs: int) -> tuple[Params, nn.Module]:
-    """Return theta and the network of :func:`build` without numbers: shapes alone take no memory, however large."""
+    """Return theta and the network of :func:`build` on the meta device, which takes no memory."""
     with torch.device("meta"):
         method, model = build(experiment, inputs, outputs)
         model = model.to("meta")
@@ -64,12 +64,12 @@ def skeleton(experiment: Experiment, inputs: tuple[int, ...], outputs: int) -> t
 def learned(
     run: Run, name: str, *, inputs: tuple[int, ...] | None = None, outputs: int | None = None, ranks: Ranks = ALONE
 ) -> State:
-    """Read a checkpoint whose weights are those of the run's network.
+    """Read a checkpoint, and refuse one whose weights do not fit the run's network.
 
     Parameters
     ----------
     name:
-        ``"best"``, or ``"last"`` with everything it takes to go on.
+        ``"best"``, or ``"last"``, which also has the optimiser and the random state.
     inputs, outputs:
         of the network; ``None``: as the run recorded.
 
@@ -95,29 +95,26 @@ def learned(
 
 
 def open_sources(
-    run: Run, *, data_dir: Path | None = None, device: str | None = None, progress: Progress | None = None
+    run: Run, *, data_dir: str | Path | None = None, device: str | None = None, progress: Progress | None = None
 ) -> Sources:
-    """Open the tasks that a run was made with.
-
-    Raises
-    ------
-    MetagradError
-        if its data are not there, or are others.
-    """
-    data, where = run.data, None if data_dir is None else Path(data_dir)
-    remembered = data.get("data_dir")
-    if "split" not in data and (os.environ.get("METAGRAD_DATA") or not os.path.exists(remembered or "")):
-        remembered = None  # where to look was said anew, or they were moved
-    on = choose_device(device or run.experiment.compute.device)
+    """Open the tasks that a run was made with; see :meth:`Run.open_tasks`."""
+    where, recorded = data_dir, run.data.get("data_dir")
+    moved = os.environ.get("METAGRAD_DATA") or not os.path.exists(recorded or "")
+    if where is None and ("split" in run.data or not moved):
+        where = recorded or None
     sources = open_tasks(
         run.experiment.tasks,
-        device=on,
+        device=choose_device(device or run.experiment.compute.device),
         seeds=run.seeds,
-        data_dir=where or (Path(remembered) if remembered else None),
-        split=data.get("split"),
+        data_dir=None if where is None else Path(where),
+        split=run.data.get("split"),
         progress=progress,
     )
-    run.require_data(sources, where or remembered)
+    if sources.digest != run.data["digest"]:
+        raise MetagradError(
+            f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} began with: "
+            "restore the files as they were, pass another --data-dir, or begin a new run"
+        )
     return sources
 
 

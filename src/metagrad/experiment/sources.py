@@ -1,4 +1,4 @@
-"""Where an experiment's tasks come from: anything that can be called for tasks, opened."""
+"""Open an experiment's source of tasks: anything that returns tasks when called."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TaskSource = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Sources:
-    """An experiment's tasks, opened: what each split draws, and what is known of them.
+    """An experiment's opened tasks: the source of each split, and what is known of them.
 
     Attributes
     ----------
@@ -33,19 +33,19 @@ class Sources:
     inputs, outputs:
         shape of an example's input (``()`` for a nest), and how many numbers a network returns for it.
     device:
-        where tasks are.
+        of the tasks.
     draws_on:
-        where their generators are.
+        device of their generators.
     digest:
-        of the data; a resumed run must see the same. Empty where there are none.
+        of the data; a resumed run must have the same. Empty if there are none.
     protocol:
-        what a result says of how tasks were drawn.
+        the part of a result's protocol that describes the data.
     record:
-        what ``config.json`` keeps of the data.
+        the part of ``config.json`` that describes the data.
     dataset:
-        the data set, where there is one.
+        the data set, if there is one.
     notes:
-        what a person should know of how it was read.
+        warnings for people about how the data were read.
     """
 
     train: TaskSource
@@ -63,7 +63,7 @@ class Sources:
 
     @property
     def fixed(self) -> WarmTasks | None:
-        """The finite set of training tasks, where there is one."""
+        """The finite set of training tasks, if there is one."""
         return self.train if isinstance(self.train, WarmTasks) else None
 
 
@@ -94,18 +94,18 @@ class TaskSet:
             raise MetagradError(f"a task set has at least 1 task, got {self.count!r}")
 
     def of(self, sources: Sources, seeds: Seeds) -> Sources:
-        """Return sources whose training tasks are the set, drawn from one of the streams."""
+        """Return sources whose training tasks are the set."""
         drawn = sources.train(self.count, generator=seeds.generator("task set", sources.draws_on))
         return replace(sources, train=WarmTasks(Tasks.of(drawn)))
 
     @property
     def meta_steps(self) -> int:
-        """What suits the tasks."""
+        """How many meta-steps suit the tasks."""
         return int(getattr(self.tasks, "meta_steps", 10_000))
 
     @property
     def network(self) -> Any:
-        """What suits the tasks."""
+        """The network that suits the tasks, if there is one."""
         return getattr(self.tasks, "network", None)
 
 
@@ -119,7 +119,7 @@ def open_tasks(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Sources:
-    """Return what an experiment draws from.
+    """Open an experiment's tasks.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def open_tasks(
         callables as ``train``, ``val`` and ``test``; or ``"package.module:name"`` of one of these, or of a function
         without arguments that returns one.
     seeds:
-        one of whose streams draws the finite set of a :class:`TaskSet`.
+        one of their streams draws the finite set of a :class:`TaskSet`.
 
     Raises
     ------
@@ -136,11 +136,16 @@ def open_tasks(
         for something else; as :meth:`Episodes.open` does.
     """
     if isinstance(tasks, TaskSet):
-        found = open_tasks(
-            tasks.tasks, device=device, seeds=seeds, data_dir=data_dir, split=split, strict=strict,
+        sources = open_tasks(
+            tasks.tasks,
+            device=device,
+            seeds=seeds,
+            data_dir=data_dir,
+            split=split,
+            strict=strict,
             progress=progress,
-        )  # fmt: skip
-        return tasks.of(found, seeds)
+        )
+        return tasks.of(sources, seeds)
     if isinstance(tasks, str):
         tasks = named_tasks(tasks)
     if hasattr(tasks, "open"):
@@ -170,20 +175,20 @@ def named_tasks(path: str) -> Any:
     MetagradError
         if there is none.
     """
-    found = imported(path, code=(path,))
+    tasks = imported(path, code=(path,))
     try:
-        takes = inspect.signature(found).parameters if callable(found) else {}
+        takes = inspect.signature(tasks).parameters if callable(tasks) else {}
     except (TypeError, ValueError):
         takes = {}
-    if isinstance(found, type) or (callable(found) and "generator" not in takes and not hasattr(found, "train")):
+    if isinstance(tasks, type) or (callable(tasks) and "generator" not in takes and not hasattr(tasks, "train")):
         try:
-            found = found()
+            tasks = tasks()
         except TypeError as error:
             raise MetagradError(
                 f"{path} is called without arguments to make a task source, or is one that takes (num_tasks, *, "
                 f"generator): {in_short(error)}"
             ) from error
-    return found
+    return tasks
 
 
 def _moved(source: TaskSource, device: torch.device) -> TaskSource:
@@ -197,7 +202,7 @@ def _moved(source: TaskSource, device: torch.device) -> TaskSource:
 
 
 def _form(source: TaskSource) -> tuple[tuple[int, ...], int]:
-    """Return an input's shape and the number of outputs, as some tasks show them."""
+    """Return an input's shape and the number of outputs, from a few tasks."""
     groups = groups_of(source(4, generator=torch.Generator().manual_seed(0)))
     x = groups[0].support.x
     inputs = tuple(x.shape[2:]) if isinstance(x, Tensor) else ()

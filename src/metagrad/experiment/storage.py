@@ -1,4 +1,4 @@
-"""What a run directory may hold, and what is said where it cannot be written."""
+"""The files of a run directory, and the error if one cannot be written."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FILES = (
     "best.safetensors", "last.safetensors", "config.json", "metrics.jsonl", "result.json", "calibration.json",
     "evaluations.jsonl", "checks.jsonl", ".lock",
 )  # fmt: skip
-# What grows line by line; a link in place of one would be written through.
+# Files that grow line by line; a run would write through a link in place of one.
 APPENDED = ("metrics.jsonl", "evaluations.jsonl", "checks.jsonl")
 
 
 def require_own(path: Path) -> None:
-    """Refuse a link in place of a file that a run reads and writes: it would be written through, or lead nowhere.
+    """Refuse a link in place of a file of the run, which it would write through.
 
     Raises
     ------
@@ -30,15 +30,15 @@ def require_own(path: Path) -> None:
 
 
 def require_unused(folder: Path) -> None:
-    """Refuse a folder in which there is anything but what a run that was killed at its very beginning leaves."""
+    """Refuse a folder that is not empty; a lock and temporary files of a run that was killed early do not count."""
     if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
-        # What is there may be another run's, or anybody's: it is not for us to say that it can go.
+        # The files may be anybody's: the message does not advise to remove them.
         advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
         raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
 
 
 def storage_error(path: Path, error: OSError) -> MetagradError:
-    """Return what to say where a file cannot be written."""
+    """Return the error for a file that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
     advice = "free some space there, then continue with metagrad train --resume"
     if not full:

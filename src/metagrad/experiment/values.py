@@ -1,6 +1,6 @@
 """Values to JSON and back: a frozen dataclass by its class and fields, code by where it is imported from.
 
-Nothing is ever unpickled. Code outside of metagrad is imported only where who opens the file names it again.
+Nothing is ever unpickled. Code outside of metagrad is imported only if the caller names it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metagrad.errors import MetagradError, in_short
 
 
 class NotNamedError(MetagradError):
-    """A file names code outside of metagrad, and who opens it did not."""
+    """A file names code outside of metagrad that the caller did not allow."""
 
 
 CLASS, CODE = "class", "code"  # the keys that say what a JSON object stands for
@@ -40,7 +40,7 @@ def to_json(value: Any, where: str = "the experiment") -> Any:
     Raises
     ------
     MetagradError
-        for what cannot be written: a lambda, a function inside a function, a tensor.
+        for a value that has no JSON: a lambda, a function inside a function, a tensor.
 
     Examples
     --------
@@ -73,8 +73,8 @@ def to_json(value: Any, where: str = "the experiment") -> Any:
     )
 
 
-def from_json(found: Any, *, code: Collection[str] = ()) -> Any:
-    """Return the value that :func:`to_json` wrote.
+def from_json(written: Any, *, code: Collection[str] = ()) -> Any:
+    """Return the value whose JSON :func:`to_json` wrote.
 
     Parameters
     ----------
@@ -84,25 +84,24 @@ def from_json(found: Any, *, code: Collection[str] = ()) -> Any:
     Raises
     ------
     MetagradError
-        for code that is not allowed or cannot be imported; for fields that a class does not have, lacks, or of another
-        type: named.
+        for code that is not allowed or cannot be imported; naming a field that is unknown, missing or of another type.
     """
-    if isinstance(found, list):
-        return tuple(from_json(part, code=code) for part in found)
-    if not isinstance(found, dict):
-        return found
-    if CODE in found:
-        return imported(found[CODE], code=code)
-    if CLASS not in found:
-        return {key: from_json(part, code=code) for key, part in found.items()}
-    made = imported(found[CLASS], code=code)
-    if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
-        raise MetagradError(f"{in_short(found[CLASS])} is no class of values")
-    given = {key: from_json(part, code=code) for key, part in found.items() if key != CLASS}
-    return build(made, given)
+    if isinstance(written, list):
+        return tuple(from_json(part, code=code) for part in written)
+    if not isinstance(written, dict):
+        return written
+    if CODE in written:
+        return imported(written[CODE], code=code)
+    if CLASS not in written:
+        return {key: from_json(part, code=code) for key, part in written.items()}
+    dataclass = imported(written[CLASS], code=code)
+    if not (isinstance(dataclass, type) and dataclasses.is_dataclass(dataclass)):
+        raise MetagradError(f"{in_short(written[CLASS])} is no class of values")
+    fields = {key: from_json(part, code=code) for key, part in written.items() if key != CLASS}
+    return build(dataclass, fields)
 
 
-def build(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+def build(dataclass: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     """Return a dataclass's value from its fields, each of the field's type.
 
     Raises
@@ -110,33 +109,33 @@ def build(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
     MetagradError
         naming the field that is unknown, missing or of another type; and as the class does.
     """
-    known = {one.name: one for one in dataclasses.fields(made) if one.init}  # type: ignore[arg-type]
-    name = getattr(made, "__name__", str(made))
+    known = {one.name: one for one in dataclasses.fields(dataclass) if one.init}  # type: ignore[arg-type]
+    name = getattr(dataclass, "__name__", str(dataclass))
     for key in given:
         if key not in known:
             raise MetagradError(f"{name} has no field {in_short(repr(key), 40)}: it has {', '.join(known)}")
-    hints = _hints(made)
+    hints = _hints(dataclass)
     for key, value in given.items():
-        if not is_of(value, hints.get(key, Any)):
-            raise MetagradError(f"{name}.{key} must be {told(hints[key])}, got {in_short(repr(value), 60)}")
+        if not has_type(value, hints.get(key, Any)):
+            raise MetagradError(f"{name}.{key} must be {type_in_words(hints[key])}, got {in_short(repr(value), 60)}")
     for key, one in known.items():
         if key not in given and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise MetagradError(f"{name}.{key} is missing")
     try:
-        return made(**given)
+        return dataclass(**given)
     except (TypeError, ValueError) as error:
         raise MetagradError(f"{name}: {in_short(error)}") from error
 
 
 def path_of(code: Any) -> str:
-    """Return ``"module:name"`` of a function or class; of metagrad's own, of the package that offers it.
+    """Return ``"module:name"`` of a function or class; for metagrad's own, the public package is the module.
 
     Raises
     ------
     MetagradError
-        for a lambda, a function inside a function, or what another module of that name would not give back.
+        for a lambda or a function inside a function.
     """
-    # What is typed in has no module.
+    # Code typed at a prompt has no module.
     module, name = getattr(code, "__module__", None) or "__main__", getattr(code, "__qualname__", "")
     if not name or "<" in name:
         raise MetagradError(
@@ -170,18 +169,18 @@ def imported(path: Any, *, code: Collection[str] = ()) -> Any:
             f"(code=[{path!r}], or --code {path})"
         )
     module, name = path.split(":")
-    found: Any = _module(module, path)
+    target: Any = _module(module, path)
     for part in name.split("."):
         try:
-            found = getattr(found, part)
+            target = getattr(target, part)
         except AttributeError:
             raise MetagradError(f"{module} has no {name}: look at the spelling of {path}") from None
-    home = getattr(found, "__module__", None) or ""
+    home = getattr(target, "__module__", None) or ""
     if ours and not (
-        callable(found) and f"{home}.".startswith(("metagrad.", "torch."))
+        callable(target) and f"{home}.".startswith(("metagrad.", "torch."))
     ):  # what a module imported is not its own
         raise MetagradError(f"{path} is no function or class of metagrad or torch.nn")
-    return found
+    return target
 
 
 _OURS = ("metagrad:", "metagrad.", "torch.nn:", "torch.nn.")
@@ -221,20 +220,20 @@ def _module_of_main() -> str | None:
 
 
 @functools.cache
-def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+def _hints(dataclass: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(made)
+        return get_type_hints(dataclass)
     except (NameError, TypeError):  # a type that is only there while types are checked
         return {}
 
 
-def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value that came from a file is of a field's type; what cannot be told is left to the class."""
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is of a field's type; the class itself checks types that are not known here."""
     if hint is Any or isinstance(hint, str):
         return True
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(is_of(value, one) for one in inner)
+        return any(has_type(value, one) for one in inner)
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if hint is None or hint is type(None):
@@ -248,17 +247,17 @@ def is_of(value: Any, hint: Any) -> bool:
     if isinstance(value, bool | int | float | str) or value is None:
         return False
     if origin in (tuple, list, Sequence) and inner:
-        return isinstance(value, tuple) and all(is_of(one, inner[0]) for one in value)
+        return isinstance(value, tuple) and all(has_type(one, inner[0]) for one in value)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return isinstance(value, hint)
     return True
 
 
-def told(hint: Any) -> str:
-    """Return a type in words."""
+def type_in_words(hint: Any) -> str:
+    """Describe a type."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(told(one) for one in inner)
+        return " or ".join(type_in_words(one) for one in inner)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
