@@ -32,10 +32,10 @@ _THREADS = 4  # hashlib releases the interpreter lock
 
 
 def cached_rows(path: Path, shape: tuple[int, ...], build: Callable[[], Iterable[np.ndarray]], *, what: str) -> Tensor:
-    """Return a small uint8 array of ``shape`` from the file ``path``; ``build`` makes its rows if there is no good file.
+    """Return a small uint8 array of ``shape`` from the file ``path``, after ``build`` made its rows if need be.
 
-    It is copied to memory: whatever happens to the file later, it stays. The file's name must change whenever
-    ``build`` would make other rows; ``what`` names them in a message.
+    It is a copy in memory: a file that is cut later does no harm. The file's name must change whenever ``build`` would
+    make other rows; ``what`` names them in a message.
     """
 
     def write() -> None:
