@@ -1,5 +1,6 @@
 """The cache: what it holds is what was written, it is made once by whoever comes first, and it leads nowhere else."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,30 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from metagrad import MetagradError, MetagradWarning, files
-from metagrad.data import arrays, cache, folder, memmap, pictures, sources
+from metagrad.data import cache, folder, memmap, pictures, sources
 from metagrad.data.cache import Damaged
 
 SIZE = 16
-
-
-def rows(count=30, shape=(3, 20, 20)):
-    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def save(folder, made):
-    memmap.save_rows(folder, iter(made), made.shape[1:], name="rows")
-    return folder / "rows.npy"
-
-
-@pytest.fixture
-def blocks(monkeypatch):
-    """Make blocks so small that a test has many."""
-    monkeypatch.setattr(memmap, "_BLOCK", 1000)
 
 
 def folder_of_pictures(root):
@@ -48,120 +32,45 @@ def folder_of_pictures(root):
     return root
 
 
-# --- rows in a file ------------------------------------------------------------------------------------------
+def test_cache_root_prefers_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path))
+    assert cache.cache_root() == tmp_path
+    monkeypatch.delenv("METAGRAD_CACHE")
+    assert "metagrad" in str(cache.cache_root())
 
 
-@pytest.mark.parametrize("count", [0, 1, 30])
-def test_rows_are_what_was_written_and_numpy_reads_them_too(tmp_path, blocks, count):
-    made = rows(count)
-    path = save(tmp_path, made)
-    found = memmap.open_rows(path, made.shape)
-    assert np.array_equal(found.numpy(), made)
-    assert np.array_equal(np.load(path), made)
-    found += 1  # its own, not the file's
-    assert np.array_equal(memmap.open_rows(path, made.shape).numpy(), made)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["rows.npy", "rows.sha256.json"]
+def test_atomic_save_keeps_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "kept.bin"
+    path.write_bytes(b"old")
+
+    def full(target):
+        target.write_bytes(b"ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(MetagradError, match="free some space") as caught:
+        cache.atomic_save(path, full)
+    assert "\n" not in str(caught.value)
+
+    def broken(target):
+        target.write_bytes(b"ne")
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        cache.atomic_save(path, broken)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    cache.atomic_save(path, lambda target: target.write_bytes(b"new") and None)
+    assert path.read_bytes() == b"new"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(where=st.integers(0, 10**9), bit=st.integers(0, 7), of_facts=st.booleans())
-def test_no_lost_bit_goes_unnoticed(tmp_path, blocks, where, bit, of_facts):
-    made = rows()
-    path = save(tmp_path, made)
-    file = tmp_path / "rows.sha256.json" if of_facts else path
-    content, status = bytearray(file.read_bytes()), file.stat()
-    content[where % len(content)] ^= 1 << bit
-    file.write_bytes(content)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    try:
-        found = memmap.open_rows(path, made.shape)
-    except Damaged:
-        return
-    assert found is None or np.array_equal(found.numpy(), made)  # None: the name of the digest is another
+def test_unusable_cache_folder_is_reported_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(MetagradError, match="METAGRAD_CACHE") as caught:
+        memmap.cached_rows(tmp_path / "file" / "key.npy", (1, 1), lambda: np.zeros((1, 1), np.uint8), what="a")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("cut", [0, 100, 256, 1000, -1])
-def test_a_cut_file_and_another_shape_are_damage(tmp_path, cut):
-    made = rows()
-    path = save(tmp_path, made)
-    with pytest.raises(Damaged, match="another shape"):
-        memmap.open_rows(path, (29, 3, 20, 20))
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(Damaged, match="cut"):
-        memmap.open_rows(path, made.shape)
-    path.unlink()
-    assert memmap.open_rows(path, made.shape) is None
-
-
-def test_rows_of_version_0_1_are_read(tmp_path):
-    """Their header has 256 bytes, numpy's own 128."""
-    made = rows()
-    path = save(tmp_path, made)
-    text = str({"descr": "|u1", "fortran_order": False, "shape": made.shape})
-    path.write_bytes(
-        b"\x93NUMPY\x01\x00" + (246).to_bytes(2, "little") + text.ljust(245).encode() + b"\n" + made.tobytes()
-    )
-    assert np.array_equal(memmap.open_rows(path, made.shape).numpy(), made)
-
-
-@pytest.mark.parametrize("made", [
-    rows().astype(np.int8), np.asfortranarray(rows()), rows()[:29],
-    np.array([None] * 30),
-])  # fmt: skip
-def test_another_array_in_the_place_of_rows_is_damage(tmp_path, made):
-    path = save(tmp_path, rows())
-    np.save(path, made)
-    with pytest.raises(Damaged, match="cut"):
-        memmap.open_rows(path, (30, 3, 20, 20))
-
-
-def test_rows_that_are_replaced_while_they_are_opened_are_damage(tmp_path, monkeypatch):
-    """Those that are checked and those that are mapped must be the same ones."""
-    path = save(tmp_path, rows())
-    mapping = np.lib.format.open_memmap
-
-    def replaced(*args, **options):
-        (tmp_path / "new").write_bytes(path.read_bytes()[:-1] + b"\0")
-        (tmp_path / "new").replace(path)
-        return mapping(*args, **options)
-
-    monkeypatch.setattr(np.lib.format, "open_memmap", replaced)
-    with pytest.raises(Damaged, match="replaced"):
-        memmap.open_rows(path, (30, 3, 20, 20))
-
-
-def test_a_large_file_is_checked_when_it_is_another_than_before_or_on_demand(tmp_path, blocks, monkeypatch):
-    made = rows()
-    path = save(tmp_path, made)
-    monkeypatch.setattr(memmap, "_ALWAYS", 0)
-    checks = []
-    check = memmap._check
-    monkeypatch.setattr(memmap, "_check", lambda *args: (checks.append(1), check(*args)))
-    memmap.open_rows(path, made.shape)
-    assert not checks
-    memmap.open_rows(path, made.shape, full=True)
-    assert len(checks) == 1
-    copy = path.read_bytes()
-    path.unlink()
-    path.write_bytes(copy)  # moved to another disk, say
-    memmap.open_rows(path, made.shape)
-    memmap.open_rows(path, made.shape)
-    assert len(checks) == 2  # and remembered
-    path.write_bytes(copy[:-1] + bytes([copy[-1] ^ 1]))
-    with pytest.raises(Damaged, match="bytes 35000 and following"):
-        memmap.open_rows(path, made.shape)
-
-
-@pytest.mark.parametrize("facts", [
-    {}, {"shape": "x"}, {"shape": [30, 3, 20, 20]}, {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": None},
-    {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": [1], "file": None},
-    {"shape": [30, 3, 20, 20], "block": 4194304, "sha256s": ["x"] * 1000, "file": {}},
-])  # fmt: skip
-def test_facts_of_another_kind_are_damage(tmp_path, facts):
-    path = save(tmp_path, rows())
-    cache.write_facts(tmp_path / "rows.sha256.json", facts)
-    with pytest.raises(Damaged):
-        memmap.open_rows(path, (30, 3, 20, 20))
+# --- facts --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 5000, b'{"a": 1, "a": 1}', b'{"sha256": NaN}',
@@ -181,11 +90,13 @@ def test_facts_of_an_older_version_count_as_none(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "rows.sha256.json")
-    os.mkfifo(tmp_path / "key-2.npz")
     with pytest.raises(MetagradError, match="no plain file"):
         memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
+    (tmp_path / "rows.sha256.json").unlink()
+    cache.write_facts(tmp_path / "rows.sha256.json", {})
+    os.mkfifo(tmp_path / "rows.npy")
     with pytest.raises(MetagradError, match="no plain file"):
-        arrays.cached_arrays("key", dict, shapes={}, what="x", cache_dir=tmp_path)
+        memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
 
 
 # --- made anew, and said -------------------------------------------------------------------------------------
@@ -259,7 +170,7 @@ def test_a_disk_that_loses_what_it_writes_is_an_error_not_a_loop(tmp_path):
 def test_a_complete_cache_is_read_without_permission_to_write(tmp_path, monkeypatch):
     root = folder_of_pictures(tmp_path / "set")
     before = pictures.load(root, size=SIZE, cache_dir=tmp_path).digest
-    arrays.cached_arrays("key", lambda: {"a": np.ones(3, np.uint8)}, shapes={"a": (3,)}, what="a", cache_dir=tmp_path)
+    memmap.cached_rows(tmp_path / "key.npy", (3, 1), lambda: np.ones((3, 1), np.uint8), what="a")
 
     def refuse(*args, **options):
         raise AssertionError("written to")
@@ -267,9 +178,7 @@ def test_a_complete_cache_is_read_without_permission_to_write(tmp_path, monkeypa
     for name in ("write_text", "write_atomically", "locked"):
         monkeypatch.setattr(cache, name, refuse)
     assert pictures.load(root, size=SIZE, cache_dir=tmp_path).digest == before
-    assert (
-        arrays.cached_arrays("key", refuse, shapes={"a": (3,)}, what="a", cache_dir=tmp_path)["a"].tolist() == [1] * 3
-    )
+    assert memmap.cached_rows(tmp_path / "key.npy", (3, 1), refuse, what="a").tolist() == [[1]] * 3
     # Nor where the files were copied there, which makes them others than the remembered ones.
     monkeypatch.setattr(memmap, "_identity", lambda status: [0, 0, 0, 0])
     monkeypatch.setattr(memmap, "write_facts", lambda path, facts: cache.atomic_save(path, print))
@@ -348,15 +257,15 @@ def use_pictures(place, note):
         pictures._decode = decode
 
 
-def use_arrays(place, note):
+def use_rows(place, note):
     def build():
         for _ in range(21):
             note()
         time.sleep(0.1)
-        return {"images": rows(5)}
+        return np.random.default_rng(0).integers(0, 256, (5, 3, 20, 20), dtype=np.uint8)
 
-    found = arrays.cached_arrays("key", build, shapes={"images": (5, 3, 20, 20)}, what="x", cache_dir=place / "cache")
-    return str(found["images"].sum())
+    found = memmap.cached_rows(place / "cache" / "key.npy", (5, 3, 20, 20), build, what="x")
+    return str(found.sum())
 
 
 def run(use, place, gate, queue):
@@ -372,7 +281,7 @@ def run(use, place, gate, queue):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-@pytest.mark.parametrize("use", [use_pictures, use_arrays])
+@pytest.mark.parametrize("use", [use_pictures, use_rows])
 @pytest.mark.parametrize("many", [2, 6])
 def test_several_processes_that_come_first_at_once_make_it_once(tmp_path, use, many):
     folder_of_pictures(tmp_path / "set")
@@ -391,11 +300,11 @@ def test_several_processes_that_come_first_at_once_make_it_once(tmp_path, use, m
     assert not [name for name in os.listdir(tmp_path / "cache") if name.startswith(".")]
 
 
-@pytest.mark.parametrize("use", [use_pictures, use_arrays])
+@pytest.mark.parametrize("use", [use_pictures, use_rows])
 def test_several_threads_that_come_first_at_once_make_it_once(tmp_path, use):
     folder_of_pictures(tmp_path / "set")
     worked = []
-    if use is use_arrays:
+    if use is use_rows:
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda _: use(tmp_path, lambda: worked.append(1)), range(6)))
         assert len(worked) == 21
@@ -472,7 +381,7 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch)
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(cache.filelock.FileLock, "acquire", refuse)
-    assert use_arrays(tmp_path, lambda: None) == use_arrays(tmp_path, lambda: None)
+    assert use_rows(tmp_path, lambda: None) == use_rows(tmp_path, lambda: None)
 
 
 # --- whatever the process has set ----------------------------------------------------------------------------

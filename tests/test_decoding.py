@@ -86,7 +86,7 @@ def test_transparent_parts_are_as_if_composed_at_once(mode, monkeypatch):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_four_large_pictures_take_the_memory_of_one(tmp_path):
-    (tmp_path / "x.png").write_bytes(saved(Image.new("RGBA", (5000, 5000), (1, 2, 3, 128))))
+    (tmp_path / "x.png").write_bytes(saved(Image.new("RGBA", (5000, 5000), (1, 2, 3, 128)), compress_level=1))
     code = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.util
 import shutil
 import unicodedata
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagrad.data import arrays, cache, class_splits, glyphs
+from metagrad.data import class_splits, glyphs
 from metagrad.data import glyph_drawing as drawing
 from metagrad.data.classes import Dataset
 from metagrad.errors import MetagradError
@@ -173,127 +171,3 @@ def test_missing_fonts_are_reported_in_one_line(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(MetagradError, match=r"DejaVuSans\.ttf.*--force-reinstall matplotlib") as bare:
         glyphs.load(cache_dir=tmp_path)
     assert "\n" not in str(without.value) + str(bare.value)
-
-
-def test_cache_root_prefers_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path))
-    assert cache.cache_root() == tmp_path
-    monkeypatch.delenv("METAGRAD_CACHE")
-    assert "metagrad" in str(cache.cache_root())
-
-
-def damage_nothing(path: Path) -> None:
-    pass
-
-
-def damage_truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def damage_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def damage_flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
-def damage_pickle(path: Path) -> None:
-    np.savez(path, numbers=np.array([{}], dtype=object))
-
-
-def damage_other_type(path: Path) -> None:
-    np.savez(path, numbers=np.arange(1000, dtype=np.int8))
-
-
-def damage_other_shape(path: Path) -> None:
-    np.savez(path, numbers=np.zeros((10, 100), dtype=np.uint8))
-
-
-def damage_other_fields(path: Path) -> None:
-    np.savez(path, letters=np.zeros(3))
-
-
-def damage_other_numbers(path: Path) -> None:
-    with np.load(path) as held:
-        inside = dict(held)
-    inside["numbers"][7] += 1
-    np.savez(path, **inside)  # with checksums that fit
-
-
-def damage_bare_array(path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-@pytest.mark.parametrize(
-    ("damage", "builds"),
-    [
-        (damage_nothing, 1),
-        (damage_truncate, 2),
-        (damage_empty, 2),
-        (damage_flip, 2),
-        (damage_pickle, 2),
-        (damage_other_type, 2),
-        (damage_other_shape, 2),
-        (damage_other_fields, 2),
-        (damage_other_numbers, 2),
-        (damage_bare_array, 2),
-    ],
-)
-def test_cached_arrays_rebuilds_what_is_damaged(tmp_path: Path, damage, builds: int) -> None:
-    built: list[int] = []
-    told: list[str] = []
-
-    def build() -> dict[str, np.ndarray]:
-        built.append(1)
-        return {"numbers": np.arange(1000, dtype=np.uint8)}
-
-    for _ in range(3):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            found = arrays.cached_arrays(
-                "key", build, shapes={"numbers": (1000,)}, what="numbers", cache_dir=tmp_path / "new"
-            )
-        assert np.array_equal(found["numbers"], np.arange(1000, dtype=np.uint8))
-        told += [str(one.message) for one in said]
-        if len(built) == 1:
-            damage(tmp_path / "new" / "key-2.npz")
-    assert len(built) == builds
-    assert ["key-2.npz is damaged" in line for line in told] == [True] * (builds - 1)
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["key-2.lock", "key-2.npz"]
-
-
-def test_atomic_save_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
-    path = tmp_path / "kept.bin"
-    path.write_bytes(b"old")
-
-    def full(target: Path) -> None:
-        target.write_bytes(b"ne")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(MetagradError, match="free some space") as caught:
-        cache.atomic_save(path, full)
-    assert "\n" not in str(caught.value)
-
-    def broken(target: Path) -> None:
-        target.write_bytes(b"ne")
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        cache.atomic_save(path, broken)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-    cache.atomic_save(path, lambda target: target.write_bytes(b"new") and None)
-    assert path.read_bytes() == b"new"
-
-
-def test_unusable_cache_folder_is_reported_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(MetagradError, match="METAGRAD_CACHE") as caught:
-        arrays.cached_arrays(
-            "key", lambda: {"a": np.zeros(1, np.uint8)}, shapes={"a": (1,)}, what="a", cache_dir=tmp_path / "file"
-        )
-    assert "\n" not in str(caught.value)

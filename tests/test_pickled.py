@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metagrad import MetagradError
+from metagrad.data import pickled
 from metagrad.data.pickled import read_arrays
 
 VALUE = {
@@ -203,8 +204,13 @@ def test_nested_a_million_deep_is_refused_or_read_without_end_of_the_process():
     read_arrays(deep + b".", "x.pkl")
     with pytest.raises(MetagradError, match="keys are not plain"):
         read_arrays(b"\x80\x02}" + deep[2:] + b"Ns.", "x.pkl")
-    with pytest.raises(MetagradError, match="words"):
-        read_arrays(b"N" * 6_000_000, "x.pkl")
+
+
+def test_opcodes_without_end_are_refused(monkeypatch):
+    monkeypatch.setattr(pickled, "_MOST_OPCODES", 1000)
+    assert read_arrays(b"N" * 999 + b".", "x.pkl") is None
+    with pytest.raises(MetagradError, match="more than 1,000 opcodes"):
+        read_arrays(b"N" * 1000 + b".", "x.pkl")
 
 
 @settings(max_examples=300, deadline=None)

@@ -16,20 +16,6 @@ import numpy as np
 from .structures import another
 
 
-def arrays_zipped(before: bytes, other: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Change an array of an ``.npz`` file, with checksums that fit."""
-    if rng.random() < 0.3:
-        return zipped(before, other, rng)
-    held = dict(np.load(io.BytesIO(before)))
-    name = rng.choice(sorted(held))
-    what, held[name] = another(held[name], rng)
-    if rng.random() < 0.1:
-        what, held = "rename", {f"{name}x": held[name]}
-    file = io.BytesIO()
-    np.savez(file, **held)
-    return what, file.getvalue()
-
-
 def zipped(before: bytes, other: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Change a member of a zip file, or its name."""
     with zipfile.ZipFile(io.BytesIO(before)) as archive:

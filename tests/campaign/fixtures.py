@@ -168,7 +168,8 @@ def _mini_imagenet(pickles: Path, tables: Path) -> None:
 
 def _classes_of_cifar() -> list[str]:
     split = _split("cifar-fs")
-    return sorted(label for which in ("train", "val", "test") for label in split[which])
+    labels = [label for which in ("train", "val", "test") for label in split[which]]
+    return sorted(labels, key=lambda label: label.split("/")[1])
 
 
 def _records() -> np.ndarray:

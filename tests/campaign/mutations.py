@@ -16,7 +16,6 @@ STRUCTURES: dict[str, Change] = {
     "json": structures.json_text,
     "jsonl": structures.json_lines,
     "safetensors": structures.tensors,
-    "npz": brought.arrays_zipped,
     "npy": structures.array,
     "zip": brought.zipped,
     "pickle": brought.pickled,

@@ -133,9 +133,10 @@ TARGETS = (
     Target("cache: pickles", "json", "cache/pictures/pickled-*.json", "run/config.json", ("pickles, cached",)),
     Target("cache: CIFAR-100", "npy", "cache/cifar100/*.npy", f"cache/{_SHAPED}.npy", ("cifar, cached",)),
     Target("cache: CIFAR-100", "json", "cache/cifar100/*.json", "run/config.json", ("cifar, cached",)),
-    Target("cache: Omniglot", "npz", "cache/omniglot/*.npz", "known.zip", ("omniglot, cached",)),
+    Target("cache: Omniglot", "npy", "cache/omniglot/*.npy", f"cache/{_SHAPED}.npy", ("omniglot, cached",)),
     Target("cache: Omniglot", "json", "cache/omniglot/*.json", "run/config.json", ("omniglot, cached",)),
-    Target("cache: glyphs", "npz", "cache/glyphs/*.npz", "known.zip", ("glyphs",)),
+    Target("cache: glyphs", "json", "cache/glyphs/*.json", "run/config.json", ("glyphs",)),
+    Target("cache: glyphs", "npy", "cache/glyphs/*.npy", f"cache/{_SHAPED}.npy", ("glyphs",)),
 )  # fmt: skip
 # Sizes, rates, and how far it has come, which is said of what takes a while.
 _PASSING = re.compile(

@@ -1,4 +1,4 @@
-"""A zip file or the folder somebody extracted from it, seen the same way and never written to disk."""
+"""One read-only view of a zip file and of the folder that somebody extracted from it; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 from metagrad.data.names import refuse_unsafe_name, short, unsafe
 from metagrad.data.zips import ZipFile, refuse_overlaps, refuse_total
@@ -20,16 +19,7 @@ from metagrad.errors import MetagradError
 DEFAULT_MAX_MEMBER_BYTES = 64 * 2**20
 
 # What zipfile raises for a file that is not a zip, is cut short, encrypted or damaged.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class Members(ABC):
@@ -45,19 +35,12 @@ class Members(ABC):
         no member above this size is read.
     """
 
-    def __init__(self, source: Path, names: tuple[str, ...], max_member_bytes: int) -> None:
-        self.source = source
-        self.names = names
-        self.max_member_bytes = max_member_bytes
+    def __init__(self, source: Path, names: Iterable[str], max_member_bytes: int) -> None:
+        self.source, self.names, self.max_member_bytes = source, tuple(sorted(names)), max_member_bytes
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Return the bytes of one member.
-
-        Parameters
-        ----------
-        name:
-            one of ``names``.
+        """Return the bytes of one member, by one of ``names``.
 
         Raises
         ------
@@ -73,9 +56,7 @@ class Members(ABC):
     def __enter__(self) -> Members:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _refuse_size(self, name: str, size: int) -> None:
@@ -90,10 +71,8 @@ class _ZipMembers(Members):
     def __init__(
         self, file: ZipFile, source: Path, archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], max_bytes: int
     ) -> None:
-        super().__init__(source, tuple(sorted(infos)), max_bytes)
-        self._file = file
-        self._archive = archive
-        self._infos = infos
+        super().__init__(source, infos, max_bytes)
+        self._file, self._archive, self._infos = file, archive, infos
 
     def read(self, name: str) -> bytes:
         info = self._infos[name]
@@ -107,8 +86,8 @@ class _ZipMembers(Members):
             )
         try:
             with self._archive.open(info) as stream:
-                # One byte more than declared: reaching the end makes zipfile compare the checksum, which
-                # is also what tells of a member longer than it declares.
+                # One byte more than declared: zipfile compares the checksum at the end, which also reveals a member
+                # longer than declared.
                 data = stream.read(info.file_size + 1)
         except _ZIP_ERRORS as error:
             raise _damaged(self.source, f"member {short(name)!r}: {error}") from error
@@ -123,14 +102,13 @@ class _ZipMembers(Members):
 
 class _FolderMembers(Members):
     def __init__(self, source: Path, files: dict[str, Path], max_bytes: int) -> None:
-        super().__init__(source, tuple(sorted(files)), max_bytes)
+        super().__init__(source, files, max_bytes)
         self._files = files
 
     def read(self, name: str) -> bytes:
         path = self._files[name]
         try:
             with path.open("rb") as stream:
-                self._refuse_size(name, os.fstat(stream.fileno()).st_size)
                 data = stream.read(self.max_member_bytes + 1)
         except OSError as error:
             raise MetagradError(
@@ -158,11 +136,6 @@ def open_members(
     max_member_bytes:
         larger members are refused when they are read.
 
-    Returns
-    -------
-    Members
-        the view; close it, or use it in a ``with`` statement.
-
     Raises
     ------
     MetagradError
@@ -174,7 +147,7 @@ def open_members(
         return _FolderMembers(source, files, max_member_bytes)
     if not source.exists():
         raise MetagradError(f"{source} does not exist; name a zip file or an extracted folder")
-    if not source.is_file():  # a pipe would be waited for, a device never ends
+    if not source.is_file():  # a read of a pipe or device might never end
         raise MetagradError(f"{source} is no plain file; name a zip file or an extracted folder")
     try:
         file = ZipFile(source)
@@ -195,28 +168,17 @@ def open_members(
 
 
 def contents_digest(members: Members, progress: Callable[[int, int], None] | None = None) -> str:
-    """Digest the names and bytes of all members, however they are packed.
+    """Return a digest of the names and bytes of all members, however they are packed.
 
-    Parameters
-    ----------
-    members:
-        the view to read.
-    progress:
-        called with (members read, members in all) now and then.
-
-    Returns
-    -------
-    str
-        sha256 (hex) over the members in sorted order: the name in utf-8, a zero byte, then the 32 raw bytes
-        of the sha256 of the member.
+    It is the sha256 (hex) over the members in sorted order: the name in utf-8, a zero byte, then the 32 raw bytes of
+    the sha256 of the member. ``progress`` is called with (members read, members in all) now and then.
 
     Raises
     ------
     MetagradError
         if a member cannot be read.
     """
-    digest = hashlib.sha256()
-    total = len(members.names)
+    digest, total = hashlib.sha256(), len(members.names)
     for done, name in enumerate(members.names, start=1):
         digest.update(name.encode("utf-8") + b"\0" + hashlib.sha256(members.read(name)).digest())
         if progress is not None and (done % 256 == 0 or done == total):
@@ -225,41 +187,32 @@ def contents_digest(members: Members, progress: Callable[[int, int], None] | Non
 
 
 def fingerprint(source: Path, *, keep: Callable[[str], bool] | None = None) -> str:
-    """Describe a zip or folder by what the system knows of its files, to notice a change without reading them.
+    """Return the same string again unless a file was added, removed, renamed or written: no file is read.
 
-    Parameters
-    ----------
-    source:
-        a zip file or an extracted folder.
-    keep:
-        which names of a folder to look at; all if not given.
-
-    Returns
-    -------
-    str
-        equal for two calls unless a file was added, removed, renamed or written in between.
+    Of a folder, only the names that ``keep`` accepts count; all if it is not given.
 
     Raises
     ------
     MetagradError
-        if ``source`` cannot be looked at, or is a folder with a symbolic link that leaves it.
+        if the system says nothing of ``source``, or it is a folder with a symbolic link that leaves it.
     """
     try:
         if not source.is_dir():
             status = source.stat()
             return _state(status, status.st_ino)
-        # A folder's own time does not change when a file deep inside does, so every file is asked.
-        lines = []
-        for name, entry in _walk(source):
-            if keep is None or keep(name):
-                lines.append(f"{name}\0{_state(entry.stat(), entry.inode())}\n")
+        # A folder's own time does not change when a file deep inside does.
+        lines = [
+            f"{name}\0{_state(entry.stat(), entry.inode())}\n"
+            for name, entry in _walk(source)
+            if keep is None or keep(name)
+        ]
     except OSError as error:
         raise MetagradError(f"{source} cannot be read ({_reason(error)}); check its permissions") from error
     return hashlib.sha256("".join(sorted(lines)).encode("utf-8")).hexdigest()
 
 
 def _state(status: os.stat_result, number: int) -> str:
-    # Size and time alone do not tell of two files that exchanged their names: an archive gives all its files one time.
+    # Size and time alone do not show that two files exchanged their names: an archive gives all its files one time.
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{number}"
 
 
@@ -292,7 +245,7 @@ def folder_name(folder: Path) -> str:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (member name, entry) for every file below ``folder``, refusing what would lead out of it."""
+    """Yield (member name, entry) for every file below ``folder``; refuse what would lead out of it."""
     root = folder.resolve()
     pending = [(folder_name(folder), root)]
     while pending:
@@ -301,9 +254,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             with os.scandir(path) as scan:
                 entries = list(scan)
         except OSError as error:
-            raise MetagradError(
-                f"{short(str(path))} cannot be listed ({_reason(error)}); check its permissions"
-            ) from error
+            shown = short(str(path))
+            raise MetagradError(f"{shown} cannot be listed ({_reason(error)}); check its permissions") from error
         for entry in entries:
             if entry.name.startswith("."):  # a version control's, a system's, a virtual environment
                 continue

@@ -1,8 +1,8 @@
-"""Where made and fetched data is kept: each file whole or not there, made once, and checked when it is read again.
+"""The cache of made and downloaded data: each file is complete or absent, made once, and checked when it is read.
 
-Whoever needs an entry looks for it, and makes it if it is not there (:func:`prepared`). Who makes it holds the lock of
-that entry, so that several processes or threads make it once. A lock for each entry rather than one for the folder: two
-large sets of pictures may be decoded at once.
+Who needs an entry reads it, and makes it if it is missing (:func:`prepared`), under the lock of that entry, so that
+several processes or threads make it once. Each entry has its own lock: two large sets of pictures may be decoded at
+once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from metagrad import strict_json
 from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.files import is_abandoned, is_leftover, write_atomically, write_text
 
-_Found = TypeVar("_Found")
+_Entry = TypeVar("_Entry")
 
-_PATIENCE = 2.0  # seconds to wait for another process before it is said
+_PATIENCE = 2.0  # seconds to wait for another process before a warning says so
 _FORGOTTEN = 2.0  # seconds: between making a temporary file and locking it, or moving it, there are microseconds
-# A file system without locks, or a lock that another user made: work may be done twice, but files are whole all the
-# same.
+# A file system without locks, or a lock that another user made: work may be done twice, but files stay complete.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
 
 
@@ -42,12 +41,12 @@ class Damaged(Exception):
 
 
 def folder_from(variable: str) -> Path | None:
-    """Return the folder that an environment variable names, if it does; ``~`` is somebody's home.
+    """Return the folder that an environment variable names, ``None`` if it is not set; ``~`` is a home folder.
 
     Raises
     ------
     MetagradError
-        if it is the home of a user whom the system does not know.
+        for the home of a user whom the system does not know.
     """
     named = os.environ.get(variable)
     try:
@@ -62,15 +61,7 @@ def cache_root() -> Path:
 
 
 def storage_error(path: Path, error: OSError) -> MetagradError:
-    """Turn an ``OSError`` about a file of the cache into one line that says what to do.
-
-    Parameters
-    ----------
-    path
-        the file that could not be read or written.
-    error
-        what the system said.
-    """
+    """Turn the system's error about a file of the cache into one line that says what to do."""
     reason = error.strerror or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "free some space there, or set METAGRAD_CACHE to a folder on another disk"
@@ -82,12 +73,8 @@ def storage_error(path: Path, error: OSError) -> MetagradError:
 def atomic_save(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file of the cache so that ``path`` is only ever absent, as it was before, or complete.
 
-    Parameters
-    ----------
-    path
-        the file to make or replace; missing folders are made. A link there is replaced, not followed.
-    write
-        writes the content to the path it is given.
+    ``write`` fills the file at the path it is given. Missing folders are made; a link at ``path`` is replaced, not
+    followed.
 
     Raises
     ------
@@ -101,24 +88,24 @@ def atomic_save(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def prepared(
-    entry: Path, look: Callable[[], _Found | None], build: Callable[[], None], *, what: str, anew: bool = False
-) -> _Found:
-    """Return what ``look`` finds, after ``build`` if it finds nothing.
+    entry: Path, read: Callable[[], _Entry | None], build: Callable[[], None], *, what: str, anew: bool = False
+) -> _Entry:
+    """Return what ``read`` returns, after ``build`` if that is ``None``.
 
-    Looking needs no permission to write. A damaged file is made anew, which is said.
+    Reading needs no permission to write. A damaged file is made anew, with a warning.
 
     Parameters
     ----------
     entry
         names the lock, ``entry.lock``.
-    look
-        returns what is there, ``None`` if it is not; raises `Damaged`.
+    read
+        returns the entry, ``None`` if it is missing; raises `Damaged`.
     build
-        writes the files that ``look`` reads.
+        writes the files that ``read`` reads.
     what
-        is being prepared, for who waits.
+        names the entry in a message to a process that waits.
     anew
-        build even if it is there.
+        build even if the entry is there.
 
     Raises
     ------
@@ -126,39 +113,32 @@ def prepared(
         if a file cannot be read or written.
     """
     if not anew:
-        with contextlib.suppress(Damaged):  # another process may be replacing it: seen again below
-            found = look()
-            if found is not None:
-                return found
+        with contextlib.suppress(Damaged):  # another process may be replacing it: read again below
+            result = read()
+            if result is not None:
+                return result
     with locked(entry, what):
         try:
-            found = look()
+            result = read()
         except Damaged as damage:
             warnings.warn(f"{damage}: it is made anew", MetagradWarning, stacklevel=2)
-            found = None
-        if found is None or anew:
-            found = None  # lets go of a file in memory
+            result = None
+        if result is None or anew:
+            result = None  # releases the memory map
             build()
             try:
-                found = look()
+                result = read()
             except Damaged as damage:
                 raise MetagradError(f"{damage} just after it was written: check the disk, or set METAGRAD_CACHE to "
                                     "a folder on another") from damage  # fmt: skip
-    if found is None:
+    if result is None:
         raise MetagradError(f"the cache {entry} vanished while it was made: try again")
-    return found
+    return result
 
 
 @contextlib.contextmanager
 def locked(entry: Path, what: str) -> Iterator[None]:
-    """Keep others from making the same entry of the cache.
-
-    Parameters
-    ----------
-    entry
-        names the lock file, ``entry.lock``, which stays.
-    what
-        is being prepared, for who waits.
+    """Hold the lock file ``entry.lock``, which stays; ``what`` names the entry in a message to a process that waits.
 
     Raises
     ------
@@ -194,7 +174,7 @@ def _acquire(lock: filelock.BaseFileLock, what: str) -> None:
 
 
 def _remove_forgotten(folder: Path) -> None:
-    """Remove what processes that were killed left half-written; other entries may be in the middle of writing."""
+    """Remove half-written files of killed processes; another entry may be in the middle of writing its own."""
     for entry in os.scandir(folder):
         if is_leftover(entry.name) and entry.is_file(follow_symlinks=False):
             with contextlib.suppress(OSError):
@@ -207,13 +187,13 @@ def _remove_forgotten(folder: Path) -> None:
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Write a small JSON file of the cache, which carries a digest of itself."""
-    whole = {**facts, "sha256": _digest(facts)}
-    write_text(path, strict_json.dump(whole, indent=1), refused=lambda error: storage_error(path, error))
+    """Write a small JSON file of the cache with a digest of itself."""
+    text = strict_json.dump({**facts, "sha256": _digest(facts)}, indent=1)
+    write_text(path, text, refused=lambda error: storage_error(path, error))
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Read it again; ``None`` if there is none, or an older version wrote it.
+    """Return the facts in a file; ``None`` if there is no file, or an older version wrote it.
 
     Raises
     ------
@@ -237,8 +217,16 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise storage_error(path, error) from error
-    except ValueError as error:  # not JSON, or with what is no number in it
+    except ValueError as error:  # not JSON, or a number that is none
         raise Damaged(path, str(error)[:120]) from error
+
+
+def remember(path: Path, name: str, fact: Any) -> None:
+    """Add one fact to the file ``path``, which another process may have added to."""
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(Damaged):  # a warning told of it
+        facts = read_facts(path) or {}
+    write_facts(path, {**facts, name: fact})
 
 
 def is_plain(path: Path) -> bool:
@@ -247,7 +235,7 @@ def is_plain(path: Path) -> bool:
     Raises
     ------
     MetagradError
-        if there is something else, which might be waited for without end.
+        if there is something else: a read of a pipe might never end.
     """
     try:
         if stat.S_ISREG(path.stat().st_mode):

@@ -1,43 +1,36 @@
 """CIFAR-FS and FC100: CIFAR-100's classes split for few-shot learning (Bertinetto 2019; Oreshkin 2018).
 
-Reads the official binary archive, which holds no code. Its images are told by the MD5 of the archive or, however
-records are ordered and packed, by a digest of their sorted hashes.
+Reads the official binary archive, which holds no code. It is accepted by a digest of its records' sorted hashes, which
+does not depend on their order or on how they are packed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import tarfile
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from metagrad.data import memmap
 from metagrad.data.archive import fingerprint
-from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.cache import cache_root, prepared, read_facts, remember
 from metagrad.data.class_splits import SPLITS, dataset, published_split, require_split
 from metagrad.data.classes import Dataset
-from metagrad.data.sources import Progress, data_directory, download, find
+from metagrad.data.rows import Progress
+from metagrad.data.sources import data_directory, download, find
 from metagrad.errors import MetagradError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 RECORDS = "046da4593433b5d4a5af8c8a4bff2526410ca3531cf9b9cbd64bea9bbe23015e"
 PREPROCESSING = "32x32 RGB as published, scaled to [0, 1], no augmentation"
-_PLACES = (
-    "cifar-100-binary.tar.gz",
-    "cifar100/cifar-100-binary.tar.gz",
-    "cifar-100-binary",
-    "cifar100/cifar-100-binary",
-)
+_PLACES = tuple(f"{folder}cifar-100-binary{ending}" for ending in (".tar.gz", "") for folder in ("", "cifar100/"))
 _FILES = {"train.bin": 50_000, "test.bin": 10_000}
 _RECORD = 2 + 3072  # coarse label, fine label, 3 × 32 × 32 pixels
-_NAMES = ("fine_label_names.txt", "coarse_label_names.txt")
-_NAMES_BYTES = 10**5
 _MOST_BYTES = 400 * 2**20  # of the archive, unpacked: twice what it has
 _MOST_MEMBERS = 1000  # it has six
 _PER_CLASS = 600
@@ -52,10 +45,10 @@ def load(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Load one of the two, from a directory or by downloading it, unpacking it the first time only.
+    """Load one of the two, from a directory or by downloading it; the archive is unpacked the first time only.
 
-    CIFAR-FS splits the 100 classes at random, FC100 by their 20 groups, so that its test classes are less like those
-    that are trained on.
+    CIFAR-FS splits the 100 classes at random, FC100 by their 20 groups, so that its test classes are less like its
+    training classes.
 
     Parameters
     ----------
@@ -84,90 +77,68 @@ def load(
     if place is None:
         source = download(URL, cache / "cifar-100-binary.tar.gz", md5=MD5, progress=progress, size="161 MB")
     else:
-        source = find(place, "CIFAR-100", _PLACES, _is_there)
-    rows, labels = _unpacked(source, cache, progress, anew)
-    counts = dict.fromkeys(labels, _PER_CLASS)
+        source = find(place, "CIFAR-100", _PLACES, lambda path: path.is_file() or (path / "train.bin").is_file())
+    labels = sorted(label for names in published_split("cifar-fs").values() for label in names)  # group/class
+    images = _unpacked(source, labels, cache, progress, anew)
     split = published_split(name)
     if name == "fc100":  # by groups
-        split = {which: [one for one in labels if one.split("/")[0] in split[which]] for which in SPLITS}
+        split = {which: [label for label in labels if label.split("/")[0] in split[which]] for which in SPLITS}
     split = require_split(split, labels, f"the split of {name}")
-    return dataset(name, rows, counts, split, preprocessing=PREPROCESSING, content=RECORDS)
+    counts = dict.fromkeys(labels, _PER_CLASS)
+    return dataset(name, images, counts, split, preprocessing=PREPROCESSING, content=RECORDS)
 
 
-def _is_there(path: Path) -> bool:
-    return path.is_file() or (path / "train.bin").is_file()
+def _unpacked(source: Path, labels: list[str], cache: Path, progress: Progress | None, anew: bool) -> Tensor:
+    """Return all images, class after class in the order of ``labels``."""
+    memory, stem = cache / "accepted.json", f"images-v{_RECIPE}"
+    path, state = str(source.resolve()), [fingerprint(source), RECORDS]
 
-
-def _unpacked(source: Path, cache: Path, progress: Progress | None, anew: bool) -> tuple[memmap.Tensor, list[str]]:
-    """Return all images, class after class, and the classes' names as ``group/class``."""
-    facts_at, stem = cache / "accepted.json", f"images-v{_RECIPE}"
-    key = f"{source.resolve()} {fingerprint(source)}"
-
-    def look() -> tuple[memmap.Tensor, list[str]] | None:
-        sources, labels = _accepted(facts_at)
-        if sources.get(key) != RECORDS:
+    def read() -> Tensor | None:
+        if (read_facts(memory) or {}).get(path) != state:
             return None
-        rows = memmap.open_rows(cache / f"{stem}.npy", (len(labels) * _PER_CLASS, 3, 32, 32))
-        return None if rows is None else (rows, labels)
+        return memmap.open_rows(cache / f"{stem}.npy", (len(labels) * _PER_CLASS, 3, 32, 32))
 
     def build() -> None:
         if progress is not None:
             progress(0, 1, "unpacking CIFAR-100")
-        records, fine, coarse = _read(source)
+        records = _read(source)
         hashes = _accept(source, records)
-        labels = [f"{coarse[group]}/{fine[label]}" for group, label in _groups(source, records, fine, coarse)]
-        order = sorted(range(len(records)), key=lambda row: (labels[records[row, 1]], hashes[row]))
+        by_number = sorted(labels, key=lambda label: label.split("/")[1])  # the names of classes are in this order
+        order = sorted(range(len(records)), key=lambda row: (by_number[records[row, 1]], hashes[row]))
         memmap.save_rows(cache, (records[row, 2:].reshape(3, 32, 32) for row in order), (3, 32, 32), name=stem)
-        sources: dict[str, Any] = {}
-        with contextlib.suppress(Damaged):  # it was said
-            sources, _ = _accepted(facts_at)
-        write_facts(facts_at, {"sources": {**sources, key: RECORDS}, "labels": sorted(labels)})
+        remember(memory, path, state)
         if progress is not None:
             progress(1, 1, "unpacking CIFAR-100")
 
-    return prepared(cache / stem, look, build, what="CIFAR-100", anew=anew)
+    return prepared(cache / stem, read, build, what="CIFAR-100", anew=anew)
 
 
-def _accepted(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what sources were found to be CIFAR-100, and the names of its classes."""
-    facts = read_facts(path) or {"sources": {}, "labels": []}
-    sources, labels = facts.get("sources"), facts.get("labels")
-    if not isinstance(sources, dict) or not isinstance(labels, list) or not all(isinstance(one, str) for one in labels):
-        raise Damaged(path, "it does not say what was accepted")
-    return sources, labels
-
-
-def _read(source: Path) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return the records, ``(60000, 3074)``, and the names of classes and groups."""
-    wanted = {name: count * _RECORD for name, count in _FILES.items()}
+def _read(source: Path) -> np.ndarray:
+    """Return the records of both files, uint8 ``(N, 3074)``."""
+    sizes = {name: count * _RECORD for name, count in _FILES.items()}
     try:
-        found = _from_folder(source, wanted) if source.is_dir() else _from_archive(source, wanted)
+        content = (_from_folder if source.is_dir() else _from_archive)(source, sizes)
     except Exception as error:  # a damaged archive raises nearly anything
-        said = " ".join(str(error).split())[:120]
-        raise MetagradError(f"{source} cannot be read ({said}): get {URL} again") from error
-    parts = []
-    for name, count in _FILES.items():
-        if len(found.get(name, b"")) != wanted[name]:
+        reason = " ".join(str(error).split())[:120]
+        raise MetagradError(f"{source} cannot be read ({reason}): get {URL} again") from error
+    for name, size in sizes.items():
+        if len(content.get(name, b"")) != size:
             raise MetagradError(f"{source} is not CIFAR-100's binary version ({name} is missing or cut): get {URL}")
-        parts.append(np.frombuffer(found[name], dtype=np.uint8).reshape(count, _RECORD))
-    names = [found.get(name, b"").decode("utf-8", "replace").split() for name in _NAMES]
-    if [len(some) for some in names] != [100, 20]:
-        raise MetagradError(f"{source} has not the 100 classes in 20 groups of CIFAR-100: get {URL} again")
-    return np.concatenate(parts), names[0], names[1]
+    return np.concatenate([np.frombuffer(content[name], np.uint8).reshape(-1, _RECORD) for name in sizes])
 
 
-def _from_folder(folder: Path, wanted: dict[str, int]) -> dict[str, bytes]:
-    found = {}
-    for name, size in {**wanted, **dict.fromkeys(_NAMES, _NAMES_BYTES)}.items():
-        if not (folder / name).is_file():  # a pipe would be waited for
+def _from_folder(folder: Path, sizes: dict[str, int]) -> dict[str, bytes]:
+    content = {}
+    for name, size in sizes.items():
+        if not (folder / name).is_file():  # a read of a pipe might never end
             raise OSError(f"{name} is no file")
         with (folder / name).open("rb") as file:
-            found[name] = file.read(size + 1)
-    return found
+            content[name] = file.read(size + 1)
+    return content
 
 
-def _from_archive(source: Path, wanted: dict[str, int]) -> dict[str, bytes]:
-    found = {}
+def _from_archive(source: Path, sizes: dict[str, int]) -> dict[str, bytes]:
+    content = {}
     with source.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -178,15 +149,14 @@ def _from_archive(source: Path, wanted: dict[str, int]) -> dict[str, bytes]:
                 if count > _MOST_MEMBERS:
                     raise ValueError(f"it has more than {_MOST_MEMBERS} members")
                 name = member.name.rpartition("/")[2]
-                right = member.size == wanted[name] if name in wanted else name in _NAMES
-                if member.isfile() and right and member.size <= _MOST_BYTES:
+                if member.isfile() and member.size == sizes.get(name):
                     stream = archive.extractfile(member)
-                    found[name] = b"" if stream is None else stream.read(wanted.get(name, _NAMES_BYTES))
-    return found
+                    content[name] = b"" if stream is None else stream.read(member.size)
+    return content
 
 
 class _Bounded:
-    """What tarfile reads of an unpacked archive, up to a bound: a small one may unpack to anything."""
+    """The part of a file that tarfile uses, up to a bound: a small archive may unpack to any size."""
 
     def __init__(self, file: gzip.GzipFile | BufferedReader) -> None:
         self._file = file
@@ -214,11 +184,3 @@ def _accept(source: Path, records: np.ndarray) -> list[bytes]:
             f"get {URL} again"
         )
     return hashes
-
-
-def _groups(source: Path, records: np.ndarray, fine: list[str], coarse: list[str]) -> list[tuple[int, int]]:
-    """Return each class's group and number, in the order of numbers."""
-    pairs = sorted({(int(label), int(group)) for group, label in records[:, :2]})
-    if [label for label, _ in pairs] != list(range(len(fine))) or max(group for _, group in pairs) >= len(coarse):
-        raise MetagradError(f"{source} has classes in several groups: get {URL} again")
-    return [(group, label) for label, group in pairs]

@@ -1,4 +1,4 @@
-"""Which class a picture is of, by the folders that it lies in."""
+"""The class of each picture, by the folders that it lies in."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from metagrad.data.names import short
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # what no one put there as a picture
+_JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # nobody meant them to be pictures
 
 
 class Candidate(NamedTuple):
-    """What may be a picture: its class, and where it lies, as people are told."""
+    """What may be a picture: its class, and its path in messages."""
 
     label: str
     shown: str
@@ -34,9 +34,9 @@ class Candidates:
     archives, others:
         archives, and files that are neither.
     empty:
-        folders that hold other files alone.
+        folders that hold only other files.
     notes:
-        how folders were read, where that can be doubted.
+        how folders were read, where one may doubt it.
     """
 
     pictures: dict[str, Candidate]
@@ -49,11 +49,11 @@ class Candidates:
 def candidates(
     members: Members, labels: Callable[[str], str | None] | None = None, *, nested: bool = False
 ) -> Candidates:
-    """Look for pictures, and say of which class each is.
+    """Find pictures and the class of each.
 
     A class is a folder with all that lies in it: photographs of one thing by day, year or camera must not end up in
-    training and in test. Folders train, val and test hold class folders. Names that differ in how accents are written
-    alone are one class.
+    training and in test. Folders train, val and test hold class folders. Names that differ only in how accents are
+    written are one class.
 
     Parameters
     ----------
@@ -70,12 +70,12 @@ def candidates(
     known = {*chosen, *archives}
     rest = [name for name in visible if name not in known and name.rpartition("/")[2] not in _JUNK]
     if labels is not None:
-        found = {}
+        pictures = {}
         for name in chosen:
             file = name.rpartition("/")[2]
             if (label := labels(file)) is not None:
-                found[name] = Candidate(label, f"{label}/{file}")
-        return Candidates(found, archives)
+                pictures[name] = Candidate(label, f"{label}/{file}")
+        return Candidates(pictures, archives)
     top = _top(members, chosen, nested)
     shown = {name: name[len(top) :] if name.startswith(top) else name.partition("/")[2] for name in [*chosen, *rest]}
     label_of = _labels({shown[name] for name in chosen}, nested)
@@ -90,7 +90,7 @@ def candidates(
 
 
 def spelt_as(name: str, known: Iterable[str]) -> str:
-    """Return the one of ``known`` that differs from a name in how accents are written alone, else the name."""
+    """Return the one of ``known`` that differs from a name only in how accents are written, else the name."""
     known = list(known)
     if name in known:
         return name
@@ -99,7 +99,7 @@ def spelt_as(name: str, known: Iterable[str]) -> str:
 
 
 def _top(members: Members, names: list[str], nested: bool) -> str:
-    """Return what all names begin with that says nothing of classes, so long as class folders are left."""
+    """Return the folders around all class folders, with a slash at the end."""
     folder = members.source.is_dir()  # its members' names begin with its own
     own = f"{folder_name(members.source)}/" if folder else ""
     if not names or (folder and nested):
@@ -113,21 +113,27 @@ def _top(members: Members, names: list[str], nested: bool) -> str:
     return "".join(f"{part}/" for part in parts[0][:depth])
 
 
+def split_tops(files: Iterable[str]) -> set[str]:
+    """Return the folders named train, val and test that split the class folders in them; none if they do not.
+
+    They do if there are all three, or nothing lies beside them.
+    """
+    places = [file.split("/") for file in files if "/" in file]
+    tops = {place[0] for place in places if len(place) > 2 and place[0].lower() in SPLIT_FOLDERS}
+    complete = {SPLIT_FOLDERS[top.lower()] for top in tops} == set(SPLIT_FOLDERS.values())
+    return tops if complete or all(place[0] in tops and len(place) > 2 for place in places) else set()
+
+
 def _labels(files: set[str], nested: bool) -> Callable[[str], str]:
-    """Return what tells the class of a file by where it lies."""
+    """Return a function that gives the class of a file by where it lies."""
     if nested:
         return lambda file: file.rpartition("/")[0]
-    inside = {file for file in files if file.split("/")[0].lower() in SPLIT_FOLDERS and file.count("/") > 1}
-    # As in a split's folders: all three of them, or nothing beside.
-    whole = {SPLIT_FOLDERS[file.split("/")[0].lower()] for file in inside}
-    tops = {file.split("/")[0] for file in inside}
-    if not (len(whole) == 3 or all(file in inside or "/" not in file for file in files)):
-        tops = set()
+    tops = split_tops(files)
     return lambda file: "/".join(file.split("/")[:-1][: 2 if file.split("/")[0] in tops else 1])
 
 
 def _one_spelling(pictures: dict[str, Candidate]) -> tuple[dict[str, Candidate], list[str]]:
-    """Make one class of those whose names differ in how accents are written alone, and say so."""
+    """Make one class of those whose names differ only in how accents are written, with a note."""
     spellings: dict[str, set[str]] = {}
     for one in pictures.values():
         spellings.setdefault(unicodedata.normalize("NFC", one.label), set()).add(one.label)
@@ -141,10 +147,10 @@ def _one_spelling(pictures: dict[str, Candidate]) -> tuple[dict[str, Candidate],
 
 
 def _deeper(pictures: dict[str, Candidate]) -> list[str]:
-    """Say where folders in class folders were taken for parts of them."""
+    """Return a note where folders in class folders became parts of their class."""
     parts: dict[str, set[str]] = {}
     for label, shown in pictures.values():
-        # A merged class may be spelt otherwise: its folders are counted, not its letters.
+        # A merged class may be spelt otherwise: compare the number of folders, not the letters.
         folders = shown.split("/")[:-1]
         if len(folders) > label.count("/") + 1:
             parts.setdefault(label, set()).add("/".join(folders))

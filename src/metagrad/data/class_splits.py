@@ -1,4 +1,4 @@
-"""Which classes are to train on, to validate and to test, and the data sets that come of it."""
+"""Splits of classes into train, val and test, and the data sets made of images and a split."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SPLITS = ("train", "val", "test")
 
 def published_split(name: str) -> dict[str, list[str]]:
     """Return one of the splits that come with metagrad."""
-    found = strict_json.parse((resources.files("metagrad.data") / "splits" / f"{name}.json").read_bytes())
-    return {which: found[which] for which in SPLITS}
+    split = strict_json.parse((resources.files("metagrad.data") / "splits" / f"{name}.json").read_bytes())
+    return {which: split[which] for which in SPLITS}
 
 
 def require_split(split: Any, available: Iterable[str], where: str) -> dict[str, list[str]]:
-    """Return a split that has been looked at.
+    """Return a split, once it is checked; ``where`` names it in an error.
 
     Raises
     ------
@@ -63,29 +63,12 @@ def dataset(
     content: str,
     notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Make a data set of images that lie class after class in the order of ``counts``.
+    """Make a data set of images that lie class after class in the order of ``counts``; all splits share ``images``.
 
-    Parameters
-    ----------
-    split:
-        the classes of ``train``, ``val`` and ``test``.
-    content:
-        digest of the images.
+    ``content`` is a digest of the images.
     """
-    first, start = {}, 0
-    for label, count in counts.items():
-        first[label] = start
-        start += count
-
-    def part(names: list[str]) -> ImageClasses:
-        return ImageClasses(
-            images,
-            torch.tensor([counts[name] for name in names], dtype=torch.int64, device="cpu"),
-            tuple(names),
-            torch.tensor([first[name] for name in names], dtype=torch.int64, device="cpu"),
-        )
-
-    train, val, test = (part(split[which]) for which in SPLITS)
+    everything = ImageClasses(images, torch.tensor(list(counts.values()), device="cpu"), tuple(counts))
+    train, val, test = (everything.subset(split[which]) for which in SPLITS)
     made_of = json.dumps([content, preprocessing, [split[which] for which in SPLITS]])
     digest = hashlib.sha256(made_of.encode()).hexdigest()
     return Dataset(name, train, val, test, False, preprocessing, digest, notes)
@@ -95,13 +78,10 @@ def blocks(
     images: Tensor, split: Mapping[str, Sequence[str]], per_class: int
 ) -> tuple[ImageClasses, ImageClasses, ImageClasses]:
     """Cut images that follow the classes of train, val and test, ``per_class`` of each, into the three splits."""
-    start = 0
-
-    def part(names: Sequence[str]) -> ImageClasses:
-        nonlocal start
-        first, start = start, start + len(names) * per_class
-        counts = torch.full((len(names),), per_class, dtype=torch.int64, device="cpu")
-        return ImageClasses(images[first:start], counts, tuple(names))
-
-    train, val, test = (part(split[which]) for which in SPLITS)
+    sizes = [len(split[which]) for which in SPLITS]
+    parts = images.split([size * per_class for size in sizes])
+    train, val, test = (
+        ImageClasses(part, torch.full((size,), per_class, device="cpu"), tuple(split[which]))
+        for part, size, which in zip(parts, sizes, SPLITS, strict=True)
+    )
     return train, val, test

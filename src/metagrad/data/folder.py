@@ -10,11 +10,11 @@ from typing import Any
 from metagrad import strict_json
 from metagrad.data import pictures
 from metagrad.data.archive import open_members
-from metagrad.data.class_folders import SPLIT_FOLDERS, spelt_as
+from metagrad.data.class_folders import SPLIT_FOLDERS, spelt_as, split_tops
 from metagrad.data.class_splits import SPLITS, dataset, require_split
 from metagrad.data.classes import Dataset
 from metagrad.data.names import short
-from metagrad.data.sources import Progress
+from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 
 _SHARES = (0.64, 0.16)  # of the classes, for training and validation, where there is no split
@@ -58,12 +58,9 @@ def load(
         source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, nested=nested
     )
     counts, by_folder, beside = _by_folder(found.counts)
-    if split is None:
-        split, where = (written, where) if by_folder is None else (by_folder, str(source))
-    if split is None:
-        where = str(source)
-        split = _parted(list(counts), source)
-    chosen = require_split(_as_spelt(split, counts), counts, where)
+    if split is None and (by_folder is not None or written is None):
+        written, where = by_folder or _parted(list(counts), source), str(source)
+    chosen = require_split(_as_spelt(written, counts), counts, where)
     if strict:
         _refuse_shared(found, counts, chosen, source)
     return dataset(
@@ -88,23 +85,19 @@ def _left_out(beside: list[str], chosen: dict[str, list[str]], counts: dict[str,
 
 
 def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[str]] | None, list[str]]:
-    """Return the classes without the name of their split, the split, and what lies beside, where folders are a split.
-
-    Folders train, val and test with class folders in them are one, whatever else there is; fewer than three are one
-    where there is nothing else.
-    """
-    inside = {label for label in counts if label.split("/")[0].lower() in SPLIT_FOLDERS and "/" in label}
-    named = {SPLIT_FOLDERS[label.split("/")[0].lower()] for label in inside}
-    beside = sorted({label.split("/")[0] for label in counts.keys() - inside})
-    if not inside or (beside and len(named) < 3):
+    """Return the classes without the name of their split, the split by folders if any, and the other folders."""
+    tops = split_tops(f"{label}/" for label in counts)
+    if not tops:
         return counts, None, []
     split: dict[str, list[str]] = {which: [] for which in SPLITS}
     renamed: dict[str, int] = {}
+    beside: set[str] = set()
     for label, count in counts.items():
-        if label not in inside:
-            renamed[f"{label}/"] = count  # its images are in the file all the same; no class is called so
-            continue
         top, _, name = label.partition("/")
+        if top not in tops or not name:
+            renamed[f"{label}/"] = count  # the file of images holds it all the same; no class has this name
+            beside.add(top)
+            continue
         which = SPLIT_FOLDERS[top.lower()]
         if name in renamed:
             other = next(place for place in SPLITS if name in split[place])
@@ -113,25 +106,22 @@ def _by_folder(counts: dict[str, int]) -> tuple[dict[str, int], dict[str, list[s
             )
         split[which].append(name)
         renamed[name] = count
-    return renamed, split, beside
+    return renamed, split, sorted(beside)
 
 
 def _names_nested(split: Any) -> bool:
-    """Say whether a split, which nobody has looked at yet, names folders in folders."""
+    """Say whether a split, not checked yet, names folders in folders."""
     lists = [names for names in split.values() if isinstance(names, list)] if isinstance(split, dict) else []
     return any(isinstance(name, str) and "/" in name for names in lists for name in names)
 
 
 def _as_spelt(split: Any, counts: dict[str, int]) -> Any:
-    """Return a split whose names have their accents written as the folders' have."""
-    if not isinstance(split, dict):
-        return split
-    return {
-        which: [spelt_as(name, counts) if isinstance(name, str) else name for name in names]
-        if isinstance(names, list)
-        else names
-        for which, names in split.items()
-    }
+    """Return a split, not checked yet, whose names have their accents written as the folders' have."""
+    if isinstance(split, dict):
+        return {which: _as_spelt(names, counts) for which, names in split.items()}
+    if isinstance(split, list):
+        return [spelt_as(name, counts) if isinstance(name, str) else name for name in split]
+    return split
 
 
 def _more(names: list[str]) -> str:
@@ -178,8 +168,5 @@ def _parted(names: list[str], source: Path) -> dict[str, list[str]]:
     random.Random(0).shuffle(shuffled)
     train, val = (max(2, round(share * len(names))) for share in _SHARES)
     train = min(train, len(names) - 4)
-    return {
-        "train": sorted(shuffled[:train]),
-        "val": sorted(shuffled[train : train + val]),
-        "test": sorted(shuffled[train + val :]),
-    }
+    parts = shuffled[:train], shuffled[train : train + val], shuffled[train + val :]
+    return {which: sorted(part) for which, part in zip(SPLITS, parts, strict=True)}

@@ -1,9 +1,7 @@
 """Glyphs: letters of many scripts, drawn from the DejaVu fonts that matplotlib ships.
 
-A data set for which nothing is downloaded. Each class is one letter; its drawings differ in font, slant,
-size, stroke width and a smooth random bending, as if written by different people. The classes are listed in
-``splits/glyphs.json``, made by ``tools/make_glyph_splits.py``: every script is wholly in one split, and no
-two classes look alike.
+Nothing is downloaded. Each class is one letter. The classes are listed in ``splits/glyphs.json``, made by
+``tools/make_glyph_splits.py``: every script is wholly in one split, and no two classes look alike.
 """
 
 from __future__ import annotations
@@ -19,24 +17,23 @@ import PIL
 import torch
 from PIL import features
 
-from metagrad.data.arrays import cached_arrays
 from metagrad.data.cache import cache_root
 from metagrad.data.class_splits import SPLITS, blocks, published_split
 from metagrad.data.classes import Dataset
 from metagrad.data.glyph_drawing import CODE_VERSION, FACES, RECIPE, Recipe, draw_classes, font_folder
+from metagrad.data.memmap import cached_rows
 from metagrad.data.rows import Progress
 
 
 def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> Dataset:
-    """Return the glyphs data set, drawing it first if the cache does not hold it.
+    """Return the glyphs data set, drawn first if the cache does not hold it.
 
     Parameters
     ----------
-    cache_dir
-        where the drawings are kept, in the folder ``glyphs``; ``None`` means
-        :func:`metagrad.data.cache.cache_root`.
-    progress
-        called as ``progress(done, total, what)`` while drawing, not when the cache has everything.
+    cache_dir:
+        where the drawings are kept, in the folder ``glyphs``; the system's cache folder by default.
+    progress:
+        called with (done, total, what) while letters are drawn.
 
     Raises
     ------
@@ -46,18 +43,18 @@ def load(*, cache_dir: Path | None = None, progress: Progress | None = None) -> 
     folder = font_folder()
     split = published_split("glyphs")
     names = [name for which in SPLITS for name in split[which]]
-    found = cached_arrays(
-        _cache_key(folder, names, RECIPE),
-        lambda: {"images": draw_classes(names, folder, RECIPE, progress)},
-        shapes={"images": (len(names) * RECIPE.per_class, 1, RECIPE.side, RECIPE.side)},
+    cache = (cache_root() if cache_dir is None else cache_dir) / "glyphs"
+    images = cached_rows(
+        cache / f"{_cache_key(folder, names, RECIPE)}.npy",
+        (len(names) * RECIPE.per_class, 1, RECIPE.side, RECIPE.side),
+        lambda: draw_classes(names, folder, RECIPE, progress),
         what="glyphs",
-        cache_dir=(cache_root() if cache_dir is None else cache_dir) / "glyphs",
-    )["images"]
+    )
     digest = hashlib.sha256(json.dumps(split, sort_keys=True).encode())
-    digest.update(found.tobytes())
+    digest.update(images.numpy().data)
     return Dataset(
         "glyphs",
-        *blocks(torch.from_numpy(found), split, RECIPE.per_class),
+        *blocks(images, split, RECIPE.per_class),
         rotations=False,  # a Canadian Aboriginal syllabic turned by 90 degrees is another letter
         preprocessing=(
             "DejaVu letters cropped to their ink, scaled to fit, then rotated, sheared, scaled, bent and cut "

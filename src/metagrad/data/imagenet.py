@@ -2,7 +2,7 @@
 
 Neither may be handed on, so there is nothing to download. mini-ImageNet is read from the ``images`` folder with
 ``train.csv``, ``val.csv`` and ``test.csv``, from class folders, or from the widespread pickled arrays; tiered-ImageNet
-from class folders. Classes are those of the published splits, told by their WordNet numbers.
+from class folders. Classes are those of the published splits, named by their WordNet numbers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metagrad import strict_json
-from metagrad.data import memmap, pictures
+from metagrad.data import pictures
 from metagrad.data.archive import fingerprint
-from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.cache import cache_root
 from metagrad.data.class_splits import SPLITS, dataset, published_split
 from metagrad.data.classes import Dataset
+from metagrad.data.memmap import save_rows
 from metagrad.data.names import short
 from metagrad.data.pickled import read_arrays
-from metagrad.data.sources import Progress, data_directory, find
+from metagrad.data.rows import Progress
+from metagrad.data.sources import data_directory, find
 from metagrad.errors import MetagradError
 
 _PICKLED = "mini-imagenet-cache-{which}.pkl"
@@ -123,35 +124,22 @@ def _from_pickles(
     """Read ``{"image_data": (N, 84, 84, 3) uint8, "class_dict": {class: rows}}`` for each split."""
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
     files = [source / _PICKLED.format(which=which) for which in SPLITS]
-    seen = "\0".join([str(_RECIPE), str(size), *(f"{path.resolve()} {fingerprint(path)}" for path in files)])
-    stem = f"pickled-{hashlib.sha256(seen.encode()).hexdigest()[:24]}"
-    facts_at = cache / f"{stem}.json"
+    how = "\0".join([str(_RECIPE), str(size), *(f"{path.resolve()} {fingerprint(path)}" for path in files)])
+    stem = f"pickled-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
 
-    def look() -> tuple[memmap.Tensor, dict[str, int], str] | None:
-        facts = read_facts(facts_at)
-        if facts is None:
-            return None
-        counts, digest = facts.get("counts"), facts.get("digest")
-        if not (
-            isinstance(counts, dict) and all(map(strict_json.is_count, counts.values())) and isinstance(digest, str)
-        ):
-            raise Damaged(facts_at, "it does not say what classes there are")
-        rows = memmap.open_rows(cache / f"{stem}.npy", (sum(counts.values()), 3, size, size), full=anew)
-        return None if rows is None else (rows, counts, digest)
-
-    def build() -> None:
+    def decode_all() -> dict[str, Any]:
         counts: dict[str, int] = {}
         content = hashlib.sha256()
 
-        def images() -> Iterator[np.ndarray]:
+        def rows() -> Iterator[np.ndarray]:
             for number, path in enumerate(files):
                 if progress is not None:
                     progress(number, len(files), "reading pickled arrays")
-                for label, some in _pickled_classes(path):
+                for label, images in _pickled_classes(path):
                     if label in counts:
                         raise MetagradError(f"{path}: the class {short(label)} is there twice: get it again")
-                    counts[label] = len(some)
-                    for image in some:
+                    counts[label] = len(images)
+                    for image in images:
                         if image.shape[0] != size:
                             picture = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
                             image = np.asarray(picture)
@@ -159,15 +147,15 @@ def _from_pickles(
                         content.update(row.data)
                         yield row
 
-        memmap.save_rows(cache, images(), (3, size, size), name=stem)
-        write_facts(facts_at, {"counts": counts, "digest": content.hexdigest()})
+        save_rows(cache, rows(), (3, size, size), name=stem)
+        return {"counts": counts, "digest": content.hexdigest()}
 
-    rows, counts, digest = prepared(cache / stem, look, build, what=name, anew=anew)
-    _require(counts, split, name, source)
+    found = pictures.decoded(cache / stem, size, lambda _: stem, decode_all, what=name, anew=anew, progress=progress)
+    _require(found.counts, split, name, source)
     says = (
         f"84x84 RGB as pickled{'' if size == 84 else f', bicubic to {size}x{size}'}, scaled to [0, 1], no augmentation"
     )
-    return dataset(name, rows, counts, split, preprocessing=says, content=digest)
+    return dataset(name, found.images, found.counts, split, preprocessing=says, content=found.digest)
 
 
 def _pickled_classes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -179,8 +167,8 @@ def _pickled_classes(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         data = path.read_bytes()
     except OSError as error:
         raise MetagradError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    found: Any = read_arrays(data, str(path))
-    images, classes = (found.get(key) if isinstance(found, dict) else None for key in ("image_data", "class_dict"))
+    value: Any = read_arrays(data, str(path))
+    images, classes = (value.get(key) if isinstance(value, dict) else None for key in ("image_data", "class_dict"))
     if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (84, 84, 3)) or not (
         isinstance(classes, dict) and all(isinstance(label, str) for label in classes)
     ):

@@ -1,8 +1,7 @@
-"""Images in a file that is mapped into memory: what is not looked at is not read.
+"""Images in a file that is mapped into memory: rows that nobody uses are not read.
 
-Beside ``NAME.npy`` lies ``NAME.sha256.json``: the array's shape, a digest of every 4 MiB, and what told the file apart
-when it was last found whole. A small file is checked whenever it is opened; a large one when it is another file than
-then, or on demand.
+Beside ``NAME.npy`` lies ``NAME.sha256.json``: the array's shape, a digest of every 4 MiB, and the file's identity when
+it was last checked. A small file is checked whenever it is opened; a large one if its identity changed, or on demand.
 """
 
 from __future__ import annotations
@@ -22,14 +21,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metagrad.data.cache import Damaged, atomic_save, is_plain, read_facts, storage_error, write_facts
+from metagrad.data.cache import Damaged, atomic_save, is_plain, prepared, read_facts, storage_error, write_facts
 from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 from metagrad.files import sync_folder
 
 _BLOCK = 4 * 2**20
 _ALWAYS = 256 * 2**20  # bytes that are checked at every opening: a quarter of a second
-_THREADS = 4  # hashlib lets go of the interpreter
+_THREADS = 4  # hashlib releases the interpreter lock
+
+
+def cached_rows(path: Path, shape: tuple[int, ...], build: Callable[[], Iterable[np.ndarray]], *, what: str) -> Tensor:
+    """Return a small uint8 array of ``shape`` from the file ``path``, after ``build`` made its rows if need be.
+
+    It is a copy in memory: a file that is cut later does no harm. The file's name must change whenever ``build`` would
+    make other rows; ``what`` names them in a message.
+    """
+
+    def write() -> None:
+        save_rows(path.parent, build(), shape[1:], name=path.stem)
+
+    return prepared(path.with_suffix(""), lambda: open_rows(path, shape), write, what=what).clone()
 
 
 def save_rows(
@@ -37,10 +49,8 @@ def save_rows(
 ) -> None:
     """Write uint8 arrays of one ``shape`` to a file of the cache as they come, with a digest of each block.
 
-    Parameters
-    ----------
-    name:
-        of the file, without its ending; called when the last row has come, if what it is depends on them.
+    ``name`` is the file's, without its ending; a function is called after the last row, for a name that depends on
+    the rows.
 
     Raises
     ------
@@ -67,16 +77,9 @@ def save_rows(
 def open_rows(
     path: Path, shape: tuple[int, ...], *, full: bool = False, progress: Progress | None = None
 ) -> Tensor | None:
-    """Return the array as a uint8 tensor that lives in the file, or ``None`` if it is not there.
+    """Return the array of ``shape`` as a uint8 tensor backed by the file, or ``None`` if the file is missing.
 
-    The tensor may be written to; the file stays as it is.
-
-    Parameters
-    ----------
-    shape:
-        of the whole array.
-    full:
-        check every byte, however large the file is.
+    Writes to the tensor do not reach the file. ``full`` checks every byte, however large the file is.
 
     Raises
     ------
@@ -96,20 +99,20 @@ def open_rows(
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            found = _mapped(path, shape)
-            if status.st_size != found.offset + size or _identity(path.stat()) != _identity(status):
+            array = _mapped(path, shape)
+            if status.st_size != array.offset + size or _identity(path.stat()) != _identity(status):
                 raise Damaged(path, "it is cut, or was replaced meanwhile")
             same = facts.get("file") == _identity(status)
             if full or not same or size <= _ALWAYS:
-                _check(path, file, found.offset, digests, progress)
+                _check(path, file, array.offset, digests, progress)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise storage_error(path, error) from error
     if not same:
-        with contextlib.suppress(MetagradError):  # a cache that may only be read is checked again the next time
+        with contextlib.suppress(MetagradError):  # a read-only cache is checked again the next time
             write_facts(_facts_of(path), {**facts, "file": _identity(status)})
-    return torch.from_numpy(found)
+    return torch.from_numpy(array)
 
 
 def _facts_of(path: Path) -> Path:
@@ -121,29 +124,29 @@ def _identity(status: os.stat_result) -> list[int]:
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Map a .npy file, for reading and for writes that stay in memory."""
+    """Map a .npy file; writes stay in memory."""
     try:
-        found = np.lib.format.open_memmap(path, mode="c")
+        array = np.lib.format.open_memmap(path, mode="c")
     except OSError:
         raise
     except Exception as error:  # numpy's parser of headers raises nearly anything
         raise Damaged(path, f"it is cut, or no array: {str(error)[:80]}") from error
-    if found.shape != shape or found.dtype != np.uint8 or not found.flags.c_contiguous:
+    if array.shape != shape or array.dtype != np.uint8 or not array.flags.c_contiguous:
         raise Damaged(path, "it is cut, or has another shape")
-    return found
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return array
 
 
 def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Write the array; return its shape and digests, which are of what came, not of what the disk has.
+    """Write the array; return its shape and the digests of the rows that came, not of what the disk holds.
 
-    Not through memory: on a full disk that ends the process.
+    Not through a memory map: a full disk would end the process there.
     """
     count, digests, waiting = 0, [], bytearray()
     with path.open("wb") as file:
+
+        def header() -> None:
+            facts = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+            np.lib.format.write_array_header_1_0(file, facts)
 
         def flush(least: int) -> None:
             while len(waiting) >= least:
@@ -152,7 +155,7 @@ def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> di
                 file.write(block)
                 del waiting[:_BLOCK]
 
-        _write_header(file, (0, *shape))
+        header()
         start = file.tell()
         for row in rows:
             if row.shape != shape or row.dtype != np.uint8:
@@ -162,7 +165,7 @@ def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> di
             flush(_BLOCK)
         flush(1)
         file.seek(0)
-        _write_header(file, (count, *shape))  # numpy leaves room in a header for more rows
+        header()  # numpy leaves room in a header for more rows
         if file.tell() != start:
             raise ValueError(f"the header of {count} rows has another length than that of none")
     return {"shape": [count, *shape], "block": _BLOCK, "sha256s": digests}
@@ -171,7 +174,7 @@ def _write(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> di
 def _check(path: Path, file: IO[bytes], start: int, digests: list[Any], progress: Progress | None) -> None:
     """Raise `Damaged` unless every block is as it was written.
 
-    What is read here, and not through memory: a disk that cannot give a page back would end the process there.
+    Reads the file, not the memory map: a disk that cannot return a page would end the process there.
     """
     reading = threading.Lock()
 

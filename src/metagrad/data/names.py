@@ -1,4 +1,4 @@
-"""Names of members and files: which are safe, and how they are said."""
+"""Names of members and files: which are safe, and how a message shows them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from metagrad.errors import MetagradError
 
 
 def short(name: str, most: int = 200) -> str:
-    """Return a name that may be thousands of characters long as one that fits a line."""
+    """Return a name, which may have thousands of characters, cut in the middle to ``most``."""
     half = (most - 3) // 2
     return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
 
 
 def refuse_unsafe_name(source: Path, name: str) -> None:
-    """Refuse the name of a member of ``source`` that could lead out of it, or be another on another system.
-
-    Raises
-    ------
-    MetagradError
-        saying why.
-    """
+    """Raise for the name of a member of ``source`` that could lead out of it, or be another on another system."""
     parts = name.split("/")
     if "\\" in name or "\0" in name:
         raise unsafe(source, name, "has a backslash or zero byte in its name")
@@ -35,7 +29,7 @@ def refuse_unsafe_name(source: Path, name: str) -> None:
 
 
 def unsafe(source: Path, name: str, what: str) -> MetagradError:
-    """Return the error for a member that is refused; ``what`` says what it is or has."""
+    """Return the error that refuses a member; ``what`` says what it is or has."""
     advice = (
         "replace it by the file itself, or remove it" if source.is_dir() else "get the archive again from its source"
     )

@@ -6,21 +6,20 @@ import contextlib
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from metagrad.data.archive import Members, contents_digest, fingerprint, open_members
-from metagrad.data.arrays import cached_arrays
-from metagrad.data.cache import Damaged, cache_root, prepared, read_facts, write_facts
+from metagrad.data.cache import cache_root, prepared, read_facts, remember
 from metagrad.data.class_splits import SPLITS, blocks, published_split
 from metagrad.data.classes import Dataset
-from metagrad.data.sources import Progress, data_directory, download, find, md5_of
+from metagrad.data.memmap import cached_rows
+from metagrad.data.rows import Progress
+from metagrad.data.sources import data_directory, download, find, md5_of
 from metagrad.errors import MetagradError
 
 DRAWINGS_PER_CLASS = 20
@@ -32,8 +31,7 @@ PREPROCESSING = "105x105 1-bit -> 8-bit grey, inverted (ink 255), Lanczos to 28x
 _RECIPE = 1
 # Drawings have about 250 bytes; a larger member is something else.
 _MAX_DRAWING_BYTES = 64 * 1024
-_PLACES = (".", "omniglot", "omniglot-py", "omniglot/python")
-_ACCEPTED = "accepted.json"
+_PLACES = ("", "omniglot/", "omniglot-py/", "omniglot/python/")
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,18 @@ class _Archive:
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _ARCHIVES = (
     _Archive(
-        name="images_background",
-        md5="68d2efa1b9178cc56df9314c21c6e718",
-        digest="07356096b8076fcf915341f8715e94822249e2a4d5b999fd2d0f6cf9ebffebd5",
-        count=19280,
-        url=_URL + "images_background.zip",
+        "images_background",
+        "68d2efa1b9178cc56df9314c21c6e718",
+        "07356096b8076fcf915341f8715e94822249e2a4d5b999fd2d0f6cf9ebffebd5",
+        19280,
+        _URL + "images_background.zip",
     ),
     _Archive(
-        name="images_evaluation",
-        md5="6b91aef0f799c5bb55b94e3f2daec811",
-        digest="f5165eb5f20d18e13c6515650b69a42a2c0507506969d410ba5e4a1c572bd542",
-        count=13180,
-        url=_URL + "images_evaluation.zip",
+        "images_evaluation",
+        "6b91aef0f799c5bb55b94e3f2daec811",
+        "f5165eb5f20d18e13c6515650b69a42a2c0507506969d410ba5e4a1c572bd542",
+        13180,
+        _URL + "images_evaluation.zip",
     ),
 )
 
@@ -123,55 +121,50 @@ def _load(
     for archive in archives:
         _accept(archive, sources[archive.name], cache, progress, anew)
     classes = [*split["train"], *split["val"], *split["test"]]
-    key = _cache_key(archives, classes)
-    images = cached_arrays(
-        key,
-        lambda: {"images": _decode_all(archives, sources, classes, progress)},
-        shapes={"images": (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE)},
+    made_from = "\n".join([*(archive.digest for archive in archives), *classes])
+    key = hashlib.sha256(made_from.encode("utf-8")).hexdigest()[:24]
+    images = cached_rows(
+        cache / f"images-v{_RECIPE}-{key}.npy",
+        (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE),
+        lambda: _decode_all(archives, sources, classes, progress),
         what="Omniglot",
-        cache_dir=cache,
-    )["images"]
-    return _dataset(images, split)
+    )
+    parts = blocks(images, split, DRAWINGS_PER_CLASS)
+    digest = hashlib.sha256()
+    for which, part in zip(SPLITS, parts, strict=True):
+        digest.update("\0".join((which, *part.names)).encode("utf-8") + b"\0")
+        digest.update(part.images.numpy().data)
+    return Dataset("omniglot", *parts, rotations=True, preprocessing=PREPROCESSING, digest=digest.hexdigest())
 
 
 def _find(data_dir: Path, name: str) -> Path:
     """Return the zip or the extracted folder, whichever comes first."""
-    places = [f"{place}/{name}{ending}" for place in _PLACES for ending in (".zip", "")]
-    return find(data_dir, f"Omniglot's {name}", [place.removeprefix("./") for place in places], _is_there)
+
+    def is_there(path: Path) -> bool:
+        # An empty folder is what a failed extraction leaves; the zip may still be in another place.
+        return path.is_file() or (path.is_dir() and any(entry.is_dir() for entry in path.iterdir()))
+
+    places = [f"{place}{name}{ending}" for place in _PLACES for ending in (".zip", "")]
+    return find(data_dir, f"Omniglot's {name}", places, is_there)
 
 
-def _is_there(path: Path) -> bool:
-    # An empty folder is what a failed extraction leaves; the zip may still be in another place.
-    return path.is_file() or (path.is_dir() and any(entry.is_dir() for entry in path.iterdir()))
-
-
-def _cache_key(archives: Sequence[_Archive], classes: Sequence[str]) -> str:
-    parts = [*(archive.digest for archive in archives), *classes]
-    made_from = hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()
-    return f"images-v{_RECIPE}-{made_from[:24]}"
-
-
-# --- accepting them --------------------------------------------------------------------------------------
+# --- verifying -------------------------------------------------------------------------------------------
 
 
 def _accept(archive: _Archive, source: Path, cache: Path, progress: Progress | None, anew: bool) -> None:
-    """Raise unless ``source`` is the archive; remember that it is, for as long as it does not change."""
-    memory = cache / _ACCEPTED
-    path = str(source.resolve())
-    state = [fingerprint(source, keep=_is_drawing), archive.digest]
+    """Raise unless ``source`` is the archive; remember that it is until it changes."""
+    memory = cache / "accepted.json"
+    path, state = str(source.resolve()), [fingerprint(source, keep=_is_drawing), archive.digest]
 
-    def look() -> bool | None:
+    def read() -> bool | None:
         return (read_facts(memory) or {}).get(path) == state or None
 
     def build() -> None:
         if not (source.is_file() and md5_of(source) == archive.md5):
             _verify_contents(archive, source, progress)
-        accepted: dict[str, Any] = {}
-        with contextlib.suppress(Damaged):  # it was said
-            accepted = read_facts(memory) or {}  # another process may have added its own
-        write_facts(memory, {**accepted, path: state})
+        remember(memory, path, state)
 
-    prepared(memory.with_suffix(""), look, build, what=source.name, anew=anew)
+    prepared(memory.with_suffix(""), read, build, what=source.name, anew=anew)
 
 
 def _open(source: Path) -> Members:
@@ -189,8 +182,7 @@ def _verify_contents(archive: _Archive, source: Path, progress: Progress | None)
         "(no --data-dir, no METAGRAD_DATA)"
     )
     with _open(source) as members:
-        found = len(members.names)
-        if found != archive.count:
+        if len(members.names) != archive.count:
             raise MetagradError(
                 f"{source} is not the official {archive.name}: {_miscount(members.names, archive)}; {remedy}"
             )
@@ -201,7 +193,7 @@ def _verify_contents(archive: _Archive, source: Path, progress: Progress | None)
 
         if contents_digest(members, report) != archive.digest:
             raise MetagradError(
-                f"{source} is not the official {archive.name}: it has the right number of images ({found}), "
+                f"{source} is not the official {archive.name}: it has the right number of images ({archive.count}), "
                 f"but names or contents are altered; {remedy}"
             )
 
@@ -210,51 +202,37 @@ def _miscount(names: Sequence[str], archive: _Archive) -> str:
     if len(names) > archive.count:
         return f"it has {len(names)} images, {len(names) - archive.count} more than the {archive.count} expected"
     counts = Counter(name.rpartition("/")[0] for name in names)
-    short = sorted(folder for folder, count in counts.items() if count < DRAWINGS_PER_CLASS)
-    where = f" (among them in {short[0]})" if short else ""
-    missing = archive.count - len(names)
-    return f"{missing} of {archive.count} images are missing{where}"
+    incomplete = sorted(folder for folder, count in counts.items() if count < DRAWINGS_PER_CLASS)
+    where = f" (among them in {incomplete[0]})" if incomplete else ""
+    return f"{archive.count - len(names)} of {archive.count} images are missing{where}"
 
 
 # --- decoding --------------------------------------------------------------------------------------------
 
 
 def _decode_all(
-    archives: Sequence[_Archive],
-    sources: Mapping[str, Path],
-    classes: Sequence[str],
-    progress: Progress | None,
-) -> np.ndarray:
-    """Return uint8 (N, 1, 28, 28), the drawings of ``classes`` in that order."""
-    images = np.empty((len(classes), DRAWINGS_PER_CLASS, SIZE, SIZE), dtype=np.uint8)
-    done = 0
-    for archive in archives:
-        with _open(sources[archive.name]) as members:
-            drawings = _by_class(members)
-            for row, name in enumerate(classes):
-                if not name.startswith(archive.name + "/"):
-                    continue
-                files = drawings.get(name, [])
-                if len(files) != DRAWINGS_PER_CLASS:
-                    raise MetagradError(
-                        f"{members.source} has {len(files)} instead of {DRAWINGS_PER_CLASS} drawings of "
-                        f"{name}; get {archive.name}.zip again from {archive.url}"
-                    )
-                for column, file in enumerate(files):
-                    images[row, column] = _decode(f"{members.source}: {file}", members.read(file))
-                done += 1
-                if progress is not None:
-                    progress(done, len(classes), "decoding Omniglot (classes)")
-    if done != len(classes):  # some would be left as whatever the memory held
-        raise ValueError(f"{len(classes) - done} classes of the split belong to no archive")
-    return images.reshape(-1, 1, SIZE, SIZE)
-
-
-def _by_class(members: Members) -> dict[str, list[str]]:
-    files: dict[str, list[str]] = {}
-    for name in members.names:  # sorted, so the drawings of a class are sorted too
-        files.setdefault(name.rpartition("/")[0], []).append(name)
-    return files
+    archives: Sequence[_Archive], sources: Mapping[str, Path], classes: Sequence[str], progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """Yield uint8 (1, 28, 28), the drawings of ``classes`` in that order."""
+    names = {archive.name: archive for archive in archives}
+    if stray := [label for label in classes if label.partition("/")[0] not in names]:
+        raise ValueError(f"{len(stray)} classes of the split belong to no archive")
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(_open(sources[name])) for name in names}
+        drawings: dict[str, list[str]] = {}
+        for file in (file for members in opened.values() for file in members.names):
+            drawings.setdefault(file.rpartition("/")[0], []).append(file)  # in the order of their names
+        for done, label in enumerate(classes, start=1):
+            name, files = label.partition("/")[0], drawings.get(label, [])
+            if len(files) != DRAWINGS_PER_CLASS:
+                raise MetagradError(
+                    f"{opened[name].source} has {len(files)} instead of {DRAWINGS_PER_CLASS} drawings of {label}; "
+                    f"get {name}.zip again from {names[name].url}"
+                )
+            for file in files:
+                yield _decode(f"{opened[name].source}: {file}", opened[name].read(file))[None]
+            if progress is not None:
+                progress(done, len(classes), "decoding Omniglot (classes)")
 
 
 def _decode(where: str, data: bytes) -> np.ndarray:
@@ -276,16 +254,3 @@ def _decode(where: str, data: bytes) -> np.ndarray:
         reason = " ".join(str(error).split())
         raise MetagradError(f"{where} is not a picture that can be read ({reason}); get the archive again") from error
     return np.asarray(ImageOps.invert(grey).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
-
-
-# --- handing them over -----------------------------------------------------------------------------------
-
-
-def _dataset(images: np.ndarray, split: Mapping[str, Sequence[str]]) -> Dataset:
-    """Cut ``images``, which follow the classes of train, val and test, into a `Dataset`."""
-    parts = blocks(torch.from_numpy(images), split, DRAWINGS_PER_CLASS)
-    digest = hashlib.sha256()
-    for which, part in zip(SPLITS, parts, strict=True):
-        digest.update("\0".join((which, *part.names)).encode("utf-8") + b"\0")
-        digest.update(np.ascontiguousarray(part.images.numpy()).data)
-    return Dataset("omniglot", *parts, rotations=True, preprocessing=PREPROCESSING, digest=digest.hexdigest())

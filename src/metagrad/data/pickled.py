@@ -1,8 +1,8 @@
 """Pickled arrays, read without running anything: a pickle here may build numpy arrays, and nothing else.
 
 Python's own reader allocates what a pickle asks for (an array of 10 GB, two billion places to remember things at, by a
-few hundred bytes) and calls numpy's functions with what it is given. This one knows the few words that arrays and plain
-containers are made of, and makes nothing that the data is not there for.
+few hundred bytes) and calls numpy's functions with the pickle's arguments. This one knows the few opcodes that arrays
+and plain containers are made of, and allocates no more than the data fills.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import numpy as np
 from metagrad.data.names import short
 from metagrad.errors import MetagradError
 
-_MOST_WORDS = 5_000_000  # of a pickle; mini-ImageNet's has a hundred thousand
+_MOST_OPCODES = 5_000_000  # mini-ImageNet's has a hundred thousand
 _DTYPE = re.compile(r"[|<>=]?[biufcSU?][0-9]{0,9}")
 _DIMENSIONS = 32
 
 
 class _Refused(ValueError):
-    """A pickle asks for what is not made here."""
+    """A pickle asks for something that this reader does not make."""
 
 
 class _Name:
-    """Stands for a function or class that a pickle names; only what `call` does is ever done."""
+    """Stands for a function or class that a pickle names; only `call` is ever called."""
 
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self.call = call
@@ -48,7 +48,7 @@ class _DType:
         self.dtype = np.dtype(code)
 
     def set(self, state: Any) -> None:
-        """Take numpy's state of a dtype: its byte order; what has parts or fields is refused."""
+        """Take the byte order from numpy's state of a dtype; refuse one with parts or fields."""
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if len(state) < 5 or any(part is not None for part in state[2:5]) or order not in ("<", ">", "|", "="):
             raise _Refused("an array that is not of plain numbers")
@@ -87,11 +87,6 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return np.frombuffer(data, plain)[0]
 
 
-def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    del kind, shape, code  # it gets its shape together with its numbers
-    return np.empty(0, np.uint8)
-
-
 def _set_array(array: np.ndarray, state: Any) -> None:
     """Fill an array in its place, as others may refer to it already."""
     _, shape, dtype, fortran, data = state
@@ -106,26 +101,25 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _pairs(pairs: Any = ()) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    result: dict[Any, Any] = {}
     for key, value in pairs:
-        _put(found, key, value)
-    return found
-
-
-def _no_bytes() -> bytes:
-    return b""
+        _put(result, key, value)
+    return result
 
 
 _NAMES = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Name(_empty_array) for core in ("core", "_core")},
+    # The array gets its shape together with its numbers.
+    **{
+        (f"numpy.{core}.multiarray", "_reconstruct"): _Name(lambda kind, shape, code: np.empty(0, np.uint8))
+        for core in ("core", "_core")
+    },
     **{(f"numpy.{core}.multiarray", "scalar"): _Name(_scalar) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _Name(_from_buffer) for core in ("core", "_core")},
     ("numpy", "ndarray"): _Name(),
     ("numpy", "dtype"): _Name(_DType),
     ("_codecs", "encode"): _Name(_encode),
     ("collections", "OrderedDict"): _Name(_pairs),
-    ("builtins", "bytes"): _Name(_no_bytes),
-    ("__builtin__", "bytes"): _Name(_no_bytes),
+    **{(module, "bytes"): _Name(lambda: b"") for module in ("builtins", "__builtin__")},
 }
 
 
@@ -143,14 +137,14 @@ def read_arrays(data: bytes, where: str) -> Any:
         if it is no such pickle; nothing of it has been run then.
     """
     try:
-        found = _Reader(data).read()
-        _require_plain(found)
+        value = _Reader(data).read()
+        _require_plain(value)
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = short(" ".join(str(error).split())) or type(error).__name__
         raise MetagradError(
             f"{where} is not a pickle of plain arrays ({reason}): metagrad runs no code from data; get the file again"
         ) from error
-    return found
+    return value
 
 
 def _put(into: Any, key: Any, value: Any) -> None:
@@ -166,25 +160,28 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = io.BytesIO(data)
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # what waits below each mark
+        self.below: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
 
     def read(self) -> Any:
         """Return what the pickle holds."""
-        for _ in range(_MOST_WORDS):
+        for _ in range(_MOST_OPCODES):
             code = self.data.read(1).decode("latin-1")
-            word = pickletools.code2op.get(code)  # type: ignore[attr-defined]
-            if word is None:
-                raise _Refused(f"{code!r} is no word of a pickle" if code else "it is cut short")
+            opcode = pickletools.code2op.get(code)  # type: ignore[attr-defined]
+            if opcode is None:
+                raise _Refused(f"{code!r} is no opcode of a pickle" if code else "it is cut short")
             argument: Any = None
-            if word.name == "STRING":
+            if opcode.name == "STRING":
                 argument = self._line()
-            elif word.arg is not None:
-                argument = word.arg.reader(self.data)  # never more than the data has
-            if word.name == "STOP":
+            elif opcode.arg is not None:
+                argument = opcode.arg.reader(self.data)  # never more than the data has
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            self._do(word.name, argument)
-        raise _Refused(f"it has more than {_MOST_WORDS:,} words")
+            if opcode.name in _LITERALS:
+                self.stack.append(argument)
+            else:
+                self._do(opcode.name, argument)
+        raise _Refused(f"it has more than {_MOST_OPCODES:,} opcodes")
 
     def _line(self) -> str:
         """Return a string of Python 2, as text of the same bytes; pickletools takes only ASCII."""
@@ -194,115 +191,66 @@ class _Reader:
         return codecs.escape_decode(line[1:-1])[0].decode("latin1")
 
     def _do(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _MADE:
-            self.stack.append(_MADE[name]())
-        elif name in _PUTS:
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
-        elif name in _GETS:
-            self.stack.append(self.memo[argument])
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            self.stack[len(self.stack) - count :] = [tuple(self._last(count))]
-        elif name in ("PROTO", "FRAME"):
-            pass
-        else:
-            act = _ACTS.get(name)
-            if act is None:
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_TUPLE":
+                self.stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}[name]())
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._taken(int(name[-1]))))
+            case "MARK":
+                self.below.append(self.stack)
+                self.stack = []
+            case "POP" if self.stack:
+                self.stack.pop()
+            case "POP" | "POP_MARK":
+                self._marked()
+            case "DUP":
+                self.stack.append(self.stack[-1])
+            case "LIST" | "TUPLE" | "DICT":
+                items = self._marked()  # puts another stack in place
+                self.stack.append(items if name == "LIST" else tuple(items) if name == "TUPLE" else _dict_of(items))
+            case "APPEND" | "APPENDS":
+                items = self._marked() if name == "APPENDS" else self._taken(1)
+                if not isinstance(self.stack[-1], list):
+                    raise _Refused("it adds to what is no list")
+                self.stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self._marked() if name == "SETITEMS" else self._taken(2)
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    _put(self.stack[-1], key, value)
+            case "GLOBAL":
+                self.stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                self.stack.append(_named(*self._taken(2)))
+            case "REDUCE":
+                self.stack.append(_called(*self._taken(2)))
+            case "BUILD":
+                (state,) = self._taken(1)
+                _build(self.stack[-1], state)
+            case _:
                 raise _Refused(f"it uses {name}")
-            act(self, argument)
 
-    def _last(self, count: int) -> list[Any]:
+    def _taken(self, count: int) -> list[Any]:
+        """Take so many values from the top of the stack."""
         if len(self.stack) < count:
-            raise _Refused("it takes what is not there")
-        return self.stack[len(self.stack) - count :]
+            raise _Refused("it takes more than the stack holds")
+        values = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return values
 
     def _marked(self) -> list[Any]:
-        some, self.stack = self.stack, self.below.pop()
-        return some
-
-    def mark(self, _: None) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def pop(self, _: None) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self._marked()
-
-    def pop_mark(self, _: None) -> None:
-        self._marked()
-
-    def copy(self, _: None) -> None:
-        self.stack.append(self.stack[-1])
-
-    def make_list(self, _: None) -> None:
-        some = self._marked()
-        self.stack.append(some)
-
-    def make_tuple(self, _: None) -> None:
-        some = self._marked()
-        self.stack.append(tuple(some))
-
-    def make_dict(self, _: None) -> None:
-        some = self._marked()
-        self.stack.append(_pairs(zip(some[::2], some[1::2], strict=True)))
-
-    def append(self, _: None) -> None:
-        value = self.stack.pop()
-        self._extend([value])
-
-    def appends(self, _: None) -> None:
-        self._extend(self._marked())
-
-    def _extend(self, some: Any) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise _Refused("it adds to what is no list")
-        self.stack[-1].extend(some)
-
-    def item(self, _: None) -> None:
-        key, value = self._last(2)
-        del self.stack[-2:]
-        _put(self.stack[-1], key, value)
-
-    def items(self, _: None) -> None:
-        some = self._marked()
-        for key, value in zip(some[::2], some[1::2], strict=True):
-            _put(self.stack[-1], key, value)
-
-    def name(self, argument: str) -> None:
-        self._named(*argument.split(" ", 1))
-
-    def name_from_stack(self, _: None) -> None:
-        module, name = self._last(2)
-        del self.stack[-2:]
-        self._named(module, name)
-
-    def _named(self, module: Any, name: Any) -> None:
-        if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in _NAMES:
-            raise _Refused(f"it asks for {module}.{name}")
-        self.stack.append(_NAMES[module, name])
-
-    def call(self, _: None) -> None:
-        called, arguments = self._last(2)
-        del self.stack[-2:]
-        if not isinstance(called, _Name) or called.call is None or not isinstance(arguments, tuple):
-            raise _Refused("it calls what is no function")
-        self.stack.append(called.call(*arguments))
-
-    def build(self, _: None) -> None:
-        state = self.stack.pop()
-        built = self.stack[-1]
-        if not isinstance(state, tuple):
-            raise _Refused("a state that is no tuple")
-        if isinstance(built, _DType):
-            built.set(state)
-        elif isinstance(built, np.ndarray):
-            _set_array(built, state)
-        else:
-            raise _Refused("it fills what is no array")
+        """Take all values down to the last mark."""
+        values, self.stack = self.stack, self.below.pop()
+        return values
 
 
 _LITERALS = frozenset({
@@ -310,28 +258,42 @@ _LITERALS = frozenset({
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
-_MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple,
-}  # fmt: skip
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
-_GETS = ("GET", "BINGET", "LONG_BINGET")
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_ACTS: dict[str, Callable[[_Reader, Any], None]] = {
-    "MARK": _Reader.mark, "POP": _Reader.pop, "POP_MARK": _Reader.pop_mark, "DUP": _Reader.copy,
-    "LIST": _Reader.make_list, "TUPLE": _Reader.make_tuple, "DICT": _Reader.make_dict,
-    "APPEND": _Reader.append, "APPENDS": _Reader.appends, "SETITEM": _Reader.item, "SETITEMS": _Reader.items,
-    "GLOBAL": _Reader.name, "STACK_GLOBAL": _Reader.name_from_stack, "REDUCE": _Reader.call, "BUILD": _Reader.build,
-}  # fmt: skip
 
 
-def _require_plain(found: Any) -> None:
-    pending, seen = [found], set()
+def _dict_of(items: list[Any]) -> dict[Any, Any]:
+    return _pairs(zip(items[::2], items[1::2], strict=True))
+
+
+def _named(module: Any, name: Any) -> _Name:
+    if not isinstance(module, str) or not isinstance(name, str) or (module, name) not in _NAMES:
+        raise _Refused(f"it asks for {module}.{name}")
+    return _NAMES[module, name]
+
+
+def _called(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, _Name) or function.call is None or not isinstance(arguments, tuple):
+        raise _Refused("it calls what is no function")
+    return function.call(*arguments)
+
+
+def _build(value: Any, state: Any) -> None:
+    if not isinstance(state, tuple):
+        raise _Refused("a state that is no tuple")
+    if isinstance(value, _DType):
+        value.set(state)
+    elif isinstance(value, np.ndarray):
+        _set_array(value, state)
+    else:
+        raise _Refused("it fills what is no array")
+
+
+def _require_plain(whole: Any) -> None:
+    pending, visited = [whole], set()
     while pending:
         value = pending.pop()
-        if id(value) in seen:  # a container may hold itself
+        if id(value) in visited:  # a container may hold itself
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, dict):
             pending += value.values()
         elif isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Class folders of pictures, or a zip of them, decoded once into a file that is mapped into memory."""
+"""Pictures in class folders, or in a zip of them, decoded once into a file that is mapped into memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Pictures:
     archives: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
-    shared: list[tuple[str, str]] = field(default_factory=list)
+    shared: list[list[str]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
@@ -132,66 +132,80 @@ def load(
         if there is nothing to decode, an entry would lead out of the folder, or (``strict``) a file cannot be read.
     """
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
-    seen = fingerprint(source)
-    how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}\0{nested}"
+    how = f"{_RECIPE}\0{source.resolve()}\0{fingerprint(source)}\0{size}\0{labels is not None}\0{nested}"
     entry = cache / f"seen-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
-    facts_at = cache / f"{entry.name}.json"
 
-    def look() -> Pictures | None:
+    def stem(digest: str) -> str:
+        return f"rows-v{_RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
+
+    def decode_all() -> dict[str, Any]:
+        with open_members(source) as members:
+            there = candidates(members, labels, nested=nested)
+            facts = _decode_all(members, there.pictures, size, cache, stem, progress)
+        unread = {one.label for one in there.pictures.values()} - facts["counts"].keys()
+        empty = sorted({*there.empty, *unread})
+        return facts | {"archives": there.archives, "others": there.others, "empty": empty, "folders": there.notes}
+
+    pictures = decoded(entry, size, stem, decode_all, what=f"the pictures of {source}", anew=anew, progress=progress)
+    return _refuse(pictures, strict, source)
+
+
+def decoded(
+    entry: Path,
+    size: int,
+    stem: Callable[[str], str],
+    decode_all: Callable[[], dict[str, Any]],
+    *,
+    what: str,
+    anew: bool,
+    progress: Progress | None,
+) -> Pictures:
+    """Return the pictures of a cache ``entry``, after ``decode_all`` if they are not there.
+
+    ``decode_all`` saves the rows and returns fields of `Pictures`, which ``entry.json`` keeps; ``stem`` returns the
+    name of the rows' file for a digest.
+    """
+    facts_at = entry.with_suffix(".json")
+
+    def read() -> Pictures | None:
         facts = read_facts(facts_at)
         if facts is None:
             return None
         if not _are_facts(facts):
             raise Damaged(facts_at, "it does not say what pictures there are")
         shape = (sum(facts["counts"].values()), 3, size, size)
-        images = open_rows(cache / f"{_stem(facts['digest'], size)}.npy", shape, full=anew, progress=progress)
-        return None if images is None else Pictures(images, *(facts[name] for name in _FACTS))
+        images = open_rows(entry.with_name(f"{stem(facts['digest'])}.npy"), shape, full=anew, progress=progress)
+        return None if images is None else Pictures(images, **facts)
 
-    def build() -> None:
-        with open_members(source) as members:
-            there = candidates(members, labels, nested=nested)
-            found = _decode_all(members, there.pictures, size, cache, progress)
-        found |= {"archives": there.archives, "others": there.others, "folders": there.notes}
-        unread = {one.label for one in there.pictures.values()} - found["counts"].keys()
-        found["empty"] = sorted({*there.empty, *unread})
-        write_facts(facts_at, found)
-
-    return _refuse(prepared(entry, look, build, what=f"the pictures of {source}", anew=anew), strict, source)
-
-
-_FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared", "folders")
+    return prepared(entry, read, lambda: write_facts(facts_at, decode_all()), what=what, anew=anew)
 
 
 def _are_facts(facts: dict[str, Any]) -> bool:
-    """Say whether what a file says can be what was noted of pictures."""
-    counts, skipped, shared = (facts.get(name) for name in ("counts", "skipped", "shared"))
-    lists = [facts.get(name) for name in ("twice", "archives", "others", "empty", "folders")]
+    """Say whether the content of a file can be fields of `Pictures`."""
+    counts, skipped, shared = facts.get("counts"), facts.get("skipped", {}), facts.get("shared", [])
+    lists = [facts.get(name, []) for name in ("twice", "archives", "others", "empty", "folders")]
     return (
-        re.fullmatch("[0-9a-f]{64}", str(facts.get("digest"))) is not None
+        facts.keys() <= {field.name for field in fields(Pictures)} - {"images"}
+        and re.fullmatch("[0-9a-f]{64}", str(facts.get("digest"))) is not None
         and isinstance(counts, dict)
-        and all(strict_json.is_count(count, 1) for count in counts.values())
+        and all(strict_json.is_count(count) for count in counts.values())
         and isinstance(skipped, dict)
         and all(isinstance(why, str) for why in skipped.values())
-        and all(isinstance(some, list) and all(isinstance(name, str) for name in some) for some in lists)
+        and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
         and isinstance(shared, list)
         and all(isinstance(pair, list) and [type(name) for name in pair] == [str, str] for pair in shared)
     )
 
 
-def _stem(digest: str, size: int) -> str:
-    return f"rows-v{_RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
-
-
 def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+    first, why = next(((short(name), why) for name, why in pictures.skipped.items()), ("", ""))
     if strict and pictures.skipped:
-        name, why = next(iter(pictures.skipped.items()))
         raise MetagradError(
-            f"{source}: {short(name)} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove "
-            "them, or leave out --strict to skip them"
+            f"{source}: {first} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove them, or "
+            "leave out --strict to skip them"
         )
     if not pictures.counts and pictures.skipped:
-        name, why = next(iter(pictures.skipped.items()))
-        raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({short(name)}: {why})")
+        raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({first}: {why})")
     if not pictures.counts and pictures.archives:
         raise MetagradError(
             f"{source} holds archives ({short(pictures.archives[0])}), which are not opened: unpack them"
@@ -220,43 +234,50 @@ def some_of(names: list[str]) -> str:
 
 
 def _decode_all(
-    members: Members, names: dict[str, Candidate], size: int, cache: Path, progress: Progress | None
+    members: Members,
+    names: dict[str, Candidate],
+    size: int,
+    cache: Path,
+    stem: Callable[[str], str],
+    progress: Progress | None,
 ) -> dict[str, Any]:
+    """Save the rows; return the fields of `Pictures` that depend on what could be decoded."""
     counts: Counter[str] = Counter()
     skipped: dict[str, str] = {}
     twice: list[str] = []
-    hashes: dict[bytes, Candidate] = {}
-    shared: list[tuple[str, str]] = []
+    shared: list[list[str]] = []
+    firsts: dict[bytes, Candidate] = {}  # the first file with these pixels
     content = hashlib.sha256()
 
     def rows() -> Iterator[np.ndarray]:
-        done = 0
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
-            ordered = sorted(names, key=lambda name: names[name])
-            for some in (ordered[first : first + 256] for first in range(0, len(ordered), 256)):
-                for name, result in zip(some, pool.map(lambda name: _decode(members, name, size), some), strict=True):
-                    done += 1
-                    if progress is not None and done % 64 == 0:
+        ordered = sorted(names, key=lambda name: names[name])
+        with ThreadPoolExecutor(
+            max_workers=min(8, os.cpu_count() or 1)
+        ) as pool:  # Pillow releases the interpreter lock
+            for start in range(0, len(ordered), 256):
+                batch = ordered[start : start + 256]
+                results = pool.map(lambda name: _decode(members, name, size), batch)
+                for done, (name, result) in enumerate(zip(batch, results, strict=True), start=start + 1):
+                    if progress is not None and (done % 64 == 0 or done == len(names)):
                         progress(done, len(names), "decoding pictures")
+                    label, shown = names[name]
                     if isinstance(result, str):
-                        skipped[names[name].shown] = result
+                        skipped[shown] = result
                         continue
-                    (label, shown), print_ = names[name], hashlib.sha256(result.tobytes()).digest()
-                    first = hashes.setdefault(print_, names[name])
+                    pixels = hashlib.sha256(result.tobytes()).digest()
+                    first = firsts.setdefault(pixels, names[name])
                     if first.shown != shown and first.label == label:
                         twice.append(shown)
                         continue
                     if first.shown != shown:
-                        shared.append((shown, first.shown))
+                        shared.append([shown, first.shown])
                     counts[label] += 1
-                    content.update(label.encode() + b"\0" + print_)
+                    content.update(label.encode() + b"\0" + pixels)
                     yield result
-        if progress is not None:
-            progress(len(names), len(names), "decoding pictures")
 
-    save_rows(cache, rows(), (3, size, size), name=lambda: _stem(content.hexdigest(), size))
-    found = {"counts": dict(counts), "digest": content.hexdigest(), "skipped": skipped, "twice": twice}
-    return {**found, "shared": [list(pair) for pair in shared]}
+    save_rows(cache, rows(), (3, size, size), name=lambda: stem(content.hexdigest()))
+    digest = content.hexdigest()
+    return {"counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice, "shared": shared}
 
 
 def _decode(members: Members, name: str, size: int) -> np.ndarray | str:

@@ -1,4 +1,4 @@
-"""Where a data set's original files are looked for, and how they are downloaded."""
+"""Finds a data set's original files, or downloads them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,12 @@ from metagrad.files import require_readable
 
 
 def data_directory(data_dir: Path | None) -> Path | None:
-    """Return the folder that was named, by argument or METAGRAD_DATA, if one was."""
-    if data_dir is not None:
-        return data_dir
-    return folder_from("METAGRAD_DATA")
+    """Return the folder that the argument or METAGRAD_DATA names, ``None`` if neither does."""
+    return folder_from("METAGRAD_DATA") if data_dir is None else data_dir
 
 
 def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Path], bool]) -> Path:
-    """Return the first of ``places`` below ``data_dir`` that is wanted.
-
-    Raises
-    ------
-    MetagradError
-        if there is none.
-    """
+    """Return the first of ``places`` below ``data_dir`` that is wanted; `MetagradError` if there is none."""
     if not data_dir.exists():
         raise MetagradError(f"{data_dir} does not exist; pass another with --data-dir or METAGRAD_DATA")
     try:
@@ -41,13 +33,7 @@ def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Pat
 
 
 def read_json(path: Path) -> Any:
-    """Return what a person's JSON file says.
-
-    Raises
-    ------
-    MetagradError
-        if it is not there or not JSON.
-    """
+    """Return the content of a person's JSON file; `MetagradError` if it is not there or not JSON."""
     require_readable(path, missing="name a JSON file")
     try:
         return strict_json.read(path)
@@ -58,13 +44,7 @@ def read_json(path: Path) -> Any:
 
 
 def md5_of(path: Path) -> str:
-    """Return the MD5 of a file, as its publisher gives it.
-
-    Raises
-    ------
-    MetagradError
-        if it cannot be read.
-    """
+    """Return the MD5 of a file; `MetagradError` if it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -73,23 +53,22 @@ def md5_of(path: Path) -> str:
 
 
 def download(url: str, path: Path, *, md5: str, progress: Progress | None, size: str = "") -> Path:
-    """Fetch ``url`` to ``path``, unless what is there is it already; return ``path``.
+    """Fetch ``url`` to ``path``, unless the file there has this MD5 already; return ``path``.
 
     Raises
     ------
     MetagradError
         if it cannot be fetched, or is not what its MD5 says.
     """
-    if _is_it(path, md5):
-        return path
-    with locked(path, path.name):
-        if not _is_it(path, md5):  # another process may have fetched it
-            _fetch(url, path, md5, progress, size)
+
+    def is_there() -> bool:
+        return is_plain(path) and md5_of(path) == md5
+
+    if not is_there():
+        with locked(path, path.name):
+            if not is_there():  # another process may have fetched it
+                _fetch(url, path, md5, progress, size)
     return path
-
-
-def _is_it(path: Path, md5: str) -> bool:
-    return is_plain(path) and md5_of(path) == md5
 
 
 def _fetch(url: str, path: Path, md5: str, progress: Progress | None, size: str) -> None:

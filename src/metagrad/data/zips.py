@@ -1,4 +1,4 @@
-"""Bounds of a zip file, found in its directory before anything is unpacked."""
+"""Bounds of a zip file, checked in its directory before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ _LOCAL_HEADER = 30  # bytes of it that every member has
 
 
 class ZipFile(io.BufferedReader):
-    """A zip file whose directory is refused if it is too large: zipfile reads it in one go, and keeps it.
+    """A zip file of ``size`` bytes that refuses too large a directory, which zipfile reads in one go and keeps.
 
-    Attributes
-    ----------
-    size:
-        of the file, bytes.
-    directory:
-        whether what is read now is the directory.
+    ``directory`` says whether zipfile now reads the directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +33,7 @@ class ZipFile(io.BufferedReader):
         self.directory = True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read as any file; while the directory is read, refuse too much."""
+        """Read as any file; refuse too much of a directory."""
         if not self.directory:
             return super().read(size)
         if size is not None and size > _MOST_DIRECTORY_BYTES:
@@ -50,7 +45,7 @@ class ZipFile(io.BufferedReader):
 
 
 def refuse_overlaps(source: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse members that share bytes: whoever packed them wants the same bytes to be unpacked again and again."""
+    """Refuse members that share bytes: a bomb makes us unpack the same bytes again and again."""
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     ends = [info.header_offset for info in infos[1:]] + [archive.start_dir]
     for info, end in zip(infos, ends, strict=False):
