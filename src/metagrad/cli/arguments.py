@@ -36,13 +36,15 @@ class Option:
     Attributes
     ----------
     name:
-        what it fills: a field.
+        the field that it fills.
     flag:
-        what is typed: ``--inner-lr``; of a positional argument, what the help calls it.
+        what a person types: ``--inner-lr``; of a positional argument, what the help calls it.
     kind:
         ``"int"``, ``"float"``, ``"str"``, ``"path"`` or ``"bool"``; choices are texts.
     many:
         how many numbers or texts it takes: ``None`` one, 0 any number.
+    least, most:
+        ends of the range of a number; ``None``: no end.
     default:
         what the help shows; ``None``: the help text says it.
     """
@@ -52,6 +54,8 @@ class Option:
     kind: str
     choices: tuple[str, ...] = ()
     many: int | None = None
+    least: int | None = None
+    most: int | None = None
     default: Any = None
     help: str = ""
     metavar: str | None = None
@@ -78,31 +82,35 @@ class Option:
         if self.choices and text not in self.choices:
             said = f"is one of {', '.join(self.choices)}, got {in_short(repr(text), 40)}"
             raise argparse.ArgumentTypeError(said + did_you_mean(text, self.choices))
-        made, wanted = _KINDS[self.kind]
+        convert, wanted = _KINDS[self.kind]
         try:
-            return made(text)
+            value = convert(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {wanted}, got {in_short(repr(text), 40)}") from None
+        if self.least is not None and not self.least <= value <= (value if self.most is None else self.most):
+            bounds = f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {in_short(text, 40)}")
+        return value
 
     def add_to(self, group: Any) -> None:
         """Add the option to a parser, or a group of one; nothing is set where it is not given."""
-        unsaid = any(self.default is value for value in (None, False)) or self.default == ()
-        told = "" if unsaid else f" (default: {_shown(self.default)})"
-        said: dict[str, Any] = {"help": (self.help + told).replace("%", "%%"), "default": argparse.SUPPRESS}
+        obvious = self.default is None or self.default is False or self.default == ()
+        text = self.help[:1].upper() + self.help[1:] + ("" if obvious else f" (default: {_shown(self.default)})")
+        settings: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if self.positional:
-            group.add_argument(self.name, metavar=self.flag, **said)
+            group.add_argument(self.name, metavar=self.flag, **settings)
         elif self.kind == "bool":
-            group.add_argument(self.flag, dest=self.name, action=argparse.BooleanOptionalAction, **said)
+            group.add_argument(self.flag, dest=self.name, action=argparse.BooleanOptionalAction, **settings)
         else:
             nargs: Any = "+" if self.many == 0 and not self.repeated else self.many or None
             action = "append" if self.repeated else "store"
-            said |= {"type": self.converted, "metavar": self.shown, "nargs": nargs, "action": action}
-            group.add_argument(self.flag, *self.aliases, dest=self.name, **said)
+            settings |= {"type": self.converted, "metavar": self.shown, "nargs": nargs, "action": action}
+            group.add_argument(self.flag, *self.aliases, dest=self.name, **settings)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Options that stand together in the help."""
+    """Options that stand together in the help; those without a title stand where argparse puts its own."""
 
     title: str
     options: Sequence[Option]
@@ -127,13 +135,12 @@ def parser(prog: str, about: str, sections: Sequence[Section], *, usage: str, po
         prog=prog, description=about, usage=f"{prog} {usage}".strip(), add_help=False, allow_abbrev=False,
         exit_on_error=False, formatter_class=formatter,
     )  # fmt: skip
-    group: Any = made
+    made.add_argument("-h", "--help", action="help", help="Show this text and end.")
     for section in sections:
-        group = made.add_argument_group(section.title, section.about)
+        group: Any = made.add_argument_group(section.title, section.about) if section.title else made
         for option in section.options:
             if positionals or not option.positional:
                 option.add_to(group)
-    group.add_argument("-h", "--help", action="help", help="show this text and end")
     return made
 
 
@@ -210,12 +217,8 @@ def parse(command: Callable[..., Command], words: Sequence[str], prog: str) -> C
     MetagradError, SystemExit
         as :func:`read` does.
     """
-    options = options_of(command)
-    placed = [option for option in options if option.positional]
-    sections = [Section("arguments", placed)] if placed else []
-    sections.append(Section("options", [option for option in options if not option.positional]))
-    given = read(prog, " ".join((command.__doc__ or "").split()), sections, words)
-    return command(**given)
+    about = " ".join((command.__doc__ or "").split())
+    return command(**read(prog, about, [Section("", options_of(command))], words))
 
 
 def arg(
@@ -224,11 +227,14 @@ def arg(
     positional: bool = False,
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
+    least: int | None = None,
+    most: int | None = None,
     repeated: bool = False,
     hidden: bool = False,
 ) -> Any:
     """Return a field of a command that is more than its type says (:class:`Option`); ``hidden``: that is no option."""
-    about = {"positional": positional, "metavar": metavar, "aliases": aliases, "repeated": repeated, "hidden": hidden}
+    about = {"positional": positional, "metavar": metavar, "aliases": aliases, "least": least, "most": most,
+             "repeated": repeated, "hidden": hidden}  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -243,7 +249,7 @@ def options_of(command: Any) -> list[Option]:
         default = None if required else one.default
         option = option_of(one.name, hints[one.name], default=default, help=texts.get(one.name, ""), required=required)
         assert option is not None, one.name
-        about = {key: value for key, value in one.metadata.items() if value}
+        about = {key: value for key, value in one.metadata.items() if value is not None and value is not False}
         flag = about.get("metavar") or option.shown if about.get("positional") else option.flag
         found.append(dataclasses.replace(option, flag=flag, **about))
     return found
@@ -304,7 +310,7 @@ def _shown(default: Any) -> str:
     if default is True:
         return "yes"
     if isinstance(default, tuple | list):
-        return " ".join(map(str, default))
+        return " ".join(map(_shown, default))
     if isinstance(default, float) and math.isfinite(default):
         return f"{default:g}" if float(f"{default:g}") == default else repr(default)
     return str(default)

@@ -14,11 +14,12 @@ from metagrad.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import Console
     from rich.table import Table
 
+    from metagrad.cli.progress import Screen
 
-def write_figure(screen: Console, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
+
+def write_figure(screen: Screen, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
     """Write a figure as PNG and SVG, and its rows as CSV; say where they are."""
     from metagrad.recipes.figures import save
 
@@ -32,7 +33,7 @@ def write_figure(screen: Console, out: Path, name: str, figure: Figure, rows: Se
             refused=lambda error, path=path: _refused(path, error),  # type: ignore[misc]
             follow=True,
         )
-        say(screen, str(path))
+        screen.write_line(str(path))
 
 
 def make_folder(folder: Path) -> None:
@@ -75,8 +76,3 @@ def table(first: str, *rest: str) -> Table:
     for name in rest:
         table.add_column(name, justify="right")
     return table
-
-
-def say(screen: Console, text: str) -> None:
-    """Print a line as it is."""
-    screen.print(text, highlight=False, soft_wrap=True)

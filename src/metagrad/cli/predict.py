@@ -27,15 +27,15 @@ class Predict:
     model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
     images: tuple[str, ...] = arg(positional=True, metavar="PICTURES")
-    """Picture files, folders of them, or - for a list of files on standard input, one a line."""
+    """Picture files, folders of them, or - to read the names of files from standard input, one on each line."""
     format: Literal["table", "csv", "jsonl"] = "table"
-    """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
+    """Form of the output: table for people; csv or jsonl (one JSON object on each line) for programs, with the
+    probability of every class."""
     reject: bool = False
-    """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
-    is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds. In jsonl its
-    class is null."""
+    """Label a picture unknown if it looks like none of the classes. The threshold rejects about 1 in 20 pictures of
+    known classes; metagrad adapt prints how many unknown ones it finds. In jsonl the class is then null."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the classifier names, to say that it may be imported. Once for each."""
+    """Your own code that the classifier names, as package.module:name: allow its import. Give it once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -44,7 +44,7 @@ class Predict:
         allocator.keep_memory()
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.support import listed, read_all
-        from metagrad.cli.progress import WorkProgress, console
+        from metagrad.cli.progress import Screen, WorkProgress
 
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
@@ -58,7 +58,7 @@ class Predict:
             raise MetagradError("no picture is named on standard input")
         write = _WRITERS[self.format](classifier.classes)
         done = skipped = 0
-        with WorkProgress(console(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
+        with WorkProgress(Screen(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
             for paths, images, bad in read_all(pictures, classifier.reading):
                 probabilities, strangeness = classifier.judge(images)
                 for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):

@@ -31,7 +31,7 @@ class FixedPoint:
     Parameters
     ----------
     lr:
-        step size.
+        step size, below ``2 / L`` for the largest eigenvalue L of A.
     max_steps:
         most steps; each is one product with A.
     tol:
