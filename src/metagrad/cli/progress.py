@@ -23,6 +23,7 @@ class Screen(Console):
     """What commands print on. A closed pipe (``| head``) silences it but does not stop it: the training goes on."""
 
     def on_broken_pipe(self) -> None:
+        """Write nothing from here on."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 

@@ -139,7 +139,7 @@ class Compute:
         digits of the factors in the network's products: ``"float32"`` has 24 bits; ``"tf32"`` has 11 and needs a GPU;
         ``"bf16"`` has 8.
     chunk:
-        tasks computed at once: more need more memory, results stay the same; ``None``: what suits the processor's cache.
+        tasks computed at once: more need more memory, results stay the same; ``None``: as suits the processor's cache.
 
     Raises
     ------

@@ -47,7 +47,7 @@ class CG:
         a symmetric positive definite M near A whose inverse is cheap: fewer steps where it evens out the eigenvalues.
         ``"shift"``: M = Λ + damping with the operator's diagonal shift Λ, for a ``lam`` that differs between
         parameters (entries that are not positive count as 1). Stopping and residual are those of the system without
-        it. ``None``: none. In Python also a function ``r -> M⁻¹ r`` of task-batched parameters, which leaves r as it is.
+        it. In Python also a function ``r -> M⁻¹ r`` of task-batched parameters, which leaves r as it is.
     history:
         whether the solution carries the residuals of all steps.
 

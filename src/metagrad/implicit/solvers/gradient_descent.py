@@ -28,7 +28,7 @@ class GradientDescent:
     tol:
         a task stops once its gradient norm is at most this; 0: all take ``max_steps``.
     momentum:
-        strength of heavy-ball momentum, in [0, 1) (Polyak 1964): ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
+        heavy-ball momentum, in [0, 1) (Polyak 1964): ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
     line_search:
         begin each task's first step with the step size, halve a step until g falls enough, and try twice the last
         length next. An unrolled gradient takes these lengths as constants. Does not go with momentum.
