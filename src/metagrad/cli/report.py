@@ -12,7 +12,7 @@ from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
     from metagrad.cli.progress import Screen
-    from metagrad.report.page import Shown
+    from metagrad.report.page import RunView
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Report:
         screen.write_line(f"wrote {self.out} ({size:.0f} kB): open it in a browser")
         return 0
 
-    def _shown(self, screen: Screen, folder: Path, label: str) -> Shown:
+    def _shown(self, screen: Screen, folder: Path, label: str) -> RunView:
         from metagrad.cli.progress import data_progress
         from metagrad.experiment.run import Run
         from metagrad.experiment.setup import open_sources
-        from metagrad.report.runs import shown
+        from metagrad.report.runs import view_of
 
         run = Run.open(folder, code=self.code)
         dataset = None
@@ -66,4 +66,4 @@ class Report:
                 ).dataset
             except MetagradError as error:
                 screen.write_line(f"no pictures of {label}: {error}")
-        return shown(run, label, dataset, busy=screen.status)
+        return view_of(run, label, dataset, busy=screen.status)

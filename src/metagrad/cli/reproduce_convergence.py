@@ -51,7 +51,7 @@ class Convergence:
         for form in (WARM, COLD):
             error = [row for row in rows if row.form == form][-1].error
             screen.write_line(f"{form}: squared error {error:.1e} after {protocol.iterations} meta-steps")
-        found = rates(rows)
-        screen.write_line(f"sampled: squared error as meta-steps^{found.iteration:.2f} and as batch^{found.batch:.2f}")
+        rate = rates(rows)
+        screen.write_line(f"sampled: squared error as meta-steps^{rate.iteration:.2f} and as batch^{rate.batch:.2f}")
         write_figure(screen, self.out, "convergence", draw_convergence(rows, says), rows, protocol)
         return 0

@@ -75,14 +75,14 @@ class MemoryCompute:
 
 
 def _memory_table(rows: Sequence[MemoryRow], network: str) -> Table:
-    from metagrad.recipes.memory_compute import slopes
+    from metagrad.recipes.memory_compute import growth
 
-    found = slopes(list(rows))
-    shown = table(network, "1 step", "most", "steps", "a step", "exponent", "ratio")
+    fits = growth(rows)
+    lines = table(network, "1 step", "most", "steps", "a step", "exponent", "ratio")
     for method in dict.fromkeys(row.method for row in rows if row.network == network):
         mine = [row for row in rows if (row.network, row.method) == (network, method)]
-        fit = found.get((network, method))
-        said = [f"{fit.per_step:.2f}", f"{fit.exponent:.2f}", f"{fit.ratio:.3f}"] if fit else ["–"] * 3
+        fit = fits.get((network, method))
+        numbers = [f"{fit.per_step:.2f}", f"{fit.exponent:.2f}", f"{fit.ratio:.3f}"] if fit else ["–"] * 3
         ends = f"{mine[0].megabytes:.1f}", f"{mine[-1].megabytes:.1f}", f"{mine[-1].inner_steps}"
-        shown.add_row(method, *ends, *said)
-    return shown
+        lines.add_row(method, *ends, *numbers)
+    return lines

@@ -257,10 +257,10 @@ def _calibrate(screen: Screen, run: Run, dataset: Dataset) -> None:
 
 def _report(screen: Screen, run: Run, dataset: Dataset | None) -> Path:
     """Write the page of a finished run into its directory; return where it is."""
-    from metagrad.report.runs import shown, write_page
+    from metagrad.report.runs import view_of, write_page
 
     out = run.folder / "report.html"
-    write_page([shown(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)
+    write_page([view_of(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)
     return out
 
 
@@ -309,7 +309,7 @@ def _tensorboard() -> Callable[[str], Any]:
 def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sources) -> Callable[[Event], None]:
     """Report an event and write its numbers for TensorBoard; at a validation, a task with what is said of it too."""
     from metagrad.classifier.learner import Learner
-    from metagrad.report.episodes import looked_at
+    from metagrad.report.episodes import judge_tasks
     from metagrad.report.figures import task_figure
 
     def both(event: Event) -> None:
@@ -319,7 +319,7 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
                 writer.add_scalar(name, value, event.step)
         if event.theta is not None and sources.dataset is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
-            (grid,), _ = looked_at(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
+            (grid,), _ = judge_tasks(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
             writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 
@@ -328,8 +328,8 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
 
 def show_result(screen: Screen, result: dict[str, Any]) -> None:
     """Print a result with its interval and protocol, in one line."""
-    from metagrad.report.quantities import asked_of
+    from metagrad.report.quantities import protocol_text
 
     metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
     figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
-    screen.write_line(f"{metric} {figure}  ({asked_of(result['protocol'])})")
+    screen.write_line(f"{metric} {figure}  ({protocol_text(result['protocol'])})")
