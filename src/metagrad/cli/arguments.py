@@ -80,8 +80,8 @@ class Option:
             for a word that is none.
         """
         if self.choices and text not in self.choices:
-            said = f"is one of {', '.join(self.choices)}, got {in_short(repr(text), 40)}"
-            raise argparse.ArgumentTypeError(said + did_you_mean(text, self.choices))
+            message = f"is one of {', '.join(self.choices)}, got {in_short(repr(text), 40)}"
+            raise argparse.ArgumentTypeError(message + did_you_mean(text, self.choices))
         convert, wanted = _KINDS[self.kind]
         try:
             value = convert(text)
@@ -152,12 +152,12 @@ def read(
     *,
     explain: Callable[[str], str | None] = lambda flag: None,
 ) -> dict[str, Any]:
-    """Return what words give: values of options by their names, of those alone that are given.
+    """Return the values of the options that are given, by their names.
 
     Parameters
     ----------
     explain:
-        says of an option that the command does not have here who has it.
+        function of an unknown option's flag to a message that says which choice has it.
 
     Raises
     ------
@@ -176,16 +176,16 @@ def read(
     made = parser(prog, about, sections, usage=usage)
     cut = words.index("--") if "--" in words else len(words)
     try:
-        found, rest = made.parse_known_args([_hyphens(word) for word in words[:cut]])
+        namespace, rest = made.parse_known_args([_hyphens(word) for word in words[:cut]])
     except argparse.ArgumentError as error:
         raise MetagradError(f"{(error.argument_name or '').split('/')[0]} {error.message}; see {prog} --help") from None
     for word in rest:
         if word.startswith("-") and word != "-":
             flag = word.split("=")[0]
             known = [name for option in options if not option.positional for name in (option.flag, *option.aliases)]
-            said = explain(flag) or f"there is no option {in_short(flag, 60)}{did_you_mean(flag, known)}"
-            made.error(said)
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+            message = explain(flag) or f"there is no option {in_short(flag, 60)}{did_you_mean(flag, known)}"
+            made.error(message)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
     given |= _placed(made, placed, [*rest, *words[cut + 1 :]])
     missing = [_usage(option) for option in (*placed, *needed) if option.required and option.name not in given]
     if missing:
@@ -241,7 +241,7 @@ def arg(
 def options_of(command: Any) -> list[Option]:
     """Return the options of a command: its fields, explained by the texts below them."""
     hints, texts = get_type_hints(command), _texts(command)
-    found = []
+    options = []
     for one in dataclasses.fields(command):
         if one.metadata.get("hidden"):
             continue
@@ -251,8 +251,8 @@ def options_of(command: Any) -> list[Option]:
         assert option is not None, one.name
         about = {key: value for key, value in one.metadata.items() if value is not None and value is not False}
         flag = about.get("metavar") or option.shown if about.get("positional") else option.flag
-        found.append(dataclasses.replace(option, flag=flag, **about))
-    return found
+        options.append(dataclasses.replace(option, flag=flag, **about))
+    return options
 
 
 def option_of(name: str, hint: Any, **about: Any) -> Option | None:

@@ -99,18 +99,18 @@ def summary(made: Any) -> str:
 
 
 def parameters(docstring: str) -> dict[str, str]:
-    """Return what the section Parameters of a docstring says of each; a text may be of several.
+    """Return the text of each parameter in a docstring; several may share one.
 
     What follows "In Python" is left out: a command line cannot give it.
     """
     section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}$|\Z)", docstring, re.DOTALL | re.MULTILINE)
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
-        names, _, text = entry.partition("\n")
-        told = plain_text(text).partition(" In Python ")[0]
-        if told and not told.startswith("see "):
-            found |= dict.fromkeys((name.strip() for name in names.split(":")[0].split(",")), told)
-    return found
+        names, _, body = entry.partition("\n")
+        text = plain_text(body).partition(" In Python ")[0]
+        if text and not text.startswith("see "):
+            texts |= dict.fromkeys((name.strip() for name in names.split(":")[0].split(",")), text)
+    return texts
 
 
 def plain_text(text: str) -> str:

@@ -246,9 +246,11 @@ def _calibrate(screen: Screen, run: Run, dataset: Dataset) -> None:
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
         learner = Learner.of(run, calibrated=False)
-        found = calibrate(learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress)
-    run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
-    own = found.own
+        calibration = calibrate(
+            learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress
+        )
+    run.write_measured(CALIBRATION, calibration.as_json(), learner.facts["digest"])
+    own = calibration.own
     screen.write_line(
         f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "
         f"(uncalibrated {own.ece_before:.1%}); {own.told()}"
