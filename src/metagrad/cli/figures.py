@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +24,14 @@ def write_figure(screen: Screen, out: Path, name: str, figure: Figure, rows: Seq
     """Write a figure as PNG and SVG, and its rows as CSV; say where they are."""
     from metagrad.recipes.figures import save
 
-    for ending in ("png", "svg", "csv"):
+    writers = {
+        "png": lambda file: save(figure, file, "png"),
+        "svg": lambda file: save(figure, file, "svg"),
+        "csv": lambda file: _save_rows(rows, protocol, file),
+    }
+    for ending, write in writers.items():
         path = out / f"{name}.{ending}"
-        write_atomically(
-            path,
-            lambda part, form=ending: (  # type: ignore[misc]
-                _save_rows(rows, protocol, part) if form == "csv" else save(figure, part, form)
-            ),
-            refused=lambda error, path=path: _refused(path, error),  # type: ignore[misc]
-            follow=True,
-        )
+        write_atomically(path, write, refused=functools.partial(_refused, path), follow=True)
         screen.write_line(str(path))
 
 

@@ -137,41 +137,41 @@ class MetaGradientError:
 
 
 def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
-    rows_of = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved", "MAML")
+    lines = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved", "MAML")
     last = [row for row in rows if row.inner_steps == at]
     for spectrum, solver in dict.fromkeys((row.spectrum, row.solver) for row in last):
         errors = {row.cg: row.error for row in last if (row.spectrum, row.solver) == (spectrum, solver)}
-        rows_of.add_row(f"{spectrum}, {solver}", *(f"{errors[cg]:.1e}" for cg in ("2", "5", "20", "solved", "")))
-    return rows_of
+        lines.add_row(f"{spectrum}, {solver}", *(f"{errors[cg]:.1e}" for cg in ("2", "5", "20", "solved", "")))
+    return lines
 
 
 def _network_table(rows: Sequence[NetworkRow]) -> Table:
     shown = [1, 5, 20, max(row.inner_steps for row in rows)]
-    rows_of = table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
+    lines = table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
     for activation, lam, method in dict.fromkeys((row.activation, row.lam, row.method) for row in rows):
         mine = {
             row.inner_steps: row for row in rows if (row.activation, row.lam, row.method) == (activation, lam, method)
         }
         least = f"{mine[shown[0]].reference_min_curvature:.2g}"
-        rows_of.add_row(f"{activation}, λ={lam:g}, {method}", *(f"{mine[steps].cosine:.2f}" for steps in shown), least)
-    return rows_of
+        lines.add_row(f"{activation}, λ={lam:g}, {method}", *(f"{mine[steps].cosine:.2f}" for steps in shown), least)
+    return lines
 
 
 def _rate_table(rows: Sequence[RateRow]) -> Table:
     from metagrad.recipes.rates import fits
 
     low, high = min(row.kappa for row in rows), max(row.kappa for row in rows)
-    rows_of = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates held")
+    lines = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates held")
     exponents = fits(rows)
     for method, solver in dict.fromkeys((row.method, row.solver) for row in rows):
         mine = {row.kappa: row for row in rows if (row.method, row.solver) == (method, solver)}
         fit = exponents.get((method, solver))
         counts = [f"{mine[kappa].evaluations}" if kappa in mine else "–" for kappa in (low, high)]
         held = sorted({mine[min(mine)].held, mine[max(mine)].held})
-        rows_of.add_row(
+        lines.add_row(
             f"{method}, {solver}" + " + CG" * (method == "iMAML"),
             f"{fit.value:.3f} ± {fit.error:.3f}" if fit else "–",
             *counts,
             " to ".join(map(str, held)),
         )
-    return rows_of
+    return lines

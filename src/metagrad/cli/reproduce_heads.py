@@ -93,34 +93,26 @@ class MemoryReducedTable:
                         if "cpu_seconds" in event.line:
                             progress(min(event.line["cpu_seconds"] / 60, self.minutes), self.minutes)
                         if "val_accuracy" in event.line:
-                            screen.write_line(
-                                f"{method}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
-                            )
+                            score = f"{event.line['val_accuracy']:.1%}"
+                            screen.write_line(f"{method}, meta-step {event.step}: validation {score}")
 
                     folder = self.out / f"{self.dataset}-{method}"
                     progress.begin_at(seconds_spent(folder) / 60)
-                    done = run_method(
-                        method,
-                        folder,
-                        dataset,
-                        protocol,
-                        command=["metagrad", *words],
-                        report=report,
-                        stop=stop,
-                    )
-                if done is None:
+                    command = ["metagrad", *words]
+                    result = run_method(method, folder, dataset, protocol, command=command, report=report, stop=stop)
+                if result is None:
                     screen.write_line("stopped and saved; the same command goes on")
                     return 130
-                rows.append(done[0])
-                curves += done[1]
+                rows.append(result[0])
+                curves += result[1]
         screen.print(_table(rows))
         write_figure(screen, self.out, f"{self.dataset}", draw_heads(curves, says), rows, protocol)
         return 0
 
 
 def _table(rows: Sequence[HeadsRow]) -> Table:
-    shown = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
+    lines = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
     for row in rows:
         accuracy, seconds = f"{row.accuracy:.1%} ± {row.ci95:.1%}", row.cpu_seconds / row.meta_steps
-        shown.add_row(row.method, accuracy, f"{row.meta_steps}", f"{seconds:.2f}", f"{row.megabytes:.0f}")
-    return shown
+        lines.add_row(row.method, accuracy, f"{row.meta_steps}", f"{seconds:.2f}", f"{row.megabytes:.0f}")
+    return lines
