@@ -149,8 +149,8 @@ class Plan:
 
 _METRIC = Option(
     name="method.metric", flag="--metric", kind="str", metavar="CODE",
-    help="package.module:function of your own, (outputs, targets) of one task to a number that is shown beside the "
-    "loss. Default: the loss's own.",
+    help="Function of your own, as package.module:function, from (outputs, targets) of one task to a number that is "
+    "shown beside the loss. Default: the loss's own metric.",
 )  # fmt: skip
 
 

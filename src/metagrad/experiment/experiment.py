@@ -99,7 +99,7 @@ class Budget:
     test_tasks:
         test tasks at the end; 0 leaves them alone and reports validation.
     checkpoint_seconds:
-        seconds between checkpoints: a power cut loses at most so much work.
+        seconds between checkpoints: a power cut loses at most this much work.
 
     Raises
     ------

@@ -89,7 +89,7 @@ def MetaSGD(
 ) -> MAML:
     """MAML with a learned step size for each parameter: Li, Zhou, Chen and Li, "Meta-SGD", 2017.
 
-    Theirs may turn negative; ours is learned as its logarithm.
+    Theirs may turn negative; ours is learned as its logarithm. Parameters as in :class:`MAML`.
     """
     return MAML(inner_lr=inner_lr, inner_steps=inner_steps, learn_lr="parameter", loss=loss, metric=metric)
 

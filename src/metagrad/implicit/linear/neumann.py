@@ -13,7 +13,7 @@ from metagrad.tree import Params
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann:
-    """Sum ``terms`` terms of ``A⁻¹ b = lr Σ (I − lr A)ⁱ b`` (Lorraine, Vicol and Duvenaud 2020).
+    """Sum the first terms of ``A⁻¹ b = lr Σ (I − lr A)ⁱ b`` (Lorraine, Vicol and Duvenaud 2020).
 
     The sum is what ``terms`` fixed-point steps from zero make of b, and is computed so: see :class:`FixedPoint` for
     when it converges and what is raised. From ``x0`` on it is the series of ``b − A x0``.
@@ -21,7 +21,7 @@ class Neumann:
     Parameters
     ----------
     terms:
-        terms summed; each costs one product with A.
+        number of terms; each costs one product with A.
     lr:
         scale of A in the series, below ``2 / L`` for the largest eigenvalue L.
 
