@@ -177,6 +177,7 @@ class Train:
         return None if self.init is None else read_weights(self.init, code=self.code)
 
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        from metagrad.data.sources import read_json
         from metagrad.distributed import launch_id, restarted
         from metagrad.experiment.api import opened_for
         from metagrad.experiment.run import Run
@@ -187,7 +188,7 @@ class Train:
         if resume is not None:
             return self._follow(Run.open(resume, code=self.code), True, progress)
         experiment = self.experiment()
-        split = None if self.split is None else _read_split(self.split)
+        split = None if self.split is None else read_json(self.split)
         init = self._weights()
         sources = opened_for(
             experiment, data_dir=self.data_dir, split=split, strict=self.strict, init=init, progress=progress
@@ -195,9 +196,9 @@ class Train:
         for note in sources.notes:
             say(note)
         folder = self.run or _default_folder(experiment)
-        where = None if init is None else init.where
+        origin = None if init is None else init.where
         command = ["metagrad", *words]
-        run = Run.create(folder, experiment, sources, command=command, launch=launch_id(), init=where)
+        run = Run.create(folder, experiment, sources, command=command, launch=launch_id(), init=origin)
         return run, sources, False
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
@@ -269,21 +270,13 @@ def _report(screen: Screen, run: Run, dataset: Dataset | None) -> Path:
 _WITH_RESUME = ("resume", "code", "budget.meta_steps", "compute.device", "data_dir", "tensorboard")
 
 
-def _read_split(path: Path) -> Any:
-    from metagrad.data.sources import read_json
-
-    return read_json(path)
-
-
 def _default_folder(experiment: Experiment) -> Path:
     """Make a folder that nobody has, named by what is trained and when."""
     from metagrad.experiment.episodes import episodes_of
 
     now = time.strftime("%Y%m%d-%H%M%S")
-    method, episodes = (
-        getattr(experiment.method, "name", type(experiment.method).__name__),
-        episodes_of(experiment.tasks),
-    )
+    method = getattr(experiment.method, "name", type(experiment.method).__name__)
+    episodes = episodes_of(experiment.tasks)
     if episodes is not None:
         name = f"{episodes.dataset}-{method}-{episodes.ways}way-{episodes.shots}shot-{now}"
     else:
