@@ -17,10 +17,10 @@ from metagrad.cli.main import main
 from metagrad.experiment import Budget, Episodes, Experiment, MLPConfig, Outer, Run, train
 from metagrad.experiment.loop import Event
 from metagrad.fewshot import MAML, Bilevel, Sinusoids, SquaredError
-from metagrad.report.episodes import Confusion, Guess, Row
+from metagrad.report.episodes import Confusion, Prediction, Row
 from metagrad.report.figures import panels
-from metagrad.report.page import Shown, page
-from metagrad.report.quantities import asked_of, metric_of
+from metagrad.report.page import RunView, page
+from metagrad.report.quantities import metric_of, protocol_text
 
 SHORT = Budget(meta_steps=12, tasks_per_step=2, val_every=4, val_tasks=4, test_tasks=6)
 GRU = {"tasks": own_code.rhythms, "network": own_code.Rhythm}
@@ -129,9 +129,9 @@ def run_named(name):
     protocol = {"dataset": name, "split": name, "tasks": 4, "transductive": False}
     lines = [{"step": step, "loss": 1.0, name: 2.0, "grad_norm": 0.5, f"own {name}": 3.0} for step in (1, 2)]
     lines.append({"step": 2, f"val_{name}": 2.0, "val_ci95": 0.1, "val_loss": 3.0})
-    grid = [Row(name, ["data:,"], [Guess("data:,", name, 0.5, False), Guess("data:,", name, 0.9, True)])]
+    grid = [Row(name, ["data:,"], [Prediction("data:,", name, 0.5, False), Prediction("data:,", name, 0.9, True)])]
     record = {"versions": {name: name}, "command": ["metagrad", name]}
-    return Shown(name, {"tasks": name, name: name}, record, lines, {**result, "protocol": protocol}, None, [grid],
+    return RunView(name, {"tasks": name, name: name}, record, lines, {**result, "protocol": protocol}, None, [grid],
                  [Confusion(name, name, 50.0, 2, ("data:,", "data:,"))])  # fmt: skip
 
 
@@ -221,9 +221,9 @@ def test_weights_to_begin_at_are_told_once_and_as_they_are():
 
 def test_tasks_of_a_result_are_told_as_far_as_its_protocol_goes():
     bare = {"dataset": "rhythms", "split": "test", "tasks": 6, "transductive": False}
-    assert asked_of(bare) == "rhythms test, 6 tasks"
-    assert asked_of({**bare, "transductive": True}) == "rhythms test, 6 tasks, transductive"
-    assert asked_of({**bare, "ways": 5, "shots": 1, "queries": 3}) == (
+    assert protocol_text(bare) == "rhythms test, 6 tasks"
+    assert protocol_text({**bare, "transductive": True}) == "rhythms test, 6 tasks, transductive"
+    assert protocol_text({**bare, "ways": 5, "shots": 1, "queries": 3}) == (
         "rhythms test, 5-way 1-shot, 3 queries a class, 6 tasks, not transductive"
     )
 
@@ -244,7 +244,7 @@ def test_a_module_given_in_python_is_repeated_by_its_program(tmp_path, monkeypat
                             method=MAML(inner_lr=0.02, loss=SquaredError()))  # fmt: skip
     train(experiment, "own", stop=lambda: True)
     run = Run.open("own", experiment=experiment)
-    text = page([Shown("own", {"tasks": "Sinusoids"}, run.record, [], {}, None, [], [])])
+    text = page([RunView("own", {"tasks": "Sinusoids"}, run.record, [], {}, None, [], [])])
     assert "run that program again" in Seen(text).said
     with pytest.raises(MetagradError, match="was given as a module"):
         Run.open("own")

@@ -24,14 +24,14 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of the run whose learning is used; glyphs: a model of drawn characters that comes with metagrad."""
+    """Directory of a finished run, or glyphs: a model of drawn characters that comes with metagrad."""
     support: Path = arg(positional=True, metavar="SUPPORT")
-    """Folder, or zip, with one folder a class and a few pictures in each, in folders of its own or not: any number of
-    classes and pictures, any sizes, grey or colour."""
+    """Folder or zip with one folder for each class and a few pictures in each. Any number of classes and pictures will
+    do, of any sizes, grey or colour."""
     out: Path = arg(metavar="MODEL")
-    """File to write the classifier to, such as my.model; one that is there is replaced."""
+    """File to write the classifier to, such as my.model; it replaces one that is there."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
+    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -41,22 +41,22 @@ class Adapt:
         from metagrad.classifier.calibration import farthest
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
-        from metagrad.cli.progress import WorkProgress, console
+        from metagrad.cli.progress import Screen, WorkProgress
         from metagrad.data.class_folders import ENDINGS
         from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
 
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)
-        screen = console()
+        screen = Screen()
         learner = Learner.of(self.run, code=self.code)
         with screen.status("reading pictures"):
             support = read_support(self.support, learner.reading, most=learner.most)
-        said = list(support.notes)
+        notes = list(support.notes)
         if learner.calibration is not None:
             off, where = farthest(support.images, learner.calibration.pixels)
             if off > _FAR:
-                said.append(
+                notes.append(
                     f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "
                     f"{where}, {off:.0f} standard deviations away; do not expect much"
                 )
@@ -68,14 +68,11 @@ class Adapt:
         classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": left})
         classifier.save(self.out)
         for line in describe(classifier):
-            screen.print(line, highlight=False, markup=False, soft_wrap=True)
-        for line in said:
-            screen.print(f"note: {printable(line)}", highlight=False, markup=False, soft_wrap=True)
+            screen.write_line(line)
+        for note in notes:
+            screen.write_line(f"note: {printable(note)}")
         size = self.out.stat().st_size / 1024
-        screen.print(
-            f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        screen.write_line(f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES")
         return 0
 
 

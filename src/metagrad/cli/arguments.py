@@ -36,13 +36,15 @@ class Option:
     Attributes
     ----------
     name:
-        what it fills: a field.
+        the field that it fills.
     flag:
-        what is typed: ``--inner-lr``; of a positional argument, what the help calls it.
+        what a person types: ``--inner-lr``; of a positional argument, what the help calls it.
     kind:
         ``"int"``, ``"float"``, ``"str"``, ``"path"`` or ``"bool"``; choices are texts.
     many:
         how many numbers or texts it takes: ``None`` one, 0 any number.
+    least, most:
+        ends of the range of a number; ``None``: no end.
     default:
         what the help shows; ``None``: the help text says it.
     """
@@ -52,6 +54,8 @@ class Option:
     kind: str
     choices: tuple[str, ...] = ()
     many: int | None = None
+    least: int | None = None
+    most: int | None = None
     default: Any = None
     help: str = ""
     metavar: str | None = None
@@ -76,33 +80,37 @@ class Option:
             for a word that is none.
         """
         if self.choices and text not in self.choices:
-            said = f"is one of {', '.join(self.choices)}, got {in_short(repr(text), 40)}"
-            raise argparse.ArgumentTypeError(said + did_you_mean(text, self.choices))
-        made, wanted = _KINDS[self.kind]
+            message = f"is one of {', '.join(self.choices)}, got {in_short(repr(text), 40)}"
+            raise argparse.ArgumentTypeError(message + did_you_mean(text, self.choices))
+        convert, wanted = _KINDS[self.kind]
         try:
-            return made(text)
+            value = convert(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {wanted}, got {in_short(repr(text), 40)}") from None
+        if self.least is not None and not self.least <= value <= (value if self.most is None else self.most):
+            bounds = f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {in_short(text, 40)}")
+        return value
 
     def add_to(self, group: Any) -> None:
         """Add the option to a parser, or a group of one; nothing is set where it is not given."""
-        unsaid = any(self.default is value for value in (None, False)) or self.default == ()
-        told = "" if unsaid else f" (default: {_shown(self.default)})"
-        said: dict[str, Any] = {"help": (self.help + told).replace("%", "%%"), "default": argparse.SUPPRESS}
+        obvious = self.default is None or self.default is False or self.default == ()
+        text = self.help[:1].upper() + self.help[1:] + ("" if obvious else f" (default: {_shown(self.default)})")
+        settings: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
         if self.positional:
-            group.add_argument(self.name, metavar=self.flag, **said)
+            group.add_argument(self.name, metavar=self.flag, **settings)
         elif self.kind == "bool":
-            group.add_argument(self.flag, dest=self.name, action=argparse.BooleanOptionalAction, **said)
+            group.add_argument(self.flag, dest=self.name, action=argparse.BooleanOptionalAction, **settings)
         else:
             nargs: Any = "+" if self.many == 0 and not self.repeated else self.many or None
             action = "append" if self.repeated else "store"
-            said |= {"type": self.converted, "metavar": self.shown, "nargs": nargs, "action": action}
-            group.add_argument(self.flag, *self.aliases, dest=self.name, **said)
+            settings |= {"type": self.converted, "metavar": self.shown, "nargs": nargs, "action": action}
+            group.add_argument(self.flag, *self.aliases, dest=self.name, **settings)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Options that stand together in the help."""
+    """Options that stand together in the help; those without a title stand where argparse puts its own."""
 
     title: str
     options: Sequence[Option]
@@ -127,13 +135,12 @@ def parser(prog: str, about: str, sections: Sequence[Section], *, usage: str, po
         prog=prog, description=about, usage=f"{prog} {usage}".strip(), add_help=False, allow_abbrev=False,
         exit_on_error=False, formatter_class=formatter,
     )  # fmt: skip
-    group: Any = made
+    made.add_argument("-h", "--help", action="help", help="Show this text and end.")
     for section in sections:
-        group = made.add_argument_group(section.title, section.about)
+        group: Any = made.add_argument_group(section.title, section.about) if section.title else made
         for option in section.options:
             if positionals or not option.positional:
                 option.add_to(group)
-    group.add_argument("-h", "--help", action="help", help="show this text and end")
     return made
 
 
@@ -145,12 +152,12 @@ def read(
     *,
     explain: Callable[[str], str | None] = lambda flag: None,
 ) -> dict[str, Any]:
-    """Return what words give: values of options by their names, of those alone that are given.
+    """Return the values of the options that are given, by their names.
 
     Parameters
     ----------
     explain:
-        says of an option that the command does not have here who has it.
+        function of an unknown option's flag to a message that says which choice has it.
 
     Raises
     ------
@@ -169,16 +176,16 @@ def read(
     made = parser(prog, about, sections, usage=usage)
     cut = words.index("--") if "--" in words else len(words)
     try:
-        found, rest = made.parse_known_args([_hyphens(word) for word in words[:cut]])
+        namespace, rest = made.parse_known_args([_hyphens(word) for word in words[:cut]])
     except argparse.ArgumentError as error:
         raise MetagradError(f"{(error.argument_name or '').split('/')[0]} {error.message}; see {prog} --help") from None
     for word in rest:
         if word.startswith("-") and word != "-":
             flag = word.split("=")[0]
             known = [name for option in options if not option.positional for name in (option.flag, *option.aliases)]
-            said = explain(flag) or f"there is no option {in_short(flag, 60)}{did_you_mean(flag, known)}"
-            made.error(said)
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+            message = explain(flag) or f"there is no option {in_short(flag, 60)}{did_you_mean(flag, known)}"
+            made.error(message)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
     given |= _placed(made, placed, [*rest, *words[cut + 1 :]])
     missing = [_usage(option) for option in (*placed, *needed) if option.required and option.name not in given]
     if missing:
@@ -210,12 +217,8 @@ def parse(command: Callable[..., Command], words: Sequence[str], prog: str) -> C
     MetagradError, SystemExit
         as :func:`read` does.
     """
-    options = options_of(command)
-    placed = [option for option in options if option.positional]
-    sections = [Section("arguments", placed)] if placed else []
-    sections.append(Section("options", [option for option in options if not option.positional]))
-    given = read(prog, " ".join((command.__doc__ or "").split()), sections, words)
-    return command(**given)
+    about = " ".join((command.__doc__ or "").split())
+    return command(**read(prog, about, [Section("", options_of(command))], words))
 
 
 def arg(
@@ -224,18 +227,21 @@ def arg(
     positional: bool = False,
     metavar: str | None = None,
     aliases: tuple[str, ...] = (),
+    least: int | None = None,
+    most: int | None = None,
     repeated: bool = False,
     hidden: bool = False,
 ) -> Any:
     """Return a field of a command that is more than its type says (:class:`Option`); ``hidden``: that is no option."""
-    about = {"positional": positional, "metavar": metavar, "aliases": aliases, "repeated": repeated, "hidden": hidden}
+    about = {"positional": positional, "metavar": metavar, "aliases": aliases, "least": least, "most": most,
+             "repeated": repeated, "hidden": hidden}  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
 
 
 def options_of(command: Any) -> list[Option]:
     """Return the options of a command: its fields, explained by the texts below them."""
     hints, texts = get_type_hints(command), _texts(command)
-    found = []
+    options = []
     for one in dataclasses.fields(command):
         if one.metadata.get("hidden"):
             continue
@@ -243,10 +249,10 @@ def options_of(command: Any) -> list[Option]:
         default = None if required else one.default
         option = option_of(one.name, hints[one.name], default=default, help=texts.get(one.name, ""), required=required)
         assert option is not None, one.name
-        about = {key: value for key, value in one.metadata.items() if value}
+        about = {key: value for key, value in one.metadata.items() if value is not None and value is not False}
         flag = about.get("metavar") or option.shown if about.get("positional") else option.flag
-        found.append(dataclasses.replace(option, flag=flag, **about))
-    return found
+        options.append(dataclasses.replace(option, flag=flag, **about))
+    return options
 
 
 def option_of(name: str, hint: Any, **about: Any) -> Option | None:
@@ -304,7 +310,7 @@ def _shown(default: Any) -> str:
     if default is True:
         return "yes"
     if isinstance(default, tuple | list):
-        return " ".join(map(str, default))
+        return " ".join(map(_shown, default))
     if isinstance(default, float) and math.isfinite(default):
         return f"{default:g}" if float(f"{default:g}") == default else repr(default)
     return str(default)

@@ -71,7 +71,7 @@ class Plan:
     def sections(self) -> list[Section]:
         """Return the options, as the help shows them."""
         taken: set[str] = set()
-        found = []
+        sections = []
         for role, part in self.parts.items():
             options = [replace_flag(option, role, taken) for option in part.options]
             if role in _WORDS:
@@ -80,11 +80,11 @@ class Plan:
                 options += [_METRIC] * ("metric" in part.parts)
                 options += [_choice("linear-solver", "none")] * self.first_order
             title = f"{role.replace('-', ' ')} {part.choice}" if role in _WORDS else role
-            found.append(Section(title, options, part.about if role in _WORDS else None))
-        return [section for section in found if section.options]
+            sections.append(Section(title, options, part.about if role in _WORDS else None))
+        return [section for section in sections if section.options]
 
     def explain(self, flag: str) -> str | None:
-        """Say of an option that nothing chosen has who has it."""
+        """Say which choices have an option that none of the present ones has."""
         for role in ("inner-solver", "linear-solver", "network", "loss"):
             owners = [name for name in table()["choices"][role] if flag in _flags(role, name)]
             if owners and (role in self.parts or (role == "linear-solver" and self.first_order)):
@@ -149,18 +149,18 @@ class Plan:
 
 _METRIC = Option(
     name="method.metric", flag="--metric", kind="str", metavar="CODE",
-    help="package.module:function of your own, (outputs, targets) of one task to a number that is shown beside the "
-    "loss. Default: the loss's own.",
+    help="Function of your own, as package.module:function, from (outputs, targets) of one task to a number that is "
+    "shown beside the loss. Default: the loss's own metric.",
 )  # fmt: skip
 
 
 def modern(words: Sequence[str]) -> list[str]:
     """Return words with the options of metagrad 0.1 by their names of today."""
-    found = []
+    modernised = []
     for word in words:
         flag, sign, value = word.partition("=")
-        found.append(_OLD.get(flag.replace("_", "-"), flag) + sign + value if word.startswith("--") else word)
-    return found
+        modernised.append(_OLD.get(flag.replace("_", "-"), flag) + sign + value if word.startswith("--") else word)
+    return modernised
 
 
 def replace_flag(option: Option, role: str, taken: set[str]) -> Option:
@@ -173,29 +173,29 @@ def replace_flag(option: Option, role: str, taken: set[str]) -> Option:
 
 def _chosen(words: Sequence[str], role: str, *more: str) -> str | None:
     """Return the last choice for a role, if there is one."""
-    found = _value(words, f"--{role}")
+    choice = _value(words, f"--{role}")
     known = [*table()["choices"][role], *SHORT, *more]
-    if found is None or found in known or ":" in found:
-        return found
-    shown = ", ".join([*table()["choices"][role], *more])
+    if choice is None or choice in known or ":" in choice:
+        return choice
+    choices = ", ".join([*table()["choices"][role], *more])
     raise MetagradError(
-        f"--{role} is one of {shown}, or package.module:name of your own, got {in_short(repr(found), 40)}"
-        f"{did_you_mean(found, known)}; see metagrad train --help"
+        f"--{role} is one of {choices}, or package.module:name of your own, got {in_short(repr(choice), 40)}"
+        f"{did_you_mean(choice, known)}; see metagrad train --help"
     )
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:
-    found = None
+    value = None
     for word, after in zip(words, [*words[1:], "-"], strict=False):
         if word == flag and not after.startswith("-"):
-            found = after
+            value = after
         elif word.startswith(f"{flag}="):
-            found = word.partition("=")[2]
-    return found
+            value = word.partition("=")[2]
+    return value
 
 
 def _source(words: Sequence[str]) -> str | None:
-    """Return where tasks come from, as far as it can be told before options are known: the parser has the last word."""
+    """Return the source of tasks that the words seem to name; once the options are known, the parser decides."""
     named = _value(words, "--tasks")
     if named is not None and not named.lstrip("+-").isdecimal():
         return named
@@ -222,37 +222,37 @@ def _nested(role: str, choice: str | None, method: Part) -> Part:
 
 
 def _made(part: Part, given: Given, *, named: bool = False) -> Any:
-    """Return a part's value; code of one's own that is no class of values is it itself, by its path where ``named``."""
+    """Return a part's value; other code of one's own is the value itself, or its path where ``named``."""
     from metagrad.experiment.values import imported
 
-    found = imported(part.path, code=(part.path,))
-    if dataclasses.is_dataclass(found) and isinstance(found, type):
+    made = imported(part.path, code=(part.path,))
+    if dataclasses.is_dataclass(made) and isinstance(made, type):
         return part.build(given)
-    return part.path if named else found
+    return part.path if named else made
 
 
 def _flags(role: str, choice: str) -> set[str]:
-    found = {option.flag for option in Part.of(role, choice).options}
+    flags = {option.flag for option in Part.of(role, choice).options}
     if role == "linear-solver":
-        found |= {option.flag for option in Part.of("adjoint", "implicit").options}
-    return found
+        flags |= {option.flag for option in Part.of("adjoint", "implicit").options}
+    return flags
 
 
 def _all_flags(method: str) -> set[str]:
     """Return every option that a method can have, whatever else is chosen."""
     part = Part.of("method", method)
-    found = {option.flag for option in part.options}
+    flags = {option.flag for option in part.options}
     for role in ("inner-solver", "linear-solver"):
         if _FIELDS[role] in part.parts:
-            found |= {f"--{role}"}.union(*(_flags(role, choice) for choice in table()["choices"][role]))
-    return found
+            flags |= {f"--{role}"}.union(*(_flags(role, choice) for choice in table()["choices"][role]))
+    return flags
 
 
 def _choice(role: str, chosen: str) -> Option:
     more = {"network": list(PRESETS), "linear-solver": ["none (first order)"]}.get(role, [])
     names = ", ".join([*table()["choices"][role], *more])
-    said = f"{_WORDS[role]}: {names}, or package.module:name of your own. Here: {chosen}."
-    return Option(name=f"choose.{role}", flag=f"--{role}", kind="str", metavar="NAME", help=said)
+    text = f"{_WORDS[role]}: {names}, or package.module:name of your own. Here: {chosen}."
+    return Option(name=f"choose.{role}", flag=f"--{role}", kind="str", metavar="NAME", help=text)
 
 
 def _require_together(method: Any, tasks: Any) -> None:
@@ -271,8 +271,8 @@ def _require_together(method: Any, tasks: Any) -> None:
         return
     if adjoint.curvature != "gauss_newton":
         raise MetagradError("--linear-solver woodbury needs --curvature gauss_newton")
-    scores, most = (episodes.ways**2 * episodes.shots if episodes else 0), adjoint.linear_solver.max_size
-    if scores > most:
+    logits, most = (episodes.ways**2 * episodes.shots if episodes else 0), adjoint.linear_solver.max_size
+    if logits > most:
         raise MetagradError(
-            f"--linear-solver woodbury solves systems of ways × shots × ways = {scores} here, beyond {most}: use cg"
+            f"--linear-solver woodbury solves systems of ways × shots × ways = {logits} here, beyond {most}: use cg"
         )

@@ -13,42 +13,39 @@ from metagrad.cli.text import printable
 from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from metagrad.cli.progress import Screen
     from metagrad.data import Dataset
 
 
 @dataclass(frozen=True)
 class Data:
-    """Say which data sets there are, what is in one, or whether a folder can be used."""
+    """List the data sets, describe one, or check that a folder of pictures can be used."""
 
     what: Literal["list", "info", "verify"] = arg(positional=True, metavar="WHAT")
-    """list: all of them. info NAME: classes, images and how they were made of one. verify DIR or NAME: read every
-    file of a folder or zip, or of a data set, and all that is cached of it, and say what is wrong (exit code 1; 2 where
+    """What to do. list: list all data sets. info NAME: describe a data set's classes and images. verify DIR or verify
+    NAME: read every file of a folder, zip or data set, also cached ones, and print what is wrong (exit code 1; 2 if
     it cannot be used)."""
     name: str | None = arg(None, positional=True, metavar="NAME|DIR")
-    """The data set (info, verify), or the folder or zip (verify)."""
+    """Data set (info, verify), or folder or zip (verify)."""
     data_dir: Path | None = arg(None, metavar="DIR")
-    """info, verify NAME: folder with the original files. Default: METAGRAD_DATA, else they are downloaded."""
-    image_size: int = 84
-    """info, verify: side that pictures without a size of their own are resized to, in pixels."""
+    """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    image_size: int = arg(84, least=8)
+    """Side in pixels to which pictures of a data set without a fixed size are resized."""
     split: Path | None = arg(None, metavar="FILE")
-    """verify: a JSON file that says which classes are for what, as for metagrad train folder. Default: as there."""
+    """With verify DIR: JSON file of the classes of each split, as metagrad train folder takes. Default: as there."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code (1: verify found something to mend)."""
-        from metagrad.cli.progress import console
+        from metagrad.cli.progress import Screen
 
-        screen = console()
+        screen = Screen()
         known = table()["data"]
         if self.what == "list":
             for name, about in known.items():
-                screen.print(f"{name:16} {about['about']}", highlight=False, soft_wrap=True)
+                screen.write_line(f"{name:16} {about['about']}")
             return 0
         if self.name is None:
             raise MetagradError(f"metagrad data {self.what} needs a {'name' if self.what == 'info' else 'folder'}")
-        if self.image_size < 8:
-            raise MetagradError(f"--image-size must be at least 8, got {self.image_size}")
         from metagrad import data
         from metagrad.cli.progress import data_progress
 
@@ -68,10 +65,10 @@ class Data:
                 progress=data_progress(screen),
             )
         for line in describe(dataset):
-            screen.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+            screen.write_line(printable(line))
         return 1 if self.what == "verify" and dataset.notes else 0
 
-    def _verified(self, name: str, screen: Console) -> Dataset:
+    def _verified(self, name: str, screen: Screen) -> Dataset:
         from metagrad import data
         from metagrad.cli.progress import data_progress
         from metagrad.data import pictures
@@ -89,7 +86,7 @@ class Data:
         except MetagradError:  # what is wrong with its files is worth knowing all the same
             with contextlib.suppress(MetagradError):
                 for note in pictures.load(Path(name), size=self.image_size).notes():
-                    screen.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+                    screen.write_line(printable(note))
             raise
 
 

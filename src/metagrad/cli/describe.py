@@ -60,7 +60,7 @@ def call(made: Made, words: Sequence[str] | None = None) -> Any:
     prog = Path(sys.argv[0]).name if words is None else getattr(made, "__name__", "call")
     try:
         options = [Option(**option) for option in described(made)["options"]]
-        given = read(prog, summary(made), [Section("options", options)], sys.argv[1:] if words is None else words)
+        given = read(prog, summary(made), [Section("", options)], sys.argv[1:] if words is None else words)
     except MetagradError as error:
         raise SystemExit(f"{prog}: {error}") from None
     return made(**given)
@@ -99,15 +99,18 @@ def summary(made: Any) -> str:
 
 
 def parameters(docstring: str) -> dict[str, str]:
-    """Return what the section Parameters of a docstring says of each; a text may be of several."""
+    """Return the text of each parameter in a docstring; several may share one.
+
+    What follows "In Python" is left out: a command line cannot give it.
+    """
     section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}$|\Z)", docstring, re.DOTALL | re.MULTILINE)
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
-        names, _, text = entry.partition("\n")
-        said = plain_text(text)
-        if said and not said.startswith("see "):
-            found |= dict.fromkeys((name.strip() for name in names.split(":")[0].split(",")), said)
-    return found
+        names, _, body = entry.partition("\n")
+        text = plain_text(body).partition(" In Python ")[0]
+        if text and not text.startswith("see "):
+            texts |= dict.fromkeys((name.strip() for name in names.split(":")[0].split(",")), text)
+    return texts
 
 
 def plain_text(text: str) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
-from metagrad.errors import MetagradError
 
 
 @dataclass(frozen=True)
@@ -18,35 +17,27 @@ class Evaluate:
     run: Path = arg(positional=True, metavar="RUN")
     """Directory of the run."""
     split: Literal["test", "val"] = "test"
-    """Classes to draw from: test (never seen while training or choosing) or val."""
-    tasks: int = 600
-    """Tasks; the interval narrows with their square root."""
-    queries: int | None = None
-    """Query images a class. Default: as in training."""
+    """Classes to draw from: test, never used to train or to choose weights, or val, used to choose weights."""
+    tasks: int = arg(600, least=2)
+    """Number of tasks; the interval narrows with its square root."""
+    queries: int | None = arg(None, least=1)
+    """Query images of each class. Default: as in training."""
     transductive: bool = True
-    """Classify a task's query images together, as the papers do, which lets batch statistics see all of them;
-    --no-transductive: each by itself, beside the support images only."""
-    seed: int = 0
+    """Classify all query images of a task together, as the papers do: batch norms then use the statistics of all.
+    --no-transductive classifies each image by itself."""
+    seed: int = arg(0, least=0, most=2**62 - 1)
     """Seed of the tasks."""
     device: str | None = None
     """Where to compute. Default: as in training."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
+    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
-        for name, least in (("tasks", 2), ("queries", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise MetagradError(f"--{name} must be at least {least}, got {value}")
-        if self.seed >= 2**62:
-            raise MetagradError(f"--seed must be below 2^62, got {self.seed}")
         allocator.keep_memory()
-        from rich.progress import Progress
-
-        from metagrad.cli.progress import console, data_progress
+        from metagrad.cli.progress import Screen, WorkProgress, data_progress
         from metagrad.cli.train import show_result
         from metagrad.distributed import joined
         from metagrad.experiment.measure import measure
@@ -54,12 +45,11 @@ class Evaluate:
         from metagrad.experiment.setup import open_sources
 
         with joined() as ranks:
-            screen = console(quiet=not ranks.first)
+            screen = Screen(quiet=not ranks.first)
             run = Run.open(self.run, code=self.code)
             sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
             ranks.require_same({"data": sources.digest, "--tasks": self.tasks, "--seed": self.seed})
-            with Progress(console=screen, disable=not screen.is_terminal or screen.quiet, transient=True) as bar:
-                task = bar.add_task("evaluating", total=self.tasks)
+            with WorkProgress(screen, "evaluating") as progress:
                 result = measure(
                     run,
                     sources,
@@ -68,7 +58,7 @@ class Evaluate:
                     queries=self.queries,
                     seed=self.seed,
                     transductive=self.transductive,
-                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                    progress=progress,
                     ranks=ranks,
                 )
             show_result(screen, result)  # before it is kept: a read-only run can be measured all the same

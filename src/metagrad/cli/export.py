@@ -17,12 +17,12 @@ class Export:
     model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
     format: Literal["onnx", "pt2"] = "onnx"
-    """onnx: for onnxruntime and others, in any language (needs the packages onnx and onnxscript). pt2: for PyTorch,
-    torch.export.load."""
+    """Format of the file: onnx for onnxruntime and others, in any language (needs the packages onnx and onnxscript);
+    pt2 for PyTorch's torch.export.load."""
     out: Path | None = arg(None, metavar="FILE")
-    """File to write; one that is there is replaced. Default: MODEL with the format as its ending."""
+    """File to write; it replaces one that is there. Default: MODEL with the format as its ending."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the classifier names, to say that it may be imported. Once for each."""
+    """Your own code that the classifier names, as package.module:name: allow its import. Give it once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -31,18 +31,17 @@ class Export:
             raise MetagradError(f"--out {out} is a folder: name a file")
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.export import export
-        from metagrad.cli.progress import console
+        from metagrad.cli.progress import Screen
         from metagrad.files import require_apart
 
         require_apart(out, self.model)
-        screen = console()
+        screen = Screen()
         classifier = Classifier.load(self.model, code=self.code)
         with screen.status("exporting"):
             export(classifier, out, self.format)
         reading = classifier.reading
-        screen.print(
+        screen.write_line(
             f"wrote {out} ({out.stat().st_size / 1024:.0f} kB): images float32 (N, {reading.channels}, {reading.size}, "
-            f"{reading.size}) in [0, 1] to probabilities of {len(classifier.classes)} classes",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{reading.size}) in [0, 1] to probabilities of {len(classifier.classes)} classes"
+        )
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,25 +15,24 @@ from metagrad.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import Console
     from rich.table import Table
 
+    from metagrad.cli.progress import Screen
 
-def write_figure(screen: Console, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
+
+def write_figure(screen: Screen, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
     """Write a figure as PNG and SVG, and its rows as CSV; say where they are."""
     from metagrad.recipes.figures import save
 
-    for ending in ("png", "svg", "csv"):
+    writers = {
+        "png": lambda file: save(figure, file, "png"),
+        "svg": lambda file: save(figure, file, "svg"),
+        "csv": lambda file: _save_rows(rows, protocol, file),
+    }
+    for ending, write in writers.items():
         path = out / f"{name}.{ending}"
-        write_atomically(
-            path,
-            lambda part, form=ending: (  # type: ignore[misc]
-                _save_rows(rows, protocol, part) if form == "csv" else save(figure, part, form)
-            ),
-            refused=lambda error, path=path: _refused(path, error),  # type: ignore[misc]
-            follow=True,
-        )
-        say(screen, str(path))
+        write_atomically(path, write, refused=functools.partial(_refused, path), follow=True)
+        screen.write_line(str(path))
 
 
 def make_folder(folder: Path) -> None:
@@ -75,8 +75,3 @@ def table(first: str, *rest: str) -> Table:
     for name in rest:
         table.add_column(name, justify="right")
     return table
-
-
-def say(screen: Console, text: str) -> None:
-    """Print a line as it is."""
-    screen.print(text, highlight=False, soft_wrap=True)

@@ -53,26 +53,26 @@ def text() -> str:
 
 
 def _record(made: Made, kin: Sequence[Made] = ()) -> dict[str, Any]:
-    found = described(made, kin=kin)
-    options = [option for option in found["options"] if (made, option["name"]) not in _LEFT_OUT]
-    return {**found, "options": options}
+    record = described(made, kin=kin)
+    options = [option for option in record["options"] if (made, option["name"]) not in _LEFT_OUT]
+    return {**record, "options": options}
 
 
 def _methods() -> dict[str, Made]:
     """Return methods, and functions that return one."""
-    found: dict[str, Made] = {getattr(made, "name", ""): made for made in _classes(fewshot)}
+    methods: dict[str, Made] = {getattr(made, "name", ""): made for made in _classes(fewshot)}
     for made in _offered(fewshot):
         if isinstance(made, types.FunctionType):
             returned = hints_of(made).get("return")
             if isinstance(returned, type) and isinstance(getattr(returned, "name", None), str):
-                found[_name(made)] = made
-    return {name: made for name, made in found.items() if isinstance(name, str) and name and _is_made_of_words(made)}
+                methods[_name(made)] = made
+    return {name: made for name, made in methods.items() if isinstance(name, str) and name and _is_made_of_words(made)}
 
 
 def _of_package(package: str) -> dict[str, Made]:
     """Return the solvers of a package that can be made from numbers and texts."""
-    found = {_name(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
-    return {name: made for name, made in found.items() if "__call__" in vars(made) and _is_made_of_words(made)}
+    solvers = {_name(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
+    return {name: made for name, made in solvers.items() if "__call__" in vars(made) and _is_made_of_words(made)}
 
 
 def _is_made_of_words(made: Made) -> bool:

@@ -28,7 +28,7 @@ class Reproduce:
     """Compute a published figure anew: the picture (PNG and SVG) and its numbers (CSV)."""
 
 
-_COMMANDS = {
+COMMAND_HOMES = {
     "train": "train:Train",
     "evaluate": "evaluate:Evaluate",
     "check": "check:Check",
@@ -39,7 +39,7 @@ _COMMANDS = {
     "data": "data:Data",
     "reproduce": "main:Reproduce",
 }
-_FIGURES = {
+FIGURE_HOMES = {
     "meta-gradient-error": "reproduce:MetaGradientError",
     "memory-compute": "reproduce_memory:MemoryCompute",
     "memory-reduced": "reproduce_heads:MemoryReducedTable",
@@ -180,23 +180,24 @@ def _show(usual: Callable[..., None]) -> Callable[..., None]:
 
 def command_of(words: list[str]) -> Any:
     """Return the command that words give."""
-    known, prog, about, rest = _COMMANDS, "metagrad", DESCRIPTION, words
+    known, prog, about, rest = COMMAND_HOMES, "metagrad", DESCRIPTION, words
     if words[0] == "reproduce":
-        known, prog, about, rest = _FIGURES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
+        known, prog, about, rest = FIGURE_HOMES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
     if rest[0] in ("-h", "--help"):
         made = parser(prog, about, [], usage="COMMAND ...")
         group = made.add_argument_group("commands", f"{prog} COMMAND --help says what each takes")
         for name, home in known.items():
-            group.add_argument(name, help=str(_imported(home).__doc__).split("\n")[0].replace("%", "%%"))
+            group.add_argument(name, help=str(imported(home).__doc__).split("\n")[0].replace("%", "%%"))
         print(made.format_help(), end="")
         raise SystemExit(0)
     if rest[0] not in known:
         near = did_you_mean(rest[0], list(known)) or f": there are {', '.join(known)}"
         raise MetagradError(f"{prog} has no {in_short(repr(rest[0]), 60)}{near}")
-    command, prog = _imported(known[rest[0]]), f"{prog} {rest[0]}"
+    command, prog = imported(known[rest[0]]), f"{prog} {rest[0]}"
     return command.parsed(rest[1:], prog) if hasattr(command, "parsed") else parse(command, rest[1:], prog)
 
 
-def _imported(home: str) -> Any:
+def imported(home: str) -> Any:
+    """Return the class of a command."""
     module, name = home.split(":")
     return getattr(importlib.import_module(f"metagrad.cli.{module}"), name)

@@ -27,8 +27,8 @@ PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
 @functools.cache
 def table() -> dict[str, Any]:
     """Return what :mod:`metagrad.cli.generate` wrote."""
-    found: dict[str, Any] = json.loads(OPTIONS.read_text(encoding="utf-8"))
-    return found
+    options: dict[str, Any] = json.loads(OPTIONS.read_text(encoding="utf-8"))
+    return options
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Part:
             name, fields = one["name"], dict(one)
             if name in preset:
                 fields |= {"default": preset[name], "required": False}
-            said = functools.reduce(lambda text, old: _renamed(text, old, flags[old]), flags, one.get("help", ""))
-            fields |= {"name": f"{role}.{name}", "flag": flags[name], "help": said}
+            text = functools.reduce(lambda text, old: _renamed(text, old, flags[old]), flags, one.get("help", ""))
+            fields |= {"name": f"{role}.{name}", "flag": flags[name], "help": text}
             options.append(Option(**{**fields, "choices": tuple(one.get("choices", ()))}))
         return cls(role, choice, path, record["about"], tuple(options), record["parts"], preset)
 
@@ -78,15 +78,15 @@ class Part:
         from metagrad.experiment.values import build, imported
 
         made: Any = imported(self.path, code=(self.path,))
-        mine = {one.name.split(".")[1]: one for one in self.options}
-        asked = {name: given[option.name] for name, option in mine.items() if option.name in given}
-        fields = {**self.preset, **asked, **more}
+        options = {one.name.split(".")[1]: one for one in self.options}
+        chosen = {name: given[option.name] for name, option in options.items() if option.name in given}
+        fields = {**self.preset, **chosen, **more}
         try:
             return build(made, fields) if isinstance(made, type) and dataclasses.is_dataclass(made) else made(**fields)
         except (MetagradError, TypeError, ValueError) as error:
             text = in_short(error, 400).removeprefix(f"{getattr(made, '__name__', '')}: ")
             before = rf"(?<![\w'.-])(?:outer |{getattr(made, '__name__', '')}\.)?"
-            for name, option in mine.items():
+            for name, option in options.items():
                 text = re.sub(rf"{before}{name}(?![\w'-])", option.flag, text)
             raise MetagradError(text) from error
 
@@ -96,13 +96,13 @@ def own(role: str, path: str) -> dict[str, Any]:
     from metagrad.cli.describe import described, summary
     from metagrad.experiment.values import imported
 
-    found = imported(path, code=(path,))
-    if not callable(found):
-        kind = type(found).__name__
+    code = imported(path, code=(path,))
+    if not callable(code):
+        kind = type(code).__name__
         raise MetagradError(f"--{role} {path} is a {kind}, which cannot be called: name a class or function")
-    if not dataclasses.is_dataclass(found) and role != "method":  # it is the value itself, or makes it without options
-        return {"about": summary(found), "options": [], "parts": {}}
-    return described(found)
+    if not dataclasses.is_dataclass(code) and role != "method":  # it is the value itself, or makes it without options
+        return {"about": summary(code), "options": [], "parts": {}}
+    return described(code)
 
 
 def flag_of(role: str, choice: str, name: str) -> str:

@@ -27,15 +27,15 @@ class Predict:
     model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
     images: tuple[str, ...] = arg(positional=True, metavar="PICTURES")
-    """Picture files, folders of them, or - for a list of files on standard input, one a line."""
+    """Picture files, folders of them, or - to read the names of files from standard input, one on each line."""
     format: Literal["table", "csv", "jsonl"] = "table"
-    """table to read; csv and jsonl (one JSON object a line) for other programs, with every class's probability."""
+    """Form of the output: table for people; csv or jsonl (one JSON object on each line) for programs, with the
+    probability of every class."""
     reject: bool = False
-    """Label unknown what looks like none of the classes: as far from all of them as 1 in 20 pictures of known classes
-    is, for so many classes and pictures of each. metagrad adapt says how much of the unknown that finds. In jsonl its
-    class is null."""
+    """Label a picture unknown if it looks like none of the classes. The threshold rejects about 1 in 20 pictures of
+    known classes; metagrad adapt prints how many unknown ones it finds. In jsonl the class is then null."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the classifier names, to say that it may be imported. Once for each."""
+    """Your own code that the classifier names, as package.module:name: allow its import. Give it once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -44,7 +44,7 @@ class Predict:
         allocator.keep_memory()
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.support import listed, read_all
-        from metagrad.cli.progress import WorkProgress, console
+        from metagrad.cli.progress import Screen, WorkProgress
 
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
@@ -58,12 +58,14 @@ class Predict:
             raise MetagradError("no picture is named on standard input")
         write = _WRITERS[self.format](classifier.classes)
         done = skipped = 0
-        with WorkProgress(console(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
+        with WorkProgress(Screen(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
             for paths, images, bad in read_all(pictures, classifier.reading):
-                probabilities, strangeness = classifier.judge(images)
-                for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
-                    far = self.reject and classifier.strange is not None and strange > classifier.strange
-                    write(str(path), _UNKNOWN if far else None, row, strange)
+                probabilities, ood_scores = classifier.judge(images)
+                for path, row, ood_score in zip(paths, probabilities.tolist(), ood_scores.tolist(), strict=True):
+                    rejected = self.reject and classifier.strange is not None and ood_score > classifier.strange
+                    best = max(row)
+                    label = None if rejected else classifier.classes[row.index(best)]
+                    write(str(path), label, best, row, ood_score)
                 for path, why in bad:
                     say(f"{path} cannot be read ({why})")
                 done, skipped = done + len(paths), skipped + len(bad)
@@ -74,16 +76,19 @@ class Predict:
         return 0
 
 
-Writer = Callable[[str, str | None, list[float], float], None]
+# Takes a picture, its label (None: rejected), the probability of the best class, each class's, and the out-of-
+# distribution score.
+Writer = Callable[[str, str | None, float, list[float], float], None]
 
 
 def _table(classes: tuple[str, ...]) -> Writer:
     width = max(cell_len(printable(name)) for name in (_UNKNOWN, *classes))
 
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
-        best = max(range(len(row)), key=row.__getitem__)
-        sure = "     –" if instead else f"{row[best]:6.1%}"
-        print(f"{sure}  {set_cell_size(printable(instead or classes[best]), width)}  {printable(path)}")
+    def write(path: str, label: str | None, best: float, row: list[float], ood_score: float) -> None:
+        probability = "     –" if label is None else f"{best:6.1%}"
+        print(
+            f"{probability}  {set_cell_size(printable(_UNKNOWN if label is None else label), width)}  {printable(path)}"
+        )
 
     return write
 
@@ -95,22 +100,20 @@ def _csv(classes: tuple[str, ...]) -> Writer:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["picture", "class", "probability", "strangeness", *(safe(name) for name in classes)])
 
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
-        best = max(range(len(row)), key=row.__getitem__)
-        numbers = [f"{number:.6g}" for number in (row[best], strange, *row)]
-        writer.writerow([safe(path), safe(instead or classes[best]), *numbers])
+    def write(path: str, label: str | None, best: float, row: list[float], ood_score: float) -> None:
+        numbers = [f"{number:.6g}" for number in (best, ood_score, *row)]
+        writer.writerow([safe(path), safe(_UNKNOWN if label is None else label), *numbers])
 
     return write
 
 
 def _jsonl(classes: tuple[str, ...]) -> Writer:
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
-        best = max(range(len(row)), key=row.__getitem__)
+    def write(path: str, label: str | None, best: float, row: list[float], ood_score: float) -> None:
         line: dict[str, Any] = {
             "picture": path,
-            "class": None if instead else classes[best],
-            "probability": row[best],
-            "strangeness": strange,
+            "class": label,
+            "probability": best,
+            "strangeness": ood_score,
             "probabilities": dict(zip(classes, row, strict=True)),
         }
         print(json.dumps(line, ensure_ascii=False))

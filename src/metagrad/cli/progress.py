@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,20 +19,20 @@ if TYPE_CHECKING:
 _LOG_SECONDS = 15.0
 
 
-class _Console(Console):
-    """A console that a closed pipe (``| head``) silences but does not stop: the training goes on."""
+class Screen(Console):
+    """What commands print on. A closed pipe (``| head``) silences it but does not stop it: the training goes on."""
 
     def on_broken_pipe(self) -> None:
+        """Write nothing from here on."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
+    def write_line(self, text: str) -> None:
+        """Print a text as it is, without colours, markup and line breaks of rich's."""
+        self.print(text, highlight=False, markup=False, soft_wrap=True)
 
-def console(*, quiet: bool = False, stderr: bool = False) -> Console:
-    """Return the console that commands print on; a quiet one prints nothing."""
-    return _Console(quiet=quiet, stderr=stderr)
 
-
-def data_progress(console: Console) -> Any:
+def data_progress(screen: Screen) -> Any:
     """Return a callback (done, total, what) that shows the preparation of a data set, if it takes a while."""
     last = [time.monotonic()]
 
@@ -41,113 +40,94 @@ def data_progress(console: Console) -> Any:
         now = time.monotonic()
         if now - last[0] > 2.0 or (done == total and now - last[0] > 0.5):
             last[0] = now
-            console.print(f"{what}: {done}/{total}", highlight=False, soft_wrap=True)
+            screen.write_line(f"{what}: {done}/{total}")
 
     return show
 
 
-class WorkProgress:
+class WorkProgress(Progress):
     """Shows how much of a computation is done and the time left; called with (done, total)."""
 
-    def __init__(self, console: Console, what: str) -> None:
-        self.console, self.what = console, what
+    def __init__(self, screen: Screen, what: str) -> None:
+        self.screen, self.what = screen, what
         self.began = self.printed = time.monotonic()
         self.first = 0.0
-        self.bar = Progress(
+        super().__init__(
             TextColumn(what),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:.0f} %"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal or console.quiet,
+            console=screen,
+            disable=not screen.is_terminal or screen.quiet,
             transient=True,
             redirect_stdout=False,  # it may be a file, while the bar is on a terminal
         )
-        self.task = self.bar.add_task(what, total=None)
+        self.task = self.add_task(what, total=None)
 
-    def __enter__(self) -> WorkProgress:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def goes_on(self, first: float) -> None:
-        """Say that so much was done before: it tells nothing of the time left."""
-        self.first, self.began = first, time.monotonic()
+    def begin_at(self, done: float) -> None:
+        """Say how much was done before: it tells nothing of the time left."""
+        self.first, self.began = done, time.monotonic()
 
     def __call__(self, done: float, total: float) -> None:
         """Show that ``done`` of ``total`` is done."""
-        self.bar.update(self.task, completed=done, total=total)
+        self.update(self.task, completed=done, total=total)
         now = time.monotonic()
-        if not self.console.is_terminal and now - self.printed > _LOG_SECONDS:
+        if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
             left = (now - self.began) * (total - done) / max(done - self.first, 1e-9)
-            self.console.print(f"{self.what}: {done / total:.0%}, {_clock(left)} left", highlight=False, soft_wrap=True)
-            self.console.file.flush()
+            self.screen.write_line(f"{self.what}: {done / total:.0%}, {_clock(left)} left")
+            self.screen.file.flush()
 
 
-class TrainProgress:
+class TrainProgress(Progress):
     """Shows meta-steps, rate, time left and what the gradient is worth."""
 
-    def __init__(self, console: Console, *, first_step: int, meta_steps: int) -> None:
-        self.console, self.meta_steps = console, meta_steps
+    def __init__(self, screen: Screen, *, first_step: int, meta_steps: int) -> None:
+        self.screen, self.meta_steps = screen, meta_steps
         self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
         self.validation = ""
         digits = len(str(meta_steps))
         # On a narrow terminal the text at the end is cut, not the count, the rate and the time left.
         cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        self.bar = Progress(
+        super().__init__(
             TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}", table_column=_whole(2 * digits + 1)),
-            BarColumn(bar_width=20 if console.width >= 110 else 6),
+            BarColumn(bar_width=20 if screen.width >= 110 else 6),
             TextColumn("{task.fields[rate]:.1f}/s", table_column=_whole(5)),
             TimeRemainingColumn(table_column=_whole(7)),
             TextColumn("{task.fields[text]}", markup=False, table_column=cut),
-            console=console,
-            disable=not console.is_terminal or console.quiet,
+            console=screen,
+            disable=not screen.is_terminal or screen.quiet,
         )
-        self.task = self.bar.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
-
-    def __enter__(self) -> TrainProgress:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
+        self.task = self.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
 
     def __call__(self, event: Event) -> None:
         """Show one logged line."""
         line = event.line
         if "tested" in line:
-            self.bar.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
-            return
-        if "init" in line:
-            self.console.print("\n".join(line["init"]), highlight=False, markup=False, soft_wrap=True)
-            return
-        if "val_ci95" in line:
+            self.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
+        elif "init" in line:
+            self.screen.write_line("\n".join(line["init"]))
+        elif "val_ci95" in line:
             metric = metric_of(line)
-            found = f"{number(metric, line[f'val_{metric}'])} ±{number(metric, line['val_ci95'], 2)}"
-            self.validation = f"val {found}"
-            called = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
-            self._say(event, f"step {event.step}: validation {called}{found}")
-            return
-        text = describe(line)
-        seconds = time.monotonic() - self.began
-        rate = (event.step - self.first_step) / seconds if seconds > 0 else 0.0
-        self.bar.update(self.task, completed=event.step, rate=rate, text=f"{text} {self.validation}")
-        if not self.console.is_terminal and time.monotonic() - self.printed > _LOG_SECONDS:
-            self.printed = time.monotonic()
-            left = (self.meta_steps - event.step) / max(rate, 1e-9)
-            self._say(event, f"step {event.step}/{self.meta_steps} {rate:.1f}/s {_clock(left)} left  {text}")
+            score = f"{number(metric, line[f'val_{metric}'])} ±{number(metric, line['val_ci95'], 2)}"
+            self.validation = f"val {score}"
+            prefix = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
+            self._log(f"step {event.step}: validation {prefix}{score}")
+        else:
+            self._show_step(event.step, describe(line))
 
-    def _say(self, event: Event, text: str) -> None:
-        if not self.console.is_terminal or "validation" in text:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-            sys.stdout.flush()
+    def _show_step(self, step: int, text: str) -> None:
+        now = time.monotonic()
+        rate = (step - self.first_step) / (now - self.began) if now > self.began else 0.0
+        self.update(self.task, completed=step, rate=rate, text=f"{text} {self.validation}")
+        if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
+            self.printed = now
+            left = (self.meta_steps - step) / max(rate, 1e-9)
+            self._log(f"step {step}/{self.meta_steps} {rate:.1f}/s {_clock(left)} left  {text}")
+
+    def _log(self, text: str) -> None:
+        self.screen.write_line(text)
+        sys.stdout.flush()
 
 
 def _whole(width: int) -> Column:

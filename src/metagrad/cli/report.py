@@ -11,24 +11,23 @@ from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from metagrad.report.page import Shown
+    from metagrad.cli.progress import Screen
+    from metagrad.report.page import RunView
 
 
 @dataclass(frozen=True)
 class Report:
-    """Make one page of runs: curves, options, the command; of a data set's classes, tasks and mistakes too."""
+    """Make one page of one or more runs: results, curves, options, and tasks with the mistakes made in them."""
 
     runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
-    """Directories of runs; several are shown beside each other."""
+    """Directory of a run; the page compares several."""
     out: Path = arg(Path("report.html"), metavar="FILE")
-    """File to write; one that is there is replaced. It holds everything: no other file, no network."""
+    """HTML file to write; it replaces one that is there, and needs no other file and no network."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files, for the pictures of tasks. Default: as in training; without the data
     the page has no pictures."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """package.module:name of your own code that the run names, to say that it may be imported. Once for each."""
+    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -36,29 +35,27 @@ class Report:
             raise MetagradError("name a run directory: metagrad report runs/first")
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
-        from metagrad.cli.progress import console
+        from metagrad.cli.progress import Screen
         from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
 
         require_apart(self.out, *self.runs, ours=FILES.__contains__)
-        screen = console()
+        screen = Screen()
         names = [folder.resolve().name for folder in self.runs]
         labels = names if len(set(names)) == len(names) else [str(folder) for folder in self.runs]
         from metagrad.report.runs import write_page
 
-        found = [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)]
-        write_page(found, self.out, follow=True, busy=screen.status)
+        shown = [self._shown(screen, folder, label) for folder, label in zip(self.runs, labels, strict=True)]
+        write_page(shown, self.out, follow=True, busy=screen.status)
         size = os.path.getsize(self.out) / 1024
-        screen.print(
-            f"wrote {self.out} ({size:.0f} kB): open it in a browser", highlight=False, markup=False, soft_wrap=True
-        )
+        screen.write_line(f"wrote {self.out} ({size:.0f} kB): open it in a browser")
         return 0
 
-    def _shown(self, screen: Console, folder: Path, label: str) -> Shown:
+    def _shown(self, screen: Screen, folder: Path, label: str) -> RunView:
         from metagrad.cli.progress import data_progress
         from metagrad.experiment.run import Run
         from metagrad.experiment.setup import open_sources
-        from metagrad.report.runs import shown
+        from metagrad.report.runs import view_of
 
         run = Run.open(folder, code=self.code)
         dataset = None
@@ -68,5 +65,5 @@ class Report:
                     run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen)
                 ).dataset
             except MetagradError as error:
-                screen.print(f"no pictures of {label}: {error}", highlight=False, markup=False, soft_wrap=True)
-        return shown(run, label, dataset, busy=screen.status)
+                screen.write_line(f"no pictures of {label}: {error}")
+        return view_of(run, label, dataset, busy=screen.status)

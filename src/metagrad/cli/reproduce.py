@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, say, table, write_figure
+from metagrad.cli.figures import make_folder, table, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import ErrorProtocol, NetworkProtocol, RateProtocol
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
+    from metagrad.cli.progress import Screen
     from metagrad.recipes.meta_gradient_error import ErrorRow
     from metagrad.recipes.network_error import NetworkRow
     from metagrad.recipes.rates import RateRow
@@ -28,23 +28,24 @@ _MOST_KAPPA = 1e6
 class MetaGradientError:
     """Measure how far the meta-gradients of iMAML and MAML are from the exact one.
 
-    Over inner steps and CG steps; and how many gradient evaluations an accurate one takes, over the condition number.
+    One figure shows the error over inner steps and CG steps, the other how many gradient evaluations an accurate
+    meta-gradient takes over the condition number.
     """
 
     out: Path = arg(Path("figures"), metavar="DIR")
-    """Folder for the files; of the same names, older ones are replaced."""
-    seed: int = 0
+    """Folder for the figures and their numbers; they replace older ones of the same names."""
+    seed: int = arg(0, least=0, most=2**62)
     """Seed of the tasks."""
     kappa: float = ErrorProtocol.kappa
     """Condition number at which the error is measured."""
-    tasks: int = ErrorProtocol.tasks
-    """Tasks over which the error is measured."""
-    inner_steps: int = ErrorProtocol.inner_steps
-    """Most inner steps."""
+    tasks: int = arg(ErrorProtocol.tasks, least=1, most=10**4)
+    """Number of tasks over which the error is measured."""
+    inner_steps: int = arg(ErrorProtocol.inner_steps, least=1, most=10**5)
+    """Largest number of inner steps."""
     kappas: tuple[float, ...] = RateProtocol.kappas
-    """Condition numbers at which gradient evaluations are counted, three or more."""
+    """Three or more condition numbers at which gradient evaluations are counted."""
     run: Path | None = arg(None, metavar="DIR")
-    """Directory of an iMAML run: measure the error on its trained network in place of the two figures (minutes)."""
+    """Directory of an iMAML run: draw the error on its trained network instead of the two figures (takes minutes)."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """With --run: folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
 
@@ -52,9 +53,9 @@ class MetaGradientError:
         """Run the command; return the exit code."""
         self._check()
         make_folder(self.out)
-        from metagrad.cli.progress import console
+        from metagrad.cli.progress import Screen
 
-        screen = console()
+        screen = Screen()
         if self.run is not None:
             self._network(screen, self.run)
             return 0
@@ -62,7 +63,7 @@ class MetaGradientError:
         self._rates(screen)
         return 0
 
-    def _network(self, screen: Console, folder: Path) -> None:
+    def _network(self, screen: Screen, folder: Path) -> None:
         from metagrad.cli.progress import WorkProgress, data_progress
         from metagrad.experiment.experiment import described
         from metagrad.experiment.run import Run
@@ -78,13 +79,13 @@ class MetaGradientError:
             f"{run.dataset}, {about['ways']}-way {about['shots']}-shot, {protocol.tasks} training tasks, best "
             f"weights of a run with {about['filters']} filters; descent with a line search; float64, seed {self.seed}"
         )
-        say(screen, f"Error of the meta-gradient on a trained network: {says}.")
+        screen.write_line(f"Error of the meta-gradient on a trained network: {says}.")
         with WorkProgress(screen, "networks and strengths") as progress:
             rows = measure(run, sources, protocol, progress)
         screen.print(_network_table(rows))
         write_figure(screen, self.out, "network-error", draw_network(rows, says), rows, protocol)
 
-    def _error(self, screen: Console) -> None:
+    def _error(self, screen: Screen) -> None:
         from metagrad.cli.progress import WorkProgress
         from metagrad.recipes.figures import draw_errors
         from metagrad.recipes.meta_gradient_error import measure
@@ -94,8 +95,7 @@ class MetaGradientError:
             f"condition number {protocol.kappa:g}, {protocol.dims} weights, median of {protocol.tasks} tasks, "
             f"bands from the smallest to the largest; float64, seed {protocol.seed}"
         )
-        say(
-            screen,
+        screen.write_line(
             f"Error of the meta-gradient: {says}.\n"
             f"Eigenvalues, λ = 1: few: {protocol.dims - 4} at 1, four from {protocol.kappa**0.5:.3g} to "
             f"{protocol.kappa:g}; spread: {protocol.dims}, log-uniform from 1 to {protocol.kappa:g}.",
@@ -105,7 +105,7 @@ class MetaGradientError:
         screen.print(_error_table(rows, protocol.inner_steps))
         write_figure(screen, self.out, "meta-gradient-error", draw_errors(rows, says), rows, protocol)
 
-    def _rates(self, screen: Console) -> None:
+    def _rates(self, screen: Screen) -> None:
         from metagrad.cli.progress import WorkProgress
         from metagrad.recipes.figures import draw_rates
         from metagrad.recipes.rates import measure
@@ -115,7 +115,9 @@ class MetaGradientError:
             f"relative error at most {protocol.target:g} in each of {protocol.tasks} tasks; "
             f"{protocol.dims} eigenvalues, log-uniform from 1 to κ; float64, seed {protocol.seed}"
         )
-        say(screen, f"\nGradient evaluations (inner gradients and curvature products) for a meta-gradient: {says}.")
+        screen.write_line(
+            f"\nGradient evaluations (inner gradients and curvature products) for a meta-gradient: {says}."
+        )
         with WorkProgress(screen, "gradient evaluations") as progress:
             rows = measure(protocol, progress)
         screen.print(_rate_table(rows))
@@ -127,10 +129,6 @@ class MetaGradientError:
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     option = f"--{name.replace('_', '-')}"
                     raise MetagradError(f"{option} has no effect with --run, whose networks are measured: leave it out")
-        for name, least, most in (("seed", 0, 2**62), ("tasks", 1, 10**4), ("inner_steps", 1, 10**5)):
-            if not least <= getattr(self, name) <= most:
-                option = f"--{name.replace('_', '-')}"
-                raise MetagradError(f"{option} must be from {least} to {most}, got {getattr(self, name)}")
         for option, kappa in (("--kappa", self.kappa), *(("--kappas", kappa) for kappa in self.kappas)):
             if not 1 < kappa <= _MOST_KAPPA:  # nan is refused too
                 raise MetagradError(f"{option} must be above 1 and at most {_MOST_KAPPA:g}, got {kappa:g}")
@@ -139,41 +137,41 @@ class MetaGradientError:
 
 
 def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
-    rows_of = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved", "MAML")
+    lines = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved", "MAML")
     last = [row for row in rows if row.inner_steps == at]
     for spectrum, solver in dict.fromkeys((row.spectrum, row.solver) for row in last):
         errors = {row.cg: row.error for row in last if (row.spectrum, row.solver) == (spectrum, solver)}
-        rows_of.add_row(f"{spectrum}, {solver}", *(f"{errors[cg]:.1e}" for cg in ("2", "5", "20", "solved", "")))
-    return rows_of
+        lines.add_row(f"{spectrum}, {solver}", *(f"{errors[cg]:.1e}" for cg in ("2", "5", "20", "solved", "")))
+    return lines
 
 
 def _network_table(rows: Sequence[NetworkRow]) -> Table:
     shown = [1, 5, 20, max(row.inner_steps for row in rows)]
-    rows_of = table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
+    lines = table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
     for activation, lam, method in dict.fromkeys((row.activation, row.lam, row.method) for row in rows):
         mine = {
             row.inner_steps: row for row in rows if (row.activation, row.lam, row.method) == (activation, lam, method)
         }
         least = f"{mine[shown[0]].reference_min_curvature:.2g}"
-        rows_of.add_row(f"{activation}, λ={lam:g}, {method}", *(f"{mine[steps].cosine:.2f}" for steps in shown), least)
-    return rows_of
+        lines.add_row(f"{activation}, λ={lam:g}, {method}", *(f"{mine[steps].cosine:.2f}" for steps in shown), least)
+    return lines
 
 
 def _rate_table(rows: Sequence[RateRow]) -> Table:
     from metagrad.recipes.rates import fits
 
     low, high = min(row.kappa for row in rows), max(row.kappa for row in rows)
-    rows_of = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates held")
+    lines = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates held")
     exponents = fits(rows)
     for method, solver in dict.fromkeys((row.method, row.solver) for row in rows):
         mine = {row.kappa: row for row in rows if (row.method, row.solver) == (method, solver)}
         fit = exponents.get((method, solver))
         counts = [f"{mine[kappa].evaluations}" if kappa in mine else "–" for kappa in (low, high)]
         held = sorted({mine[min(mine)].held, mine[max(mine)].held})
-        rows_of.add_row(
+        lines.add_row(
             f"{method}, {solver}" + " + CG" * (method == "iMAML"),
             f"{fit.value:.3f} ± {fit.error:.3f}" if fit else "–",
             *counts,
             " to ".join(map(str, held)),
         )
-    return rows_of
+    return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, say, table, write_figure
+from metagrad.cli.figures import make_folder, table, write_figure
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
 
@@ -27,32 +27,32 @@ _DEFAULT = HeadsProtocol()
 class MemoryReducedTable:
     """Train MAML, ANIL, ITD-BiO and memory-reduced for the same time, and compare accuracy, time and memory.
 
-    Stopped, it goes on where it was: every method has a run directory below --out.
+    Every method has a run directory in --out: after Ctrl-C the same command goes on.
     """
 
     dataset: Literal["cifar-fs", "fc100"] = "cifar-fs"
-    """CIFAR-100's classes split at random, or by groups."""
+    """Data set: CIFAR-100's classes split at random (cifar-fs) or by groups (fc100)."""
     out: Path = arg(Path("memory-reduced"), metavar="DIR")
     """Folder for the runs, the table and the figure."""
     minutes: float = _DEFAULT.minutes
-    """Processor time of each method's training; raise it to go on (and to look at the test classes again)."""
+    """Minutes of processor time for the training of each method. Raise it to train on and test again."""
     methods: tuple[HeadMethod, ...] = ("maml", "anil", "itd-bio", "memory-reduced")
-    """Which to run here and compare; several commands with different ones can share --out. memory-reduced solves its
+    """Methods to run and compare; several commands with different methods can share --out. memory-reduced solves its
     inner problem by 3 steps of Newton's method; memory-reduced-descent takes the published 20 steps of descent."""
     shots: int = _DEFAULT.shots
-    """Support images a class."""
+    """Support images of each class."""
     queries: int = _DEFAULT.queries
-    """Query images a class."""
+    """Query images of each class."""
     tasks: int = _DEFAULT.tasks
-    """Tasks a meta-step."""
+    """Tasks of each meta-step."""
     filters: int = _DEFAULT.filters
-    """Width of the network of four convolutions with pooling."""
+    """Width, in channels, of the network of four convolutions with pooling."""
     outer_lr: float = _DEFAULT.outer_lr
-    """Step size of Adam, constant."""
+    """Constant step size of Adam."""
     features: Literal["cached", "recomputed"] = _DEFAULT.features
-    """Whether head-only methods see the images once, or at every inner step as published."""
+    """When head-only methods compute the body's features: once (cached), or at every inner step as published."""
     test_tasks: int = _DEFAULT.test_tasks
-    """Test tasks."""
+    """Number of test tasks."""
     seed: int = _DEFAULT.seed
     """Seed of weights and tasks."""
     data_dir: Path | None = arg(None, metavar="DIR")
@@ -70,11 +70,11 @@ class MemoryReducedTable:
         allocator.keep_memory()
         from metagrad import data
         from metagrad.cli.interrupt import Interrupt
-        from metagrad.cli.progress import WorkProgress, console, data_progress
+        from metagrad.cli.progress import Screen, WorkProgress, data_progress
         from metagrad.recipes.figures import draw_heads
         from metagrad.recipes.heads import experiment, run_method, seconds_spent
 
-        screen = console()
+        screen = Screen()
         for method in self.methods:  # impossible values are named before the data are loaded
             experiment(method, self.dataset, protocol)
         dataset = data.load(self.dataset, data_dir=self.data_dir, progress=data_progress(screen))
@@ -83,7 +83,7 @@ class MemoryReducedTable:
             f"{self.filters} filters\nAdam {self.outer_lr:g}, {self.minutes:g} processor minutes each, "
             f"features {self.features}, seed {self.seed}"
         )
-        say(screen, f"Memory-reduced meta-learning and others: {says}.")
+        screen.write_line(f"Memory-reduced meta-learning and others: {says}.")
         rows, curves = [], []
         with Interrupt() as stop:
             for method in self.methods:
@@ -93,34 +93,26 @@ class MemoryReducedTable:
                         if "cpu_seconds" in event.line:
                             progress(min(event.line["cpu_seconds"] / 60, self.minutes), self.minutes)
                         if "val_accuracy" in event.line:
-                            say(
-                                screen, f"{method}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
-                            )
+                            score = f"{event.line['val_accuracy']:.1%}"
+                            screen.write_line(f"{method}, meta-step {event.step}: validation {score}")
 
                     folder = self.out / f"{self.dataset}-{method}"
-                    progress.goes_on(seconds_spent(folder) / 60)
-                    done = run_method(
-                        method,
-                        folder,
-                        dataset,
-                        protocol,
-                        command=["metagrad", *words],
-                        report=report,
-                        stop=stop,
-                    )
-                if done is None:
-                    say(screen, "stopped and saved; the same command goes on")
+                    progress.begin_at(seconds_spent(folder) / 60)
+                    command = ["metagrad", *words]
+                    result = run_method(method, folder, dataset, protocol, command=command, report=report, stop=stop)
+                if result is None:
+                    screen.write_line("stopped and saved; the same command goes on")
                     return 130
-                rows.append(done[0])
-                curves += done[1]
+                rows.append(result[0])
+                curves += result[1]
         screen.print(_table(rows))
         write_figure(screen, self.out, f"{self.dataset}", draw_heads(curves, says), rows, protocol)
         return 0
 
 
 def _table(rows: Sequence[HeadsRow]) -> Table:
-    shown = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
+    lines = table("", "test accuracy", "meta-steps", "CPU s a step", "peak MB")
     for row in rows:
         accuracy, seconds = f"{row.accuracy:.1%} ± {row.ci95:.1%}", row.cpu_seconds / row.meta_steps
-        shown.add_row(row.method, accuracy, f"{row.meta_steps}", f"{seconds:.2f}", f"{row.megabytes:.0f}")
-    return shown
+        lines.add_row(row.method, accuracy, f"{row.meta_steps}", f"{seconds:.2f}", f"{row.megabytes:.0f}")
+    return lines

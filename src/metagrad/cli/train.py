@@ -19,8 +19,7 @@ from metagrad.cli.text import say
 from metagrad.errors import MetagradError, in_short
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from metagrad.cli.progress import Screen
     from metagrad.data import Dataset
     from metagrad.distributed import Ranks
     from metagrad.experiment.experiment import Experiment
@@ -35,37 +34,37 @@ class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
     dataset: str | None = arg(None, positional=True, metavar="DATASET")
-    """glyphs (letters of many scripts, nothing to download), omniglot (handwriting), cifar-fs and fc100 (small
-    photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (pictures of your own, with
-    --data-dir), or package.module:name of your own task source. More: metagrad data list."""
+    """Data set: glyphs (letters of many scripts, nothing to download), omniglot (handwriting), cifar-fs and fc100
+    (small photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (pictures of your own,
+    with --data-dir), or package.module:name of your own task source. metagrad data list tells more."""
     tasks: str | None = arg(None, metavar="SOURCE")
-    """DATASET by name: --tasks package.module:name. A whole number is --tasks-per-step."""
+    """Another way to give DATASET: --tasks package.module:name. A whole number means --tasks-per-step."""
     task_set: int | None = None
-    """Draw so many tasks once, take all of them at every meta-step in place of new ones, and let each go on from where
-    it ended (the deterministic form), for methods that differentiate implicitly. Default: new tasks every meta-step."""
+    """Draw this many tasks once and take all of them at every meta-step, each solved on from where it ended (the
+    deterministic form; for methods that differentiate implicitly). Default: new tasks at every meta-step."""
     run: Path | None = arg(None, metavar="DIR", aliases=("--run-dir",))
     """New directory for the run. Default: a new one under runs/, named by data set, method and time.
     Under torchrun write --run-dir: torchrun takes --run for its own."""
     resume: Path | None = arg(None, metavar="DIR")
-    """Continue this run, bit for bit, with the options it has; only --meta-steps may be raised with it, and --device
-    changed (then the tasks drawn from there on are others)."""
+    """Continue the run in this directory, bit for bit, with its own options. You can only raise --meta-steps and change
+    --device (which changes the tasks that are drawn from there on)."""
     init: Path | None = arg(None, metavar="RUN|FILE")
-    """Begin at the weights of another run (its best), of a model file, or of any safetensors file, where names and
-    shapes are those of the network; what is taken and what is not is printed."""
+    """Begin at the best weights of another run, at a model file, or at any safetensors file. Weights are taken where
+    name and shape match the network's; the command prints which are."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """With --resume or --init: package.module:name of your own code that the run names, to say that it may be imported.
-    Once for each."""
+    """With --resume or --init: your own code that the run names, as package.module:name: allow its import. Give it once
+    for each name."""
     data_dir: Path | None = arg(None, metavar="DIR")
-    """Folder with the data set's original files; for folder, the folder or zip of class folders itself. Default:
-    METAGRAD_DATA, else they are downloaded."""
+    """Folder with the data set's original files; of the data set folder, the folder or zip of class folders itself.
+    Default: METAGRAD_DATA, else they are downloaded."""
     split: Path | None = arg(None, metavar="FILE")
-    """folder: a JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
-    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, drawn once and for all.
+    """For folder: JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
+    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, always drawn alike.
     Folders in a class folder are part of the class, unless a split names them ("alphabet/character")."""
     strict: bool = False
-    """mini-imagenet, tiered-imagenet, folder: refuse a picture that cannot be read, rather than skip it."""
+    """For mini-imagenet, tiered-imagenet and folder: refuse a picture that cannot be read, rather than skip it."""
     tensorboard: bool = False
-    """Also write TensorBoard scalars into DIR/tensorboard (needs the package tensorboard)."""
+    """Also write scalars for TensorBoard into the run's directory (needs the package tensorboard)."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     plan: Plan = arg(None, hidden=True)
@@ -77,7 +76,7 @@ class Train:
         words = modern(words)
         plan = Plan.of(words)
         mine = options_of(cls)
-        sections = [Section("options", mine), *plan.sections()]
+        sections = [Section("", mine), *plan.sections()]
         given = read(prog, " ".join(str(cls.__doc__).split()), sections, words, explain=plan.explain)
         if given.get("tasks", "").lstrip("+-").isdecimal():
             given["budget.tasks_per_step"] = int(given.pop("tasks"))
@@ -96,7 +95,7 @@ class Train:
         else:
             self._check_source()
         allocator.keep_memory()
-        from metagrad.cli.progress import TrainProgress, console, data_progress
+        from metagrad.cli.progress import Screen, TrainProgress, data_progress
         from metagrad.distributed import joined
         from metagrad.experiment.loop import train_run
         from metagrad.experiment.setup import learned
@@ -104,7 +103,7 @@ class Train:
 
         writer = _tensorboard() if self.tensorboard else None
         with joined() as ranks:
-            screen = console(quiet=not ranks.first)
+            screen = Screen(quiet=not ranks.first)
             run, sources, resume = self._prepare(ranks, words, data_progress(screen))
             with run:
                 first = 0
@@ -113,7 +112,7 @@ class Train:
                     first = at.facts["step"]
                 if resume and "budget.meta_steps" in self.given:  # only now, that it is known to be able to go on
                     run.raise_meta_steps(self.given["budget.meta_steps"])
-                screen.print(f"run directory: {run.folder}", highlight=False, soft_wrap=True)
+                screen.write_line(f"run directory: {run.folder}")
                 steps = run.experiment.meta_steps
                 with (
                     Interrupt(quiet=not ranks.first) as stop,
@@ -126,11 +125,9 @@ class Train:
                     init = None if resume else self._weights()
                     outcome = train_run(run, sources, resume=resume, init=init, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
-            screen.print(
+            screen.write_line(
                 f"stopped and saved after meta-step {outcome.step}; continue with\n"
-                f"  metagrad train --resume {run.folder}",
-                highlight=False,
-                soft_wrap=True,
+                f"  metagrad train --resume {run.folder}"
             )
             return 130
         show_result(screen, outcome.result)
@@ -140,7 +137,7 @@ class Train:
                 with run:
                     _calibrate(screen, run, sources.dataset)
             page = _report(screen, run, sources.dataset)
-            screen.print(f"everything is in {run.folder}; look at {page} in a browser", highlight=False, soft_wrap=True)
+            screen.write_line(f"everything is in {run.folder}; look at {page} in a browser")
         return 0
 
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
@@ -180,6 +177,7 @@ class Train:
         return None if self.init is None else read_weights(self.init, code=self.code)
 
     def _open(self, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
+        from metagrad.data.sources import read_json
         from metagrad.distributed import launch_id, restarted
         from metagrad.experiment.api import opened_for
         from metagrad.experiment.run import Run
@@ -190,7 +188,7 @@ class Train:
         if resume is not None:
             return self._follow(Run.open(resume, code=self.code), True, progress)
         experiment = self.experiment()
-        split = None if self.split is None else _read_split(self.split)
+        split = None if self.split is None else read_json(self.split)
         init = self._weights()
         sources = opened_for(
             experiment, data_dir=self.data_dir, split=split, strict=self.strict, init=init, progress=progress
@@ -198,9 +196,9 @@ class Train:
         for note in sources.notes:
             say(note)
         folder = self.run or _default_folder(experiment)
-        where = None if init is None else init.where
+        origin = None if init is None else init.where
         command = ["metagrad", *words]
-        run = Run.create(folder, experiment, sources, command=command, launch=launch_id(), init=where)
+        run = Run.create(folder, experiment, sources, command=command, launch=launch_id(), init=origin)
         return run, sources, False
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
@@ -240,7 +238,7 @@ class Train:
             raise MetagradError(f"--strict is for data sets of pictures, not {self.source}: leave it out")
 
 
-def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
+def _calibrate(screen: Screen, run: Run, dataset: Dataset) -> None:
     """Find out how far the probabilities of classifiers that come of this run can be trusted."""
     from metagrad.classifier.calibrate import calibrate
     from metagrad.classifier.calibration import CALIBRATION
@@ -249,33 +247,27 @@ def _calibrate(screen: Console, run: Run, dataset: Dataset) -> None:
 
     with WorkProgress(screen, "calibrating probabilities") as progress:
         learner = Learner.of(run, calibrated=False)
-        found = calibrate(learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress)
-    run.write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
-    own = found.own
-    screen.print(
+        calibration = calibrate(
+            learner, dataset, tasks=max(4, min(60, run.experiment.budget.val_tasks)), progress=progress
+        )
+    run.write_measured(CALIBRATION, calibration.as_json(), learner.facts["digest"])
+    own = calibration.own
+    screen.write_line(
         f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "
-        f"(uncalibrated {own.ece_before:.1%}); {own.told()}",
-        highlight=False,
-        soft_wrap=True,
+        f"(uncalibrated {own.ece_before:.1%}); {own.told()}"
     )
 
 
-def _report(screen: Console, run: Run, dataset: Dataset | None) -> Path:
+def _report(screen: Screen, run: Run, dataset: Dataset | None) -> Path:
     """Write the page of a finished run into its directory; return where it is."""
-    from metagrad.report.runs import shown, write_page
+    from metagrad.report.runs import view_of, write_page
 
     out = run.folder / "report.html"
-    write_page([shown(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)
+    write_page([view_of(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)
     return out
 
 
 _WITH_RESUME = ("resume", "code", "budget.meta_steps", "compute.device", "data_dir", "tensorboard")
-
-
-def _read_split(path: Path) -> Any:
-    from metagrad.data.sources import read_json
-
-    return read_json(path)
 
 
 def _default_folder(experiment: Experiment) -> Path:
@@ -283,10 +275,8 @@ def _default_folder(experiment: Experiment) -> Path:
     from metagrad.experiment.episodes import episodes_of
 
     now = time.strftime("%Y%m%d-%H%M%S")
-    method, episodes = (
-        getattr(experiment.method, "name", type(experiment.method).__name__),
-        episodes_of(experiment.tasks),
-    )
+    method = getattr(experiment.method, "name", type(experiment.method).__name__)
+    episodes = episodes_of(experiment.tasks)
     if episodes is not None:
         name = f"{episodes.dataset}-{method}-{episodes.ways}way-{episodes.shots}shot-{now}"
     else:
@@ -314,7 +304,7 @@ def _tensorboard() -> Callable[[str], Any]:
 def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sources) -> Callable[[Event], None]:
     """Report an event and write its numbers for TensorBoard; at a validation, a task with what is said of it too."""
     from metagrad.classifier.learner import Learner
-    from metagrad.report.episodes import looked_at
+    from metagrad.report.episodes import judge_tasks
     from metagrad.report.figures import task_figure
 
     def both(event: Event) -> None:
@@ -324,17 +314,17 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
                 writer.add_scalar(name, value, event.step)
         if event.theta is not None and sources.dataset is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
-            (grid,), _ = looked_at(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
+            (grid,), _ = judge_tasks(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
             writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 
     return both
 
 
-def show_result(screen: Console, result: dict[str, Any]) -> None:
+def show_result(screen: Screen, result: dict[str, Any]) -> None:
     """Print a result with its interval and protocol, in one line."""
-    from metagrad.report.quantities import asked_of
+    from metagrad.report.quantities import protocol_text
 
     metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
     figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
-    screen.print(f"{metric} {figure}  ({asked_of(result['protocol'])})", highlight=False, soft_wrap=True)
+    screen.write_line(f"{metric} {figure}  ({protocol_text(result['protocol'])})")

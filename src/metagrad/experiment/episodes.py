@@ -33,8 +33,8 @@ class Episodes:
     queries:
         query images a class: what a task is judged on. Fewer make a step cheaper and noisier.
     image_size:
-        mini-imagenet, tiered-imagenet, folder: side of the pictures in pixels; time grows with its square. ``None``:
-        84.
+        side of the pictures in pixels, for mini-imagenet, tiered-imagenet and folder; time grows with its square.
+        ``None``: 84.
 
     Raises
     ------

@@ -31,20 +31,20 @@ class Outer:
     optimizer:
         name of a class of ``torch.optim``: ``"Adam"``, ``"AdamW"``, ``"SGD"``, ...
     lr:
-        its step size on the meta-learned weights.
+        step size of the optimiser on the meta-learned weights.
     schedule:
         course of the step size: ``"cosine"`` falls to 2 % of it at the end, ``"constant"`` stays.
     warmup:
-        meta-steps in which the step size rises to ``lr`` in a straight line.
+        meta-steps in which the step size rises linearly to its full value.
     weight_decay:
-        the optimiser's; learned hyper-parameters have none.
+        weight decay of the optimiser; it leaves learned hyper-parameters alone.
     momentum:
-        of optimisers that have one, such as SGD; ``None``: their own default.
+        momentum of an optimiser that has one, such as SGD; ``None``: the optimiser's own.
     clip_norm:
-        the gradient's norm is cut to this; ``None``: it is not.
+        largest norm of a meta-gradient: a longer one is scaled down to it; ``None``: no limit.
     average:
         decay, in (0, 1), of an exponential moving average of theta, which is what is validated, tested and kept as the
-        best; ``None``: theta itself is.
+        best; ``None``: no average.
 
     Raises
     ------
@@ -87,19 +87,19 @@ class Budget:
     Parameters
     ----------
     meta_steps:
-        in all; ``None``: the task source's suggestion, else 10,000.
+        meta-steps of the whole training; ``None``: the task source's suggestion, else 10,000.
     minutes:
-        of the clock, over all resumes, after which training ends if it has not before; ``None``: no limit.
+        most minutes of training by the clock, all resumes together; ``None``: no limit.
     tasks_per_step:
-        more make a meta-step's gradient less noisy and its time proportionally longer.
+        tasks of a meta-step. More make its gradient less noisy and its time proportionally longer.
     val_every:
         meta-steps between validations; ``None``: a tenth of all.
     val_tasks:
-        a validation, the same every time.
+        tasks of a validation, the same every time.
     test_tasks:
-        at the end; 0 leaves the test tasks alone and reports validation.
+        test tasks at the end; 0 leaves them alone and reports validation.
     checkpoint_seconds:
-        between checkpoints: at most this much work is lost to a power cut.
+        seconds between checkpoints: a power cut loses at most this much work.
 
     Raises
     ------
@@ -134,12 +134,12 @@ class Compute:
     Parameters
     ----------
     device:
-        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
     precision:
         digits of the factors in the network's products: ``"float32"`` has 24 bits; ``"tf32"`` has 11 and needs a GPU;
         ``"bf16"`` has 8.
     chunk:
-        tasks computed at once: memory follows it, results do not; ``None``: chosen for the cache.
+        tasks computed at once: more need more memory, results stay the same; ``None``: as suits the processor's cache.
 
     Raises
     ------

@@ -35,8 +35,8 @@ class Conv4Config:
     pooling:
         convolve with stride 1 and pool, in place of stride 2: slower, more accurate on photographs.
     norm:
-        normalise over the batch of a task (a prediction then depends on the other images), over groups of 8 channels
-        of an image, or over the whole image (layer).
+        what to normalise over: the batch of a task (``"batch"``; a prediction then depends on the other images),
+        groups of 8 channels of an image (``"group"``), or the whole image (``"layer"``).
 
     Raises
     ------

@@ -66,11 +66,11 @@ class CrossEntropy(ExampleLoss):
     Parameters
     ----------
     class_weight:
-        how much each class counts, C positive numbers; ``None``: all alike.
+        how much each class counts, a positive number for each; ``None``: all alike.
     label_smoothing:
-        in [0, 1): what part of the target is spread evenly over the classes.
+        share of the target, in [0, 1), that is spread evenly over the classes.
     ignore_index:
-        the label of what does not count at all.
+        label of examples that do not count at all.
 
     Raises
     ------

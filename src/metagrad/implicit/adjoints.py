@@ -79,8 +79,8 @@ class Implicit:
     linear_solver:
         how ``A u = v`` is solved.
     curvature:
-        ``"hessian"``, exact but often indefinite on networks; or ``"gauss_newton"``, positive semi-definite, for
-        objectives that show their structure (:class:`~metagrad.Composed`).
+        matrix A of the linear system: ``"hessian"``, exact but often indefinite on networks; or ``"gauss_newton"``,
+        positive semi-definite, for objectives that show their structure (:class:`~metagrad.Composed`).
     x0:
         where the linear solve starts, task-batched; ``None``: zero. Near u already, as from the step before on the same
         tasks, fewer products do.

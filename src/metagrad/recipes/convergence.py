@@ -27,24 +27,15 @@ WARM, COLD, SHRINKING, FIXED = "all tasks, warm start", "all tasks, cold start",
 
 @dataclass(frozen=True)
 class ConvergenceRow:
-    """Relative squared error ``‖theta − theta*‖² / ‖theta*‖²``, the mean over repetitions.
-
-    Attributes
-    ----------
-    form:
-        which of the four.
-    iteration:
-        meta-steps taken.
-    batch:
-        tasks a meta-step.
-    error:
-        the squared error; of ``"sampled"``, its mean over the last half of the iterations.
-    """
+    """One point of the curve of one of the four forms."""
 
     form: str
     iteration: int
+    """Meta-steps taken."""
     batch: int
+    """Tasks of each meta-step."""
     error: float
+    """``‖theta − theta*‖² / ‖theta*‖²``, mean over repetitions; of ``"sampled"`` over the last half too."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +79,9 @@ class Quadratics:
         solution = argmin(_inner, init, {"theta": leaf}, data, solver=solver, adjoint=adjoint)
         off = solution.value["phi"] - self.y[chosen]
         loss = off.square().sum(1).mean() / 2 + self.mu / 2 * leaf.square().sum()
-        (found,) = torch.autograd.grad(loss, leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf)
         assert solution.linear is not None
-        return found, {"phi": solution.value["phi"].detach()}, solution.linear.value
+        return gradient, {"phi": solution.value["phi"].detach()}, solution.linear.value
 
 
 def _inner(phi: Params, theta: Params, data: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -132,10 +123,10 @@ def _all_tasks(tasks: Quadratics, protocol: ConvergenceProtocol, *, warm: bool) 
     errors = []
     for _ in range(protocol.iterations):
         adjoint = Implicit(linear_solver=CG(max_steps=protocol.products, tol=0.0), x0=u)
-        slope, phi, u = tasks.gradient(theta, everyone, adjoint, solver, phi)
+        gradient, phi, u = tasks.gradient(theta, everyone, adjoint, solver, phi)
         if not warm:
             phi, u = cold, None
-        theta = theta - protocol.step * slope
+        theta = theta - protocol.step * gradient
         errors.append(float((theta - goal).square().sum() / goal.square().sum()))
     return errors
 
@@ -151,9 +142,9 @@ def _sampled(tasks: Quadratics, protocol: ConvergenceProtocol, batch: int, *, sh
     for step in range(protocol.iterations):
         chosen = torch.randint(len(tasks.c), (protocol.repeats, batch), generator=g)
         off = torch.einsum("rbpq,rq->rbp", to_phi[chosen], theta) + rest[chosen]
-        slope = torch.einsum("rbpq,rbp->rq", to_phi[chosen], off) / batch + tasks.mu * theta
-        length = protocol.step / (1 + step / protocol.shrink) if shrinking else protocol.step / 4
-        theta = theta - length * slope
+        gradient = torch.einsum("rbpq,rbp->rq", to_phi[chosen], off) / batch + tasks.mu * theta
+        lr = protocol.step / (1 + step / protocol.shrink) if shrinking else protocol.step / 4
+        theta = theta - lr * gradient
         errors[step] = (theta - goal).square().sum(1).mean() / goal.square().sum()
     return errors.tolist()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,15 @@ def draw_errors(rows: Sequence[ErrorRow], caption: str) -> Figure:
     figure = Figure(figsize=(8.4, 0.9 + 2.9 * len(spectra)), layout="constrained")
     panels = figure.subplots(len(spectra), len(solvers), sharex=True, sharey=True, squeeze=False)
     for axes, (spectrum, solver) in zip(panels.flat, ((a, b) for a in spectra for b in solvers), strict=True):
-        _error_panel(axes, [row for row in rows if (row.spectrum, row.solver) == (spectrum, solver)])
+        here = [row for row in rows if (row.spectrum, row.solver) == (spectrum, solver)]
+        for curve, (label, style) in _ERRORS.items():
+            mine = [row for row in here if (row.method, row.cg) == curve]
+            _curve(axes, mine, "inner_steps", "error", style, label)
+            steps, lowest, highest = (
+                [getattr(row, key) for row in mine] for key in ("inner_steps", "lowest", "highest")
+            )
+            axes.fill_between(steps, lowest, highest, color=style["color"], alpha=0.12, linewidth=0)
+        _plain(axes)
         axes.set_title(f"{_SPECTRA.get(spectrum, spectrum)}, {solver}", fontsize=10)
     for axes in panels[:, 0]:
         axes.set_ylabel("relative error of the meta-gradient", fontsize=9)
@@ -82,17 +90,6 @@ def draw_errors(rows: Sequence[ErrorRow], caption: str) -> Figure:
     return figure
 
 
-def _error_panel(axes: Axes, rows: Sequence[ErrorRow]) -> None:
-    for curve, (label, style) in _ERRORS.items():
-        mine = [row for row in rows if (row.method, row.cg) == curve]
-        steps = [row.inner_steps for row in mine]
-        axes.plot(steps, [row.error for row in mine], label=label, **{"linewidth": 1.6, "markersize": 4.5, **style})
-        band = [row.lowest for row in mine], [row.highest for row in mine]
-        axes.fill_between(steps, *band, color=style["color"], alpha=0.12, linewidth=0)
-    axes.set(xscale="log", yscale="log")
-    _plain(axes)
-
-
 def draw_rates(rows: Sequence[RateRow], caption: str) -> Figure:
     """Draw gradient evaluations, with their fitted exponents, and iterates held, against the condition number."""
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
@@ -100,18 +97,12 @@ def draw_rates(rows: Sequence[RateRow], caption: str) -> Figure:
     exponents = fits(rows)
     for curve, (label, style) in _RATES.items():
         mine = [row for row in rows if (row.method, row.solver) == curve]
-        kappas = [row.kappa for row in mine]
-        look = {"linewidth": 1.6, "markersize": 5, **style}
         if (fit := exponents.get(curve)) is not None:
             label += f": κ^({fit.value:.3f} ± {fit.error:.3f})"
-        work.plot(kappas, [row.evaluations for row in mine], label=label, **look)
-        memory.plot(kappas, [row.held for row in mine], **look)
-    work.set_ylabel("gradient evaluations", fontsize=9)
-    memory.set_ylabel("inner iterates held for the way back", fontsize=9)
-    for axes in (work, memory):
-        axes.set(xscale="log", yscale="log")
-        axes.set_xlabel("condition number κ", fontsize=9)
-        _plain(axes)
+        _curve(work, mine, "kappa", "evaluations", {"markersize": 5, **style}, label)
+        _curve(memory, mine, "kappa", "held", {"markersize": 5, **style})
+    _plain(work, "condition number κ", "gradient evaluations")
+    _plain(memory, "condition number κ", "inner iterates held for the way back")
     _around(figure, work, caption, columns=2)
     return figure
 
@@ -124,21 +115,17 @@ def draw_network(rows: Sequence[NetworkRow], caption: str) -> Figure:
     for (cosine, norm), (activation, lam) in zip(axes.T, panels, strict=True):
         here = [row for row in rows if (row.activation, row.lam) == (activation, lam)]
         for method, style in _NETWORK.items():
-            mine = [row for row in here if row.method == method]
-            look = {"linewidth": 1.6, "markersize": 4.5, **style}
-            cosine.plot([row.inner_steps for row in mine], [row.cosine for row in mine], label=method, **look)
+            _curve(cosine, [row for row in here if row.method == method], "inner_steps", "cosine", style, method)
         one = [row for row in here if row.method == here[0].method]
-        norm.plot(
-            [row.inner_steps for row in one], [row.grad_norm for row in one], color=_DARK, marker="o", markersize=4
+        _curve(
+            norm, one, "inner_steps", "grad_norm", {"color": _DARK, "marker": "o", "markersize": 4, "linewidth": 1.5}
         )
         norm.axhline(max(one[0].reference_grad_norm, 1e-8), color=_GREY, linestyle=(0, (5, 2)), linewidth=1.2)
         cosine.set_title(f"{activation}, λ = {lam:g}", fontsize=10)
         cosine.axhline(0, color="#bbbbbb", linewidth=0.8)
-        cosine.set(ylim=(-0.35, 1.05))
-        norm.set(xscale="log", yscale="log")
-        norm.set_xlabel("inner steps", fontsize=9)
-        for part in (cosine, norm):
-            _plain(part)
+        _plain(norm, "inner steps")
+        _plain(cosine)
+        cosine.set(yscale="linear", ylim=(-0.35, 1.05))  # its x axis is the norm's
     axes[0, 0].set_ylabel("cosine with the\naccurate meta-gradient", fontsize=9)
     axes[1, 0].set_ylabel("inner gradient norm\n(dashed: the accurate one's)", fontsize=9)
     _around(figure, axes[0, 0], caption, columns=4)
@@ -153,15 +140,11 @@ def draw_memory(rows: Sequence[MemoryRow], caption: str) -> Figure:
     for (memory, seconds), network in zip(panels.T, networks, strict=True):
         for method, style in _MEMORY.items():
             mine = [row for row in rows if (row.network, row.method) == (network, method)]
-            look = {"linewidth": 1.6, "markersize": 4.5, **style}
-            steps = [row.inner_steps for row in mine]
-            memory.plot(steps, [row.megabytes for row in mine], label=method, **look)
-            seconds.plot(steps, [row.seconds for row in mine], **look)
+            _curve(memory, mine, "inner_steps", "megabytes", style, method)
+            _curve(seconds, mine, "inner_steps", "seconds", style)
         memory.set_title(network, fontsize=10)
-        seconds.set_xlabel("inner steps", fontsize=9)
-        for axes in (memory, seconds):
-            axes.set(xscale="log", yscale="log")
-            _plain(axes)
+        _plain(memory)
+        _plain(seconds, "inner steps")
     panels[0, 0].set_ylabel("peak tensor memory of\none meta-gradient, MB", fontsize=9)
     panels[1, 0].set_ylabel("seconds", fontsize=9)
     _around(figure, panels[0, 0], caption, columns=4)
@@ -173,16 +156,11 @@ def draw_convergence(rows: Sequence[ConvergenceRow], caption: str) -> Figure:
     figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     steps, batches = figure.subplots(1, 2)
     for form, style in _CONVERGENCE.items():
-        mine = [row for row in rows if row.form == form]
-        steps.plot([row.iteration for row in mine], [row.error for row in mine], label=form, **style)
+        _curve(steps, [row for row in rows if row.form == form], "iteration", "error", style, form)
     fixed = [row for row in rows if row.form not in _CONVERGENCE]
-    batches.plot([row.batch for row in fixed], [row.error for row in fixed], color=_DARK, marker="o", linewidth=1.6)
-    steps.set_xlabel("meta-steps", fontsize=9)
-    steps.set_ylabel("relative squared error of theta", fontsize=9)
-    batches.set_xlabel("tasks a meta-step (sampled, steps of fixed length)", fontsize=9)
-    for axes in (steps, batches):
-        axes.set(xscale="log", yscale="log")
-        _plain(axes)
+    _curve(batches, fixed, "batch", "error", {"color": _DARK, "marker": "o", "markersize": 6})
+    _plain(steps, "meta-steps", "relative squared error of theta")
+    _plain(batches, "tasks a meta-step (sampled, steps of fixed length)")
     _around(figure, steps, caption, columns=3)
     return figure
 
@@ -198,9 +176,7 @@ def draw_heads(rows: Sequence[CurveRow], caption: str) -> Figure:
         marker = "o" if len(mine) == 1 else ""  # a line of one point is not seen
         minutes, accuracy = [row.cpu_seconds / 60 for row in mine], [100 * row.accuracy for row in mine]
         axes.plot(minutes, accuracy, label=method, marker=marker, **style)
-    axes.set_xlabel("processor minutes of training", fontsize=9)
-    axes.set_ylabel("validation accuracy, %", fontsize=9)
-    _plain(axes)
+    _plain(axes, "processor minutes of training", "validation accuracy, %", scale="linear")
     _around(figure, axes, caption, columns=4)
     return figure
 
@@ -211,7 +187,19 @@ def save(figure: Figure, path: Path, form: str) -> None:
         figure.savefig(path, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
 
 
-def _plain(axes: Axes) -> None:
+def _curve(axes: Axes, rows: Sequence[Any], x: str, y: str, style: Mapping[str, Any], label: str | None = None) -> None:
+    """Draw a field of the rows against another."""
+    look = {"linewidth": 1.6, "markersize": 4.5, **style}
+    axes.plot([getattr(row, x) for row in rows], [getattr(row, y) for row in rows], label=label, **look)
+
+
+def _plain(axes: Axes, x: str = "", y: str = "", *, scale: str = "log") -> None:
+    """Label the axes, and leave out what says nothing."""
+    axes.set(xscale=scale, yscale=scale)
+    if x:
+        axes.set_xlabel(x, fontsize=9)
+    if y:
+        axes.set_ylabel(y, fontsize=9)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)

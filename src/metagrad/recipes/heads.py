@@ -27,29 +27,21 @@ _VALIDATE = 100  # meta-steps between validations
 
 @dataclass(frozen=True)
 class HeadsRow:
-    """What a method came to in its time.
-
-    Attributes
-    ----------
-    method:
-        which.
-    accuracy, ci95:
-        on test classes, fraction, with the half width of its 95 % interval.
-    val_accuracy:
-        of the same weights, on validation classes.
-    meta_steps, cpu_seconds:
-        taken; processor time of training and validation, all threads, which other programs do not lengthen.
-    megabytes:
-        peak of tensor memory over one meta-gradient, in units of 2²⁰ bytes.
-    """
+    """What a method reached in its time."""
 
     method: str
     accuracy: float
+    """Accuracy on test classes, a fraction."""
     ci95: float
+    """Half width of its 95 % interval."""
     val_accuracy: float
+    """Accuracy of the same weights on validation classes."""
     meta_steps: int
+    """Meta-steps taken."""
     cpu_seconds: float
+    """Processor time of training and validation, all threads, which other programs do not lengthen."""
     megabytes: float
+    """Peak of tensor memory over one meta-gradient, in units of 2²⁰ bytes."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +73,7 @@ def experiment(method: HeadMethod, dataset: str, protocol: HeadsProtocol) -> Exp
         method=methods[method],
         outer=Outer(lr=protocol.outer_lr, schedule="constant"),
         budget=Budget(
-            meta_steps=10**7,
-            tasks_per_step=protocol.tasks,
-            val_every=_VALIDATE,
-            test_tasks=protocol.test_tasks,
+            meta_steps=10**7, tasks_per_step=protocol.tasks, val_every=_VALIDATE, test_tasks=protocol.test_tasks
         ),
         seed=protocol.seed,
     )
@@ -134,15 +123,9 @@ def run_method(
         run.write_measured("result.json", result | {"train_cpu_seconds": facts["cpu_seconds"]}, result["weights"])
         algorithm, model = build_for(run, sources)
         tasks = sources.train(protocol.tasks, generator=torch.Generator().manual_seed(protocol.seed))
-        row = HeadsRow(
-            method,
-            result["value"],
-            result["ci95"],
-            result["val_score"],
-            facts["step"],
-            facts["cpu_seconds"],
-            peak(algorithm, model, tasks),
-        )
+        memory = peak(algorithm, model, tasks)
+        spent_on = facts["step"], facts["cpu_seconds"]
+        row = HeadsRow(method, result["value"], result["ci95"], result["val_score"], *spent_on, memory)
         return row, curve(method, run.metrics())
 
 

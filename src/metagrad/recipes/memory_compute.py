@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,32 +38,27 @@ from metagrad.recipes.protocols import MemoryProtocol
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """One meta-gradient.
-
-    Attributes
-    ----------
-    network, method, inner_steps:
-        what was measured.
-    megabytes:
-        peak of tensor memory over one meta-gradient, above what was held before it, in units of 2²⁰ bytes.
-    seconds:
-        time of one, the least of three.
-    """
+    """Cost of one meta-gradient."""
 
     network: str
     method: str
     inner_steps: int
     megabytes: float
+    """Peak of tensor memory over one meta-gradient, above what was held before it, in units of 2²⁰ bytes."""
     seconds: float
+    """Time of one meta-gradient, the least of three."""
 
 
 @dataclass(frozen=True)
-class Slope:
-    """How memory grows: megabytes a step, and the exponent of the steps, both by least squares over all of them."""
+class Growth:
+    """How memory grows with the steps, by least squares."""
 
     per_step: float
+    """Megabytes of one step more."""
     exponent: float
-    ratio: float  # most steps over one
+    """Exponent of the steps."""
+    ratio: float
+    """Memory of the most steps over that of the fewest."""
 
 
 def methods() -> Mapping[str, Callable[[int], Algorithm]]:
@@ -204,13 +199,13 @@ def duration(algorithm: Algorithm, model: nn.Module, tasks: Tasks) -> float:
     return best
 
 
-def slopes(rows: list[MemoryRow]) -> dict[tuple[str, str], Slope]:
-    """Fit each curve."""
-    found = {}
+def growth(rows: Sequence[MemoryRow]) -> dict[tuple[str, str], Growth]:
+    """Fit each curve that has three points or more; by (network, method)."""
+    fits = {}
     for curve in dict.fromkeys((row.network, row.method) for row in rows):
         mine = [row for row in rows if (row.network, row.method) == curve]
         if len(mine) < 3:
             continue
         steps, memory = [row.inner_steps for row in mine], [row.megabytes for row in mine]
-        found[curve] = Slope(line(steps, memory).value, power_law(steps, memory).value, memory[-1] / memory[0])
-    return found
+        fits[curve] = Growth(line(steps, memory).value, power_law(steps, memory).value, memory[-1] / memory[0])
+    return fits

@@ -26,32 +26,24 @@ Report = Callable[[float, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorRow:
-    """One point of a curve.
-
-    Attributes
-    ----------
-    spectrum:
-        ``"few"`` or ``"spread"`` eigenvalues.
-    solver:
-        of the inner problem.
-    method:
-        ``"iMAML"`` or ``"MAML"``.
-    cg:
-        most CG steps, ``"solved"`` for as many as it takes, empty for MAML.
-    inner_steps:
-        gradient steps from theta.
-    error, lowest, highest:
-        ‖g − g*‖ / ‖g*‖: median, smallest and largest over tasks.
-    """
+    """One point of a curve; errors are ‖g − g*‖ / ‖g*‖."""
 
     spectrum: str
+    """``"few"`` or ``"spread"`` eigenvalues."""
     solver: str
+    """Solver of the inner problem."""
     method: str
+    """``"iMAML"`` or ``"MAML"``."""
     cg: str
+    """Most CG steps, ``"solved"`` for as many as it takes, empty for MAML."""
     inner_steps: int
+    """Gradient steps from theta."""
     error: float
+    """Median over tasks."""
     lowest: float
+    """Smallest over tasks."""
     highest: float
+    """Largest over tasks."""
 
 
 def grid(most: int) -> list[int]:

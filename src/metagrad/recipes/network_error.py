@@ -49,33 +49,27 @@ ADJOINTS: dict[str, Adjoint] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """One point of a curve.
-
-    Attributes
-    ----------
-    activation, lam, method:
-        which curve.
-    inner_steps:
-        gradient steps with a line search from theta.
-    grad_norm, residual:
-        means over tasks: inner gradient norm reached, relative residual of the linear solve (nan without one).
-    error, cosine, length:
-        beside the accurate gradient: ‖g − g*‖ / ‖g*‖, cosine, ‖g‖ / ‖g*‖.
-    reference_grad_norm, reference_min_curvature:
-        behind the accurate gradient, the worst over tasks: inner gradient norm, smallest curvature met.
-    """
+    """One point of the curve of an activation, a strength and a method; g* is the accurate gradient."""
 
     activation: str
     lam: float
     method: str
     inner_steps: int
+    """Gradient steps with a line search from theta."""
     grad_norm: float
+    """Inner gradient norm reached, mean over tasks."""
     residual: float
+    """Relative residual of the linear solve, mean over tasks; nan without one."""
     error: float
+    """‖g − g*‖ / ‖g*‖."""
     cosine: float
+    """Cosine of g and g*."""
     length: float
+    """‖g‖ / ‖g*‖."""
     reference_grad_norm: float
+    """Inner gradient norm behind g*, the largest over tasks."""
     reference_min_curvature: float
+    """Smallest curvature met behind g*, the smallest over tasks."""
 
 
 def measure(

@@ -11,179 +11,124 @@ HeadMethod = Literal["maml", "anil", "itd-bio", "memory-reduced", "memory-reduce
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorProtocol:
-    """Of the error of the meta-gradient against inner steps.
-
-    Attributes
-    ----------
-    kappa:
-        condition number of the inner objective's Hessian.
-    dims:
-        number of weights of a task, at least 5.
-    tasks:
-        number of tasks, T.
-    inner_steps:
-        most inner steps.
-    seed:
-        of the tasks.
-    """
+    """Error of the meta-gradient against inner steps."""
 
     kappa: float = 1000.0
+    """Condition number of the inner objective's Hessian."""
     dims: int = 50
+    """Number of weights of a task, at least 5."""
     tasks: int = 16
+    """Number of tasks, T."""
     inner_steps: int = 1000
+    """Largest number of inner steps."""
     seed: int = 0
+    """Seed of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateProtocol:
-    """Of the gradient evaluations needed against the condition number.
-
-    Attributes
-    ----------
-    kappas:
-        condition numbers above 1.
-    target:
-        ‖g − g*‖ / ‖g*‖ to reach in every task.
-    dims:
-        number of weights of a task. CG is exact after as many steps as there are eigenvalues: with so many it stays
-        far from that.
-    tasks:
-        number of tasks, T.
-    unrolled:
-        largest condition number at which gradient descent is unrolled too, which holds all of its steps in memory.
-    seed:
-        of the tasks.
-    """
+    """Gradient evaluations needed against the condition number."""
 
     kappas: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+    """Condition numbers above 1."""
     target: float = 1e-6
+    """‖g − g*‖ / ‖g*‖ to reach in every task."""
     dims: int = 2000
+    """Number of weights of a task. As many CG steps would be exact: with so many, it stays far from that."""
     tasks: int = 4
+    """Number of tasks, T."""
     unrolled: float = 300.0
+    """Largest condition number at which gradient descent is unrolled too, which holds all of its steps in memory."""
     seed: int = 0
+    """Seed of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkProtocol:
-    """What the error on a trained network is measured on.
-
-    Attributes
-    ----------
-    tasks:
-        training tasks, averaged in one meta-gradient.
-    lams:
-        strengths of the proximal term: the default of the command, and the paper's.
-    steps:
-        inner steps at which the meta-gradient is taken.
-    seed:
-        of the tasks.
-    """
+    """Error of the meta-gradient on a trained network."""
 
     tasks: int = 4
+    """Number of training tasks, averaged in one meta-gradient."""
     lams: tuple[float, ...] = (0.1, 2.0)
+    """Strengths of the proximal term: the default of the command, and the paper's."""
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    """Numbers of inner steps at which the meta-gradient is taken."""
     seed: int = 0
+    """Seed of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryProtocol:
-    """Of memory and time of one meta-gradient against inner steps.
-
-    Attributes
-    ----------
-    steps:
-        inner steps (of Hessian-free: Newton steps of 5 products).
-    queries:
-        query images a class.
-    most_megabytes, most_seconds:
-        a point that would take more is left out.
-    device:
-        where to compute.
-    seed:
-        of weights and images, on which memory does not depend.
-    """
+    """Memory and time of one meta-gradient against inner steps."""
 
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Numbers of inner steps (of Hessian-free: Newton steps of 5 products)."""
     queries: int = 5
+    """Query images of each class."""
     most_megabytes: float = 6000.0
+    """A point that would take more memory is left out."""
     most_seconds: float = 40.0
+    """A point that would take longer is left out."""
     device: str = "cpu"
+    """Where to compute."""
     seed: int = 0
+    """Seed of weights and images, on which memory does not depend."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvergenceProtocol:
-    """Of how memory-reduced meta-learning converges.
-
-    Attributes
-    ----------
-    few, many:
-        tasks of the deterministic form; tasks that the stochastic one draws from.
-    dims, shared:
-        weights of a task; entries of theta.
-    kappa:
-        condition number of the inner problems.
-    inner_steps, products:
-        steps of descent and of conjugate gradients a meta-step, in the deterministic form.
-    iterations, step:
-        meta-steps; their length (a quarter of it where a fixed one is drawn with).
-    shrink:
-        meta-steps after which the shrinking length is halved.
-    batches:
-        tasks drawn a meta-step.
-    repeats:
-        repetitions of the stochastic form, over which the squared error is averaged.
-    seed:
-        of tasks and draws.
-    """
+    """Convergence of memory-reduced meta-learning, with all tasks at every step or with sampled ones."""
 
     few: int = 20
+    """Number of tasks of the form with all tasks."""
     many: int = 2000
+    """Number of tasks that the sampled form draws from."""
     dims: int = 10
+    """Number of weights of a task."""
     shared: int = 5
+    """Number of entries of theta."""
     kappa: float = 20.0
+    """Condition number of the inner problems."""
     inner_steps: int = 3
+    """Gradient descent steps in each meta-step of the form with all tasks."""
     products: int = 2
+    """Conjugate gradient steps in each meta-step of the form with all tasks."""
     iterations: int = 2000
+    """Number of meta-steps."""
     step: float = 0.2
+    """Outer step size; the sampled form with a fixed one takes a quarter of it."""
     shrink: float = 50.0
+    """Number of meta-steps after which the shrinking step size is halved."""
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Numbers of tasks drawn at each meta-step."""
     repeats: int = 64
+    """Repetitions of the sampled form, over which the squared error is averaged."""
     seed: int = 0
+    """Seed of tasks and draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsProtocol:
-    """Of the comparison of memory-reduced meta-learning with MAML, ANIL and ITD-BiO, at equal time.
+    """Memory-reduced meta-learning beside MAML, ANIL and ITD-BiO, at equal time, in tasks of 5 classes.
 
     Defaults are the paper's (Yang, Ma and Yu 2025) but for the time, which it does not bound.
-
-    Attributes
-    ----------
-    minutes:
-        processor time of each method's training.
-    shots, queries:
-        images a class, of 5 classes.
-    tasks:
-        tasks a meta-step.
-    filters:
-        width of the network of four convolutions with pooling.
-    outer_lr:
-        step size of Adam.
-    features:
-        whether the head-only methods see the images once or at every inner step, as published.
-    test_tasks:
-        tasks of the last look.
-    seed:
-        of weights and tasks.
     """
 
     minutes: float = 60.0
+    """Processor time of each method's training."""
     shots: int = 5
+    """Support images of each class."""
     queries: int = 15
+    """Query images of each class."""
     tasks: int = 32
+    """Tasks of each meta-step."""
     filters: int = 64
+    """Width of the network of four convolutions with pooling."""
     outer_lr: float = 1e-4
+    """Step size of Adam."""
     features: Literal["cached", "recomputed"] = "cached"
+    """When head-only methods compute the body's features: once, or at every inner step, as published."""
     test_tasks: int = 600
+    """Number of test tasks at the end."""
     seed: int = 0
+    """Seed of weights and tasks."""

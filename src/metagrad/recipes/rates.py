@@ -30,32 +30,24 @@ Work = Callable[[float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RateRow:
-    """What one method needs at one condition number.
-
-    Attributes
-    ----------
-    kappa:
-        condition number.
-    method, solver:
-        ``"iMAML"`` (its linear system by CG) or ``"MAML"``, and the inner solver.
-    inner_steps, products:
-        inner gradients, and products with the curvature.
-    evaluations:
-        their sum.
-    held:
-        inner iterates that the way back needs: MAML's are all its steps, iMAML's is the last.
-    error:
-        ‖g − g*‖ / ‖g*‖ reached, the largest over tasks.
-    """
+    """What one method needs at one condition number."""
 
     kappa: float
+    """Condition number."""
     method: str
+    """``"iMAML"`` (its linear system by CG) or ``"MAML"``."""
     solver: str
+    """Inner solver."""
     inner_steps: int
+    """Inner gradients."""
     products: int
+    """Products with the curvature."""
     evaluations: int
+    """Sum of both."""
     held: int
+    """Inner iterates that the backward pass needs: all of MAML's, the last of iMAML's."""
     error: float
+    """‖g − g*‖ / ‖g*‖ reached, the largest over tasks."""
 
 
 def fits(rows: Sequence[RateRow]) -> dict[tuple[str, str], Fit]:

@@ -29,31 +29,22 @@ _LAM = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """T tasks and the answer to them.
-
-    Attributes
-    ----------
-    objective:
-        the inner objective g of one task; a function of ``phi["w"]``, (d,), and ``data``.
-    data:
-        theta, (T, d), to what ``argmin`` takes as data.
-    theta:
-        (T, d), where the prox term pulls each task's phi, and where the search for phi begins.
-    query_features, query_labels:
-        (T, m, d) and (T, m).
-    solution:
-        phi*, (T, d).
-    exact:
-        dF/dtheta, (T, d).
-    """
+    """T tasks, their solutions and their exact meta-gradients."""
 
     objective: Composed
+    """Inner objective g of one task; a function of ``phi["w"]``, (d,), and ``data``."""
     data: Callable[[Tensor], Any]
+    """Function of theta, (T, d), to what ``argmin`` takes as data."""
     theta: Tensor
+    """(T, d), where the proximal term pulls each task's phi, and where the search for phi begins."""
     query_features: Tensor
+    """(T, m, d)."""
     query_labels: Tensor
+    """(T, m)."""
     solution: Tensor
+    """phi*, (T, d)."""
     exact: Tensor
+    """dF/dtheta, (T, d)."""
 
     def query_loss(self, phi: Tensor) -> Tensor:
         """Return f, summed over tasks."""
@@ -150,8 +141,8 @@ def solve(regression: Regression, solver: InnerSolver, start: Tensor | None = No
     theta = regression.theta
     init = {"w": theta if start is None else start}
     with torch.no_grad():
-        found = argmin(regression.objective, init, {}, regression.data(theta), solver=solver, adjoint=FirstOrder())
-    return found.value["w"]
+        solution = argmin(regression.objective, init, {}, regression.data(theta), solver=solver, adjoint=FirstOrder())
+    return solution.value["w"]
 
 
 def meta_gradient(regression: Regression, solver: InnerSolver, adjoint: Adjoint, start: Tensor | None = None) -> Tensor:
@@ -159,8 +150,8 @@ def meta_gradient(regression: Regression, solver: InnerSolver, adjoint: Adjoint,
     theta = regression.theta.clone().requires_grad_()
     init = {"w": theta if start is None else start}
     solution = argmin(regression.objective, init, {}, regression.data(theta), solver=solver, adjoint=adjoint)
-    (found,) = torch.autograd.grad(regression.query_loss(solution.value["w"]), theta)
-    return found
+    (gradient,) = torch.autograd.grad(regression.query_loss(solution.value["w"]), theta)
+    return gradient
 
 
 def as_found(problem: Problem, init: Params) -> Params:
@@ -169,9 +160,9 @@ def as_found(problem: Problem, init: Params) -> Params:
     return init
 
 
-def relative_error(found: Tensor, exact: Tensor) -> Tensor:
-    """Return ‖found − exact‖ / ‖exact‖ per task, (T,)."""
-    return (found - exact).norm(dim=1) / exact.norm(dim=1)
+def relative_error(gradient: Tensor, exact: Tensor) -> Tensor:
+    """Return ‖gradient − exact‖ / ‖exact‖ per task, (T,)."""
+    return (gradient - exact).norm(dim=1) / exact.norm(dim=1)
 
 
 def _query(truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

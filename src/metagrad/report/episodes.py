@@ -1,4 +1,4 @@
-"""Tasks as pictures: what a run was shown, what it said of the rest, and which classes it takes for each other."""
+"""Tasks as pictures: support images, predictions for query images, and the classes that a run confuses."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from metagrad.classifier.learner import Learner
 from metagrad.data import Dataset
 from metagrad.fewshot import TaskSource
 
-TASKS = 60  # looked at for a page
+TASKS = 60  # that a page judges
 
 
 @dataclass(frozen=True)
-class Guess:
-    """A query image: the picture, the class said with its probability, and whether it was right."""
+class Prediction:
+    """A query image: the picture, the predicted class with its probability, and whether it is right."""
 
     picture: str
-    said: str
+    label: str
     probability: float
     right: bool
 
 
 @dataclass(frozen=True)
 class Row:
-    """One class of a task: its name, its support images and what was said of its query images."""
+    """One class of a task: its name, its support images and the predictions for its query images."""
 
     name: str
     support: list[str]
-    query: list[Guess]
+    query: list[Prediction]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Confusion:
     pictures: tuple[str, str]
 
 
-def looked_at(
+def judge_tasks(
     learner: Learner, dataset: Dataset, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
 ) -> tuple[list[list[Row]], list[Confusion]]:
     """Return some validation tasks as pictures, and the pairs of classes most often mistaken.
@@ -97,11 +97,11 @@ def _grid(x: Tensor, y: Tensor, query: Tensor, truth: Tensor, p: Tensor, called:
     rows = []
     for way, name in enumerate(called):
         best, index = p[truth == way].max(-1)
-        guesses = [
-            Guess(png(image), called[i], b, i == way)
+        predictions = [
+            Prediction(png(image), called[i], b, i == way)
             for image, b, i in zip(query[truth == way][:5], best.tolist(), index.tolist(), strict=False)
         ]
-        rows.append(Row(name, [png(image) for image in x[y == way][:5]], guesses))
+        rows.append(Row(name, [png(image) for image in x[y == way][:5]], predictions))
     return rows
 
 

@@ -54,19 +54,19 @@ class Panel:
 
 def panels(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Panel]:
     """Return the figures that the runs' metrics make, ``(label, lines)`` each: one for each key that has numbers."""
-    found = [_panel(one, runs) for one in quantities([line for _, lines in runs for line in lines])]
-    return [panel for panel in found if any(value != 0 for curve in panel.curves for value in curve.values)]
+    drawn = [_panel(one, runs) for one in quantities([line for _, lines in runs for line in lines])]
+    return [panel for panel in drawn if any(value != 0 for curve in panel.curves for value in curve.values)]
 
 
 def _panel(quantity: Quantity, runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> Panel:
     key, scale, curves = quantity.key, quantity.scale, []
     for number, (label, lines) in enumerate(runs):
-        found = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
-        if not found or (quantity.log and not any(value for _, value, _ in found)):  # nothing was to be solved
+        points = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
+        if not points or (quantity.log and not any(value for _, value, _ in points)):  # nothing was to be solved
             continue
-        ci = [line.get("val_ci95", 0.0) * scale for *_, line in found if key == f"val_{metric_of(line)}"]
-        steps, values = [step for step, *_ in found], [value for _, value, _ in found]
-        curves.append(_thinned(Curve(label, steps, values, ci if len(ci) == len(found) else None, number)))
+        ci = [line.get("val_ci95", 0.0) * scale for *_, line in points if key == f"val_{metric_of(line)}"]
+        steps, values = [step for step, *_ in points], [value for _, value, _ in points]
+        curves.append(_thinned(Curve(label, steps, values, ci if len(ci) == len(points) else None, number)))
     return Panel(quantity.title, quantity.unit, curves, quantity.log, quantity.more)
 
 
@@ -142,20 +142,20 @@ def _embedded(text: str, title: str) -> str:
 
 
 def task_figure(rows: Sequence[Row]) -> Figure:
-    """Draw a task, one class a row: what was learned from, then what was asked, with what was said of it."""
+    """Draw a task, one class a row: its support images, then its query images with their predictions."""
     wide = max(len(row.support) + len(row.query) for row in rows)
     figure = Figure(figsize=(1.15 * wide, 1.3 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), wide, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
     for row, axes in zip(rows, grid, strict=True):
-        shown = [(picture, "learned from", "#8a8a8a") for picture in row.support]
-        shown += [
-            (guess.picture, f"{'✓' if guess.right else guess.said[-14:]} {guess.probability:.0%}",
-             "#5f9e4a" if guess.right else "#c8553d")
-            for guess in row.query
+        cells = [(picture, "learned from", "#8a8a8a") for picture in row.support]
+        cells += [
+            (prediction.picture, f"{'✓' if prediction.right else prediction.label[-14:]} {prediction.probability:.0%}",
+             "#5f9e4a" if prediction.right else "#c8553d")
+            for prediction in row.query
         ]  # fmt: skip
-        for axis, (picture, title, color) in zip(axes, shown, strict=False):
+        for axis, (picture, title, color) in zip(axes, cells, strict=False):
             pixels = Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGB")
             axis.imshow(pixels)
             axis.set_axis_on()
@@ -171,7 +171,7 @@ def described(panel: Panel) -> str:
     """Say in words what a panel shows, for those who do not see it."""
     unit = f" {panel.unit}" if panel.unit else ""
 
-    def said(curve: Curve) -> str:
+    def words(curve: Curve) -> str:
         first, last, least, greatest = (
             f"{value:.3g}{unit}" for value in (curve.values[0], curve.values[-1], min(curve.values), max(curve.values))
         )
@@ -180,4 +180,4 @@ def described(panel: Panel) -> str:
             f"least {least}, greatest {greatest}"
         )
 
-    return "; ".join(said(curve) for curve in panel.curves)
+    return "; ".join(words(curve) for curve in panel.curves)

@@ -14,9 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from metagrad.classifier.calibration import Calibration
 from metagrad.report.episodes import TASKS, Confusion, Row
 from metagrad.report.figures import described, legend, panels, svg
-from metagrad.report.quantities import asked_of, metric_of_result, number
-
-__all__ = ["Shown", "asked_of", "page"]
+from metagrad.report.quantities import metric_of_result, number, protocol_text
 
 # Published accuracies, per cent with 95 % intervals: of the iMAML paper, table 2, and of the papers it cites there.
 _OMNIGLOT = {
@@ -35,7 +33,7 @@ _PUBLISHED = {"omniglot": _OMNIGLOT, "mini-imagenet": _MINI}
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunView:
     """A run as the page shows it.
 
     Attributes
@@ -43,11 +41,11 @@ class Shown:
     label:
         what it is called here.
     about:
-        what was asked, flat: option and value.
+        its options, flat: name and value.
     record, lines, result, calibration:
         ``config.json``, ``metrics.jsonl``, ``result.json`` (may be empty), ``calibration.json`` if any.
     grids, hardest:
-        what :func:`metagrad.report.episodes.looked_at` found; empty where the data are not at hand.
+        what :func:`metagrad.report.episodes.judge_tasks` returns; empty where the data are not at hand.
     """
 
     label: str
@@ -60,7 +58,7 @@ class Shown:
     hardest: list[Confusion]
 
 
-def page(runs: Sequence[Shown]) -> str:
+def page(runs: Sequence[RunView]) -> str:
     """Return the whole page."""
     pages = Environment(
         loader=PackageLoader("metagrad.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -85,21 +83,21 @@ def page(runs: Sequence[Shown]) -> str:
     )
 
 
-def _values(runs: Sequence[Shown]) -> tuple[str, list[tuple[str, str]]]:
-    """Return what the results are of, and each run's: its value, then the rest of what is to be said of it."""
+def _values(runs: Sequence[RunView]) -> tuple[str, list[tuple[str, str]]]:
+    """Return the metric of the results, and of each run its value and what stands beside it."""
     metrics = dict.fromkeys(metric_of_result(run.result) for run in runs if run.result)
-    found = []
+    values = []
     for run in runs:
         if not run.result:
-            found.append(("not finished", ""))
+            values.append(("not finished", ""))
             continue
         metric = metric_of_result(run.result)
         rest = f"± {number(metric, run.result['ci95'], 2)}" + (f", {metric}" if len(metrics) > 1 else "")
-        found.append((number(metric, run.result["value"], 4), rest))
-    return next(iter(metrics)) if len(metrics) == 1 else "result", found
+        values.append((number(metric, run.result["value"], 4), rest))
+    return next(iter(metrics)) if len(metrics) == 1 else "result", values
 
 
-def _facts(runs: Sequence[Shown]) -> list[tuple[str, list[str]]]:
+def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Return rows of what else came of the runs, those that some run has."""
     names = ("on", "validation, each image by itself", "probabilities off by", "training", "peak memory")
     columns = []
@@ -107,7 +105,7 @@ def _facts(runs: Sequence[Shown]) -> list[tuple[str, list[str]]]:
         result, calibration = run.result, run.calibration
         last = next((line for line in reversed(run.lines) if "seconds" in line), None)
         columns.append([
-            asked_of(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
+            protocol_text(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
             f"{calibration.own.accuracy:.1%}" if calibration else "–",
             f"{calibration.own.ece:.1%}" if calibration else "–",
             f"{_duration(last['seconds'])}, {last['step']} meta-steps" if last else "–",
@@ -123,14 +121,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _published(runs: Sequence[Shown]) -> list[tuple[str, int, int, dict[str, str]]]:
-    found = []
+def _published(runs: Sequence[RunView]) -> list[tuple[str, int, int, dict[str, str]]]:
+    tables = []
     for about in (run.about for run in runs):
         name, ways, shots = str(about.get("dataset")), about.get("ways", 0), about.get("shots", 0)
         numbers = _PUBLISHED.get(name, {}).get((ways, shots))
-        if numbers is not None and (name, ways, shots, numbers) not in found:
-            found.append((name, ways, shots, numbers))
-    return found
+        if numbers is not None and (name, ways, shots, numbers) not in tables:
+            tables.append((name, ways, shots, numbers))
+    return tables
 
 
 def _short(name: str) -> str:
@@ -138,8 +136,8 @@ def _short(name: str) -> str:
     return "/".join(name.split("/")[-2:])
 
 
-def _options(runs: Sequence[Shown]) -> list[tuple[str, list[str], bool]]:
-    """Return rows of what was asked: the option, its value in each run, and whether they differ."""
+def _options(runs: Sequence[RunView]) -> list[tuple[str, list[str], bool]]:
+    """Return rows of options: the name, its value in each run, and whether the values differ."""
     facts = [{**run.about, **run.record["versions"]} for run in runs]
     rows = []
     for name in dict.fromkeys(key for fact in facts for key in fact):
@@ -149,14 +147,14 @@ def _options(runs: Sequence[Shown]) -> list[tuple[str, list[str], bool]]:
     return rows
 
 
-def _command(run: Shown) -> str:
+def _command(run: RunView) -> str:
     """Return what repeats a run: its command, or a program where it began in Python."""
     if run.record["command"]:
         return shlex.join(run.record["command"])
-    asked = run.record["experiment"]
-    if isinstance(asked["network"], dict) and "module" in asked["network"]:
+    experiment = run.record["experiment"]
+    if isinstance(experiment["network"], dict) and "module" in experiment["network"]:
         return f"# {run.label!r} began in Python, with a module for its network: run that program again"
-    named = set(re.findall(r'"([^\W\d][\w.]*:[^\W\d][\w.]*)"', json.dumps(asked, ensure_ascii=False)))
+    named = set(re.findall(r'"([^\W\d][\w.]*:[^\W\d][\w.]*)"', json.dumps(experiment, ensure_ascii=False)))
     code = sorted(name for name in named if not name.startswith(("metagrad:", "metagrad.", "torch.nn")))
     return (
         f"# {run.label!r} began in Python\nfrom metagrad import Run, train\n"

@@ -59,25 +59,26 @@ def metric_of(line: dict[str, Any]) -> str:
 
 
 def quantities(lines: Sequence[dict[str, Any]]) -> list[Quantity]:
-    """Return what can be drawn of these lines: what is known first, then every other key."""
+    """Return what can be drawn of these lines: known keys first, then every other key."""
     metrics = dict.fromkeys(metric_of(line) for line in lines)
-    found = []
+    known = []
     for name in metrics:
-        said = name.replace("_", " ")
+        title = name.replace("_", " ")
+        title = title[:1].upper() + title[1:]
         percent = ("%", 100.0) if is_share(name) else ("", 1.0)
         if name != "loss":
-            found.append(Quantity(f"val_{name}", f"{said[:1].upper()}{said[1:]} on validation tasks", *percent))
-            found.append(Quantity(name, f"{said[:1].upper()}{said[1:]} on training tasks", *percent))
+            known.append(Quantity(f"val_{name}", f"{title} on validation tasks", *percent))
+            known.append(Quantity(name, f"{title} on training tasks", *percent))
     unit = "nats" if "accuracy" in metrics else ""
     losses = [
         Quantity("val_loss", "Query loss on validation tasks", unit),
         Quantity("loss", "Query loss on training tasks", unit),
     ]
-    found += [one for one in losses if not _twice(one.key, lines)]
-    found += _SOLVED
-    known = {one.key for one in found} | {"step", "val_ci95", "val_loss", "loss"}
-    others = dict.fromkeys(key for line in lines for key in line if key not in known)
-    return found + [Quantity(key, key.replace("_", " "), more=True) for key in others]
+    known += [one for one in losses if not _twice(one.key, lines)]
+    known += _SOLVED
+    keys = {one.key for one in known} | {"step", "val_ci95", "val_loss", "loss"}
+    others = dict.fromkeys(key for line in lines for key in line if key not in keys)
+    return known + [Quantity(key, key.replace("_", " "), more=True) for key in others]
 
 
 def _twice(key: str, lines: Sequence[dict[str, Any]]) -> bool:
@@ -102,8 +103,8 @@ def metric_of_result(result: dict[str, Any]) -> str:
     return str(result.get("metric", "accuracy")).removeprefix("test_").removeprefix("val_").replace("_", " ")
 
 
-def asked_of(protocol: dict[str, Any]) -> str:
-    """Say how the tasks of a result were drawn, as far as its protocol tells."""
+def protocol_text(protocol: dict[str, Any]) -> str:
+    """Return how the tasks of a result were drawn, in words, as far as its protocol tells."""
     words = [f"{protocol['dataset']} {protocol['split']}"]
     if "ways" in protocol:
         words.append(f"{protocol['ways']}-way {protocol['shots']}-shot")

@@ -18,8 +18,8 @@ from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import described
 from metagrad.experiment.run import Run
 from metagrad.files import write_text
-from metagrad.report.episodes import Confusion, Row, looked_at
-from metagrad.report.page import Shown, page
+from metagrad.report.episodes import Confusion, Row, judge_tasks
+from metagrad.report.page import RunView, page
 from metagrad.strict_json import is_number
 
 Busy = Callable[[str], AbstractContextManager[Any]]
@@ -54,40 +54,40 @@ def write(runs: Run | Sequence[Run], out: str | Path, *, data_dir: str | Path | 
         report.write(Run.open("runs/first"), "first.html")
     """
     several = [runs] if isinstance(runs, Run) else list(runs)
-    found = []
+    views = []
     for run in several:
         dataset = None
         if run.dataset is not None and run.has("best"):
             with contextlib.suppress(MetagradError):
                 dataset = run.open_tasks(data_dir=data_dir, device="cpu").dataset
-        found.append(shown(run, run.folder.resolve().name, dataset))
-    write_page(found, Path(out), follow=True)
+        views.append(view_of(run, run.folder.resolve().name, dataset))
+    write_page(views, Path(out), follow=True)
     return Path(out)
 
 
-def shown(run: Run, label: str, dataset: Dataset | None, *, busy: Busy = _quietly) -> Shown:
+def view_of(run: Run, label: str, dataset: Dataset | None, *, busy: Busy = _quietly) -> RunView:
     """Return what a page shows of a run; tasks as pictures where the data are at hand."""
     lines = _metrics(run)
     best = run.load("best").digest if run.has("best") else None
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
-    # A bilevel problem gives no network that says something of a picture.
+    # A bilevel problem gives no network that classifies pictures.
     if dataset is not None and run.has("best") and hasattr(run.experiment.method, "weights"):
-        with busy("looking at tasks"):
-            grids, hardest = looked_at(Learner.of(run), dataset)
+        with busy("judging tasks"):
+            grids, hardest = judge_tasks(Learner.of(run), dataset)
     calibration = Calibration.of_run(run, best)
-    return Shown(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
+    return RunView(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of a run's curve, and say what is wrong with them."""
+    """Return the lines of a run's curve, and warn of what is wrong with them."""
     lines = run.metrics() if run.metrics_path.exists() else []
-    if run.has("last") and (said := run.metrics_fault(run.load("last"))) is not None:
-        warnings.warn(said, MetagradWarning, stacklevel=2)
+    if run.has("last") and (fault := run.metrics_fault(run.load("last"))) is not None:
+        warnings.warn(fault, MetagradWarning, stacklevel=2)
     return lines
 
 
-def write_page(runs: list[Shown], out: Path, *, follow: bool = False, busy: Busy = _quietly) -> None:
+def write_page(runs: list[RunView], out: Path, *, follow: bool = False, busy: Busy = _quietly) -> None:
     """Write the page of these runs; a file that is there is replaced once the new one is whole.
 
     ``follow``: if ``out`` is a link, what it leads to is replaced; for a path that a person named.
@@ -109,19 +109,19 @@ def write_page(runs: list[Shown], out: Path, *, follow: bool = False, busy: Busy
 
 def _result(run: Run, weights: str | None) -> dict[str, Any]:
     """Return the result of a run that is finished; of another, nothing."""
-    found = run.read_measured("result.json", weights)
-    if found is None:
+    result = run.read_measured("result.json", weights)
+    if result is None:
         return {}
     try:
-        protocol = found["protocol"]
-        numbers = [found["value"], found["ci95"], found.get("peak_memory_mb", 0)]
+        protocol = result["protocol"]
+        numbers = [result["value"], result["ci95"], result.get("peak_memory_mb", 0)]
         numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
-        texts = [protocol["dataset"], protocol["split"], found.get("metric", "")]
+        texts = [protocol["dataset"], protocol["split"], result.get("metric", "")]
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("a number or a name is none")
-        found["protocol"]["transductive"] = bool(protocol["transductive"])
+        result["protocol"]["transductive"] = bool(protocol["transductive"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MetagradError(
             f"{run.folder / 'result.json'} is damaged ({in_short(error)}): restore or remove it"
         ) from error
-    return found
+    return result

@@ -37,7 +37,7 @@ class ProtoNet(base.Method):
     Parameters
     ----------
     head:
-        the network's last module, which is left out: a pattern of parameter names, or the module.
+        the network's last module, which is left out, by a pattern of its parameters' names. In Python also the module.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`; of the query set. Targets are labels.
 
@@ -99,10 +99,12 @@ class R2D2(base.Method):
 
     Parameters
     ----------
-    l2, scale:
-        what they begin at.
+    l2:
+        strength of the ridge penalty at the start; it is learned.
+    scale:
+        factor of the logits at the start; it is learned.
     head:
-        the network's last module, which is left out: a pattern of parameter names, or the module.
+        the network's last module, which is left out, by a pattern of its parameters' names. In Python also the module.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`; of the query set. The ridge regression has the squared error always.
 

@@ -37,11 +37,11 @@ class AdaptsHead(base.AdaptsWeights):
     Parameters
     ----------
     head:
-        what adapts: a pattern of parameter names, or a module of the network.
+        the weights that a task adapts, by a pattern of their names. In Python also a module of the network.
     features:
-        ``"cached"``: the body runs once, and every inner step and product begins at its outputs; the head must be the
-        network's last module. ``"recomputed"``: the body runs at each step, as in published implementations. Both
-        give the same gradients to rounding.
+        when the body computes its features of the images: once (``"cached"``; the head must be the network's last
+        module), or anew at every inner step and product, as published implementations do (``"recomputed"``). The
+        gradients are the same to rounding.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
     """
@@ -99,8 +99,10 @@ class ANIL(AdaptsHead):
 
     Parameters
     ----------
-    inner_lr, inner_steps:
-        step size and number of gradient descent steps on the support loss, from the meta-learned head.
+    inner_lr:
+        step size of gradient descent on the support loss.
+    inner_steps:
+        number of gradient descent steps on the support loss, from the meta-learned head.
     head, features:
         see :class:`AdaptsHead`.
 
@@ -131,10 +133,12 @@ class BOIL(base.AdaptsWeights):
 
     Parameters
     ----------
-    inner_lr, inner_steps:
-        step size and number of gradient descent steps on the support loss.
+    inner_lr:
+        step size of gradient descent on the support loss.
+    inner_steps:
+        number of gradient descent steps on the support loss.
     head:
-        what does not adapt: a pattern of parameter names, or a module of the network.
+        the weights that do not adapt, by a pattern of their names. In Python also a module of the network.
 
     Raises
     ------
@@ -167,7 +171,7 @@ class FromFixedHead(AdaptsHead):
     Parameters
     ----------
     l2:
-        strength of ``(l2 / 2) ‖phi‖²`` in the inner problem; at 0 it has no one solution, and its linear system none.
+        strength of ``(l2 / 2) ‖phi‖²`` in the inner problem, which at 0 has no unique solution.
     head, features:
         see :class:`AdaptsHead`.
     """
@@ -206,8 +210,10 @@ class ITDBiO(FromFixedHead):
 
     Parameters
     ----------
-    inner_lr, inner_steps:
-        step size and number of gradient descent steps.
+    inner_lr:
+        step size of gradient descent on the inner problem.
+    inner_steps:
+        number of gradient descent steps.
     l2, head, features:
         see :class:`FromFixedHead` and :class:`AdaptsHead`.
 

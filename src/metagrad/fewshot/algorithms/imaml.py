@@ -29,18 +29,19 @@ class IMAML(base.AdaptsWeights):
     Parameters
     ----------
     lam:
-        strength of the pull towards theta; larger adapts less. Where it is learned, what it begins at.
+        strength of the pull towards theta; larger adapts less. A learned one begins at this.
     learn_lam:
-        ``"fixed"``, or learned with the weights: one number (``"scalar"``), one for each tensor (``"tensor"``), one
-        for each parameter (``"parameter"``). theta then holds its logarithm under names that begin with ``.log_lam``.
+        whether ``lam`` is learned with the weights: not at all (``"fixed"``), as one number (``"scalar"``), one for
+        each tensor (``"tensor"``) or one for each parameter (``"parameter"``). theta then holds its logarithm under
+        names that begin with ``.log_lam``.
     solver:
         how a task is solved; any inner solver will do. The default is 5 steps of descent of size 0.4.
     adjoint:
         how the solution is differentiated. The default is ``Implicit(curvature="gauss_newton")``: the exact Hessian is
         indefinite on ReLU networks at usual ``lam``.
     adapts:
-        the weights that a task adapts: one pattern of their names, as a shell reads it (``"head.*"``), or a module of
-        the network. Others are meta-learned and shared by the tasks.
+        the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
+        the others, which are meta-learned. In Python also a module of the network.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 

@@ -23,20 +23,22 @@ class MAML(base.AdaptsWeights):
 
     Parameters
     ----------
-    inner_lr, inner_steps:
-        step size and number of gradient descent steps on the support loss.
+    inner_lr:
+        step size of gradient descent on the support loss.
+    inner_steps:
+        number of gradient descent steps on the support loss.
     learn_lr:
-        ``"fixed"``, or a step size that is learned with the weights and begins at ``inner_lr``: one number
-        (``"scalar"``), one for each tensor (``"tensor"``), one for each parameter (``"parameter"``). theta then holds
-        its logarithm under names that begin with ``.log_lr``.
+        whether the step size is learned with the weights, from ``inner_lr`` on: not at all (``"fixed"``), as one
+        number (``"scalar"``), one for each tensor (``"tensor"``) or one for each parameter (``"parameter"``). theta
+        then holds its logarithm under names that begin with ``.log_lr``.
     truncate:
-        differentiate the last so many steps only (truncated MAML); 0 is first-order MAML. ``None``: all.
+        differentiate only this many of the last steps (truncated MAML); 0 is first-order MAML. ``None``: all.
     checkpoint:
-        keep one iterate out of so many and take the steps between again in the backward pass: the same gradient, the
-        least memory at the root of ``inner_steps``. ``None``: keep all.
+        keep one iterate out of this many and take the steps between again in the backward pass. The gradient is the
+        same; the square root of ``inner_steps`` needs the least memory. ``None``: keep all.
     adapts:
-        the weights that a task adapts: one pattern of their names, as a shell reads it (``"head.*"``), or a module of
-        the network. Others are meta-learned and shared by the tasks.
+        the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
+        the others, which are meta-learned. In Python also a module of the network.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 
@@ -80,7 +82,7 @@ def MetaSGD(
 ) -> MAML:
     """MAML with a learned step size for each parameter: Li, Zhou, Chen and Li, "Meta-SGD", 2017.
 
-    Theirs may turn negative; ours is learned as its logarithm.
+    Theirs may turn negative; ours is learned as its logarithm. Parameters as in :class:`MAML`.
     """
     return MAML(inner_lr=inner_lr, inner_steps=inner_steps, learn_lr="parameter", loss=loss, metric=metric)
 

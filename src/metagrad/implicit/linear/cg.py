@@ -45,9 +45,9 @@ class CG:
         solve ``(A + damping I) u = b`` instead; residual, curvature and first-order answer are those of this system.
     preconditioner:
         a symmetric positive definite M near A whose inverse is cheap: fewer steps where it evens out the eigenvalues.
-        A function ``r -> M⁻¹ r`` of task-batched parameters, which leaves r as it is; or ``"shift"``, M = Λ + damping
-        with the operator's diagonal shift Λ, for a ``lam`` that differs between parameters (entries that are not
-        positive count as 1). Stopping and residual are those of the system as it stands.
+        ``"shift"``: M = Λ + damping with the operator's diagonal shift Λ, for a ``lam`` that differs between
+        parameters (entries that are not positive count as 1). Stopping and residual are those of the system without
+        it. In Python also a function ``r -> M⁻¹ r`` of task-batched parameters, which leaves r as it is.
     history:
         whether the solution carries the residuals of all steps.
 

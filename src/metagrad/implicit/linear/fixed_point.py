@@ -25,7 +25,7 @@ class FixedPoint:
     Parameters
     ----------
     lr:
-        step size.
+        step size, below ``2 / L`` for the largest eigenvalue L of A.
     max_steps:
         most steps; each is one product with A.
     tol:
@@ -82,7 +82,7 @@ def _require_shrunk(operator: Operator, b: Params, lr: float, start: Tensor, nor
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann:
-    """Sum ``terms`` terms of ``A⁻¹ b = lr Σ (I − lr A)ⁱ b`` (Lorraine, Vicol and Duvenaud 2020).
+    """Sum the first terms of ``A⁻¹ b = lr Σ (I − lr A)ⁱ b`` (Lorraine, Vicol and Duvenaud 2020).
 
     The sum is what ``terms`` fixed-point steps from zero make of b, and is computed so: see :class:`FixedPoint` for
     when it converges and what is raised. From ``x0`` on it is the series of ``b − A x0``.
@@ -90,7 +90,7 @@ class Neumann:
     Parameters
     ----------
     terms:
-        terms summed; each costs one product with A.
+        number of terms; each costs one product with A.
     lr:
         scale of A in the series, below ``2 / L`` for the largest eigenvalue L.
 

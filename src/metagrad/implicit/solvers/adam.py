@@ -20,12 +20,12 @@ class Adam:
     Parameters
     ----------
     lr:
-        step size: about how far each parameter moves a step. A number or a function of theta.
+        step size: about how far each parameter moves a step. In Python also a function of theta.
     max_steps:
         most steps, at least 1.
     tol:
-        a task stops once its gradient norm is at most this; 0: all take ``max_steps``. With a constant ``lr`` Adam
-        circles the solution at a distance of about ``lr``.
+        a task stops once its gradient norm is at most this; 0: all take ``max_steps``. With a constant step
+        size Adam circles the solution at a distance of about one step.
     betas:
         decay of the first and the second moment, in [0, 1).
     eps:

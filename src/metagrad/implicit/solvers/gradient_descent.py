@@ -21,17 +21,17 @@ class GradientDescent:
     Parameters
     ----------
     lr:
-        step size, below ``2 / L`` for gradients with Lipschitz constant L. A number, or a function of theta (a tensor,
-        or one for each name of phi): a learned step size, which has a gradient where the steps are unrolled.
+        step size, below ``2 / L`` for gradients with Lipschitz constant L. In Python also a function of theta (to a
+        tensor, or one for each name of phi): a learned step size, which has a gradient where the steps are unrolled.
     max_steps:
         most steps, at least 1.
     tol:
         a task stops once its gradient norm is at most this; 0: all take ``max_steps``.
     momentum:
-        in [0, 1); heavy ball (Polyak 1964), ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
+        heavy-ball momentum, in [0, 1) (Polyak 1964): ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
     line_search:
-        begin each task's first step with ``lr``, halve a step until g falls enough, and try twice the last length
-        next. Lengths found so are constants to an unrolled gradient. Excludes momentum.
+        begin each task's first step with the step size, halve a step until g falls enough, and try twice the last
+        length next. An unrolled gradient takes these lengths as constants. Does not go with momentum.
 
     Raises
     ------

@@ -32,12 +32,12 @@ class HessianFree:
     tol:
         a task stops once its gradient norm is at most this; 0: all take ``max_steps``.
     cg_steps:
-        most conjugate gradient steps a direction; the paper's is 5.
+        most conjugate gradient steps for a direction; the paper takes 5.
     curvature:
-        ``"gauss_newton"`` for objectives that show their structure, or ``"hessian"``, along whose negative directions
-        no step is taken.
+        matrix of a Newton step: ``"gauss_newton"``, for objectives that show their structure, or ``"hessian"``, along
+        whose negative directions no step is taken.
     damping:
-        μ at the first step.
+        Levenberg-Marquardt damping μ at the first step.
 
     Raises
     ------

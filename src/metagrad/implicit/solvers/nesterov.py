@@ -22,13 +22,13 @@ class Nesterov:
     Parameters
     ----------
     lr:
-        step size, at most ``1 / L``: half of what plain descent bears. A number or a function of theta.
+        step size, at most ``1 / L``: half of what plain descent bears. In Python also a function of theta.
     max_steps:
         most steps, at least 1.
     tol:
         a task stops once its gradient norm (at y, which is then returned) is at most this; 0: all take ``max_steps``.
     convexity:
-        μ, the smallest curvature of g, where it is known: ``β = (1 − √(lr μ)) / (1 + √(lr μ))``. ``None``: β grows as
+        smallest curvature μ of g, where it is known: ``β = (1 − √(lr μ)) / (1 + √(lr μ))``. ``None``: β grows as
         for merely convex g, and each task begins anew when a step goes uphill (O'Donoghue and Candès 2015), which
         finds the rate without knowing μ.
 
