@@ -22,7 +22,7 @@ from metagrad.experiment import (
     TaskSet,
     train,
 )
-from metagrad.experiment.values import from_json, imported, to_json
+from metagrad.experiment.values import from_json, to_json
 from metagrad.fewshot import (
     ANIL,
     BOIL,
@@ -40,6 +40,7 @@ from metagrad.fewshot import (
     Sinusoids,
     SquaredError,
 )
+from metagrad.named_code import imported
 
 SHORT = Budget(meta_steps=12, tasks_per_step=2, val_every=4, val_tasks=4, test_tasks=6)
 CURVES = Sinusoids(shots=4, queries=4)

@@ -24,8 +24,9 @@ from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
 from metagrad.experiment.record import LARGEST_IMAGE
-from metagrad.experiment.values import NotNamedError, from_json, to_json
+from metagrad.experiment.values import from_json, to_json
 from metagrad.files import require_readable, require_text
+from metagrad.named_code import NotNamedError
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 

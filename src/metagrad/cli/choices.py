@@ -126,8 +126,8 @@ class Plan:
         return part.build(given, dataset=self.source) if ":" not in str(self.source) else _made(part, given, named=True)
 
     def _method(self, given: Given) -> Any:
-        from metagrad.experiment.values import imported
         from metagrad.implicit import FirstOrder
+        from metagrad.named_code import imported
 
         more: dict[str, Any] = {}
         if "loss" in self.parts:
@@ -223,7 +223,7 @@ def _nested(role: str, choice: str | None, method: Part) -> Part:
 
 def _made(part: Part, given: Given, *, named: bool = False) -> Any:
     """Return a part's value; other code of one's own is the value itself, or its path where ``named``."""
-    from metagrad.experiment.values import imported
+    from metagrad.named_code import imported
 
     made = imported(part.path, code=(part.path,))
     if dataclasses.is_dataclass(made) and isinstance(made, type):

@@ -75,7 +75,8 @@ class Part:
         MetagradError
             for a field outside its range; by the name of its option.
         """
-        from metagrad.experiment.values import build, imported
+        from metagrad.experiment.values import build
+        from metagrad.named_code import imported
 
         made: Any = imported(self.path, code=(self.path,))
         options = {one.name.split(".")[1]: one for one in self.options}
@@ -94,7 +95,7 @@ class Part:
 def own(role: str, path: str) -> dict[str, Any]:
     """Return the record of code of one's own."""
     from metagrad.cli.describe import described, summary
-    from metagrad.experiment.values import imported
+    from metagrad.named_code import imported
 
     code = imported(path, code=(path,))
     if not callable(code):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from metagrad.errors import MetagradError, in_short
-from metagrad.experiment.values import imported
 from metagrad.fewshot import MLP, Conv4, ResNet12
+from metagrad.named_code import imported
 
 Norm = Literal["batch", "group", "layer"]
 

@@ -19,7 +19,8 @@ from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.sources import Sources
-from metagrad.experiment.values import CLASS, NotNamedError, from_json
+from metagrad.experiment.values import CLASS, from_json
+from metagrad.named_code import NotNamedError
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
 from metagrad.version import VERSION

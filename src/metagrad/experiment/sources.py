@@ -13,10 +13,10 @@ from torch import Tensor
 
 from metagrad.data import Dataset, Progress
 from metagrad.errors import MetagradError, in_short
-from metagrad.experiment.values import imported
 from metagrad.fewshot import Tasks
 from metagrad.fewshot.task_set import WarmTasks
 from metagrad.fewshot.tasks import groups_of
+from metagrad.named_code import imported
 from metagrad.seeds import Seeds
 
 TaskSource = Callable[..., Any]

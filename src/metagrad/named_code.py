@@ -1,0 +1,73 @@
+"""Code by its import path, ``"package.module:name"``: what is not ours is imported only if the caller names it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import types
+from collections.abc import Collection
+from typing import Any
+
+from metagrad.errors import MetagradError, in_short
+
+
+class NotNamedError(MetagradError):
+    """A file names code outside of metagrad that the caller did not allow."""
+
+
+def imported(path: Any, *, code: Collection[str] = ()) -> Any:
+    """Return the function or class at ``"package.module:name"``.
+
+    Raises
+    ------
+    MetagradError
+        if the path is none, is not allowed, or leads nowhere.
+    """
+    if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
+        raise MetagradError(f"{in_short(repr(path), 60)} is no import path: write package.module:name")
+    ours = path.startswith(_OURS)
+    if not ours and path not in code:
+        raise NotNamedError(
+            f"{path} is code outside of metagrad, which opening a file does not run: name it again if you trust it "
+            f"(code=[{path!r}], or --code {path})"
+        )
+    module, name = path.split(":")
+    target: Any = _module(module, path)
+    for part in name.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
+            raise MetagradError(f"{module} has no {name}: look at the spelling of {path}") from None
+    home = getattr(target, "__module__", None) or ""
+    if ours and not (
+        callable(target) and f"{home}.".startswith(("metagrad.", "torch."))
+    ):  # what a module imported is not its own
+        raise MetagradError(f"{path} is no function or class of metagrad or torch.nn")
+    return target
+
+
+_OURS = ("metagrad:", "metagrad.", "torch.nn:", "torch.nn.")
+
+
+def _module(name: str, path: str) -> types.ModuleType:
+    """Import a module, also one that lies in the current folder."""
+    if name == "__main__":
+        return sys.modules["__main__"]
+    here = os.getcwd()
+    added = here not in sys.path and "" not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise MetagradError(
+                f"{path}: there is no module {error.name} here: run from the folder it is in, or install it"
+            ) from error
+        raise MetagradError(f"{path} cannot be imported: {in_short(error)}") from error
+    except Exception as error:  # whatever somebody's module does
+        raise MetagradError(f"{path} cannot be imported: {type(error).__name__}: {in_short(error)}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
