@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from metagrad import strict_json
-from metagrad.data.classes import Dataset, ImageClasses
+from metagrad.data.classes import Classes, Dataset, ImageClasses
 from metagrad.data.names import short
 from metagrad.errors import MetagradError
+
+_Classes = TypeVar("_Classes", bound=Classes)
 
 SPLITS = ("train", "val", "test")
 
@@ -72,23 +74,22 @@ def dataset(
     content:
         digest of the images.
     """
-    first, start = {}, 0
-    for label, count in counts.items():
-        first[label] = start
-        start += count
-
-    def part(names: list[str]) -> ImageClasses:
-        return ImageClasses(
-            images,
-            torch.tensor([counts[name] for name in names], dtype=torch.int64, device="cpu"),
-            tuple(names),
-            torch.tensor([first[name] for name in names], dtype=torch.int64, device="cpu"),
-        )
-
-    train, val, test = (part(split[which]) for which in SPLITS)
+    train, val, test = (part_of(images, counts, split[which], ImageClasses) for which in SPLITS)
     made_of = json.dumps([content, preprocessing, [split[which] for which in SPLITS]])
     digest = hashlib.sha256(made_of.encode()).hexdigest()
     return Dataset(name, train, val, test, False, preprocessing, digest, notes)
+
+
+def part_of(data: Tensor, counts: dict[str, int], names: Sequence[str], kind: type[_Classes]) -> _Classes:
+    """Return some classes of rows that lie class after class in the order of ``counts``; they share the array."""
+    each = torch.tensor(list(counts.values()), dtype=torch.int64, device="cpu")
+    first = dict(zip(counts, (each.cumsum(0) - each).tolist(), strict=True))
+    return kind(
+        data,
+        torch.tensor([counts[name] for name in names], dtype=torch.int64, device="cpu"),
+        tuple(names),
+        torch.tensor([first[name] for name in names], dtype=torch.int64, device="cpu"),
+    )
 
 
 def blocks(

@@ -26,7 +26,7 @@ from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 
 _NAMED = 3  # files in a note
-_RECIPE = 3  # raise it whenever decoding changes
+RECIPE = 3  # raise it whenever decoding changes
 
 
 def preprocessing(size: int) -> str:
@@ -41,7 +41,7 @@ class Pictures:
     Attributes
     ----------
     images:
-        uint8, ``(N, 3, size, size)``, in a file.
+        uint8, ``(N, 3, size, size)``, in a file; or, where only these are kept, the features of each, ``(N, ...)``.
     counts:
         pictures of each class, named by its folders (``"animals/cat"``), in the order of ``images``.
     digest:
@@ -133,7 +133,7 @@ def load(
     """
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
     seen = fingerprint(source)
-    how = f"{_RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}\0{nested}"
+    how = f"{RECIPE}\0{source.resolve()}\0{seen}\0{size}\0{labels is not None}\0{nested}"
     entry = cache / f"seen-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
     facts_at = cache / f"{entry.name}.json"
 
@@ -156,7 +156,7 @@ def load(
         found["empty"] = sorted({*there.empty, *unread})
         write_facts(facts_at, found)
 
-    return _refuse(prepared(entry, look, build, what=f"the pictures of {source}", anew=anew), strict, source)
+    return refuse(prepared(entry, look, build, what=f"the pictures of {source}", anew=anew), strict, source)
 
 
 _FACTS = ("counts", "digest", "skipped", "twice", "archives", "others", "empty", "shared", "folders")
@@ -179,10 +179,11 @@ def _are_facts(facts: dict[str, Any]) -> bool:
 
 
 def _stem(digest: str, size: int) -> str:
-    return f"rows-v{_RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
+    return f"rows-v{RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
 
 
-def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+def refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+    """Return pictures that can be used; raise as :func:`load` does."""
     if strict and pictures.skipped:
         name, why = next(iter(pictures.skipped.items()))
         raise MetagradError(
@@ -234,7 +235,7 @@ def _decode_all(
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
             ordered = sorted(names, key=lambda name: names[name])
             for some in (ordered[first : first + 256] for first in range(0, len(ordered), 256)):
-                for name, result in zip(some, pool.map(lambda name: _decode(members, name, size), some), strict=True):
+                for name, result in zip(some, pool.map(lambda name: decoded(members, name, size), some), strict=True):
                     done += 1
                     if progress is not None and done % 64 == 0:
                         progress(done, len(names), "decoding pictures")
@@ -259,7 +260,7 @@ def _decode_all(
     return {**found, "shared": [list(pair) for pair in shared]}
 
 
-def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
+def decoded(members: Members, name: str, size: int) -> np.ndarray | str:
     """Return uint8 ``(3, size, size)``, or why there is none."""
     try:
         data = members.read(name)
