@@ -1,4 +1,4 @@
-"""Features in place of pictures: the same tasks are drawn from them, and the same is said of files that are left out."""
+"""Features in place of pictures: the same tasks are drawn from them, and the same files are left out."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from strokes import dataset
 from torch.nn import functional
 
 from metagrad import MetagradError
-from metagrad.data import ImageClasses, cache, folder, folder_features, pictures
+from metagrad.data import ImageClasses, cache, folder, folder_features
 from metagrad.data.feature_folders import stores
 from metagrad.data.features import (
     FeatureExtractor,

@@ -78,8 +78,8 @@ class FeatureStore:
 
     Several processes may use one store. What an interrupted or killed process computed is kept. An altered row is
     computed anew, with a warning. Where nothing can be written (full disk, no permission), features are computed all
-    the same and held in memory, with a warning. The digits of a row may differ in the last place from those that another
-    batch or machine would give, as a network's outputs do.
+    the same and held in memory, with a warning. As all outputs of a network, a row may differ in its last digits from
+    what another batch or machine would give.
 
     Attributes
     ----------
