@@ -249,12 +249,12 @@ def test_a_download_replaces_a_link_and_is_fetched_once(tmp_path, monkeypatch):
 
 
 def use_pictures(place, note):
-    decode = pictures._decode
-    pictures._decode = lambda members, name, size: (note(), decode(members, name, size))[1]
+    decode = pictures.decode_member
+    pictures.decode_member = lambda members, name, size: (note(), decode(members, name, size))[1]
     try:
         return folder.load(place / "set", size=SIZE, cache_dir=place / "cache").digest
     finally:
-        pictures._decode = decode
+        pictures.decode_member = decode
 
 
 def use_rows(place, note):

@@ -81,6 +81,26 @@ def write_text(path: Path, text: str, *, refused: Callable[[OSError], MetagradEr
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"), refused=refused, follow=follow)
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Open a file of our own, which is no link, pipe or device, and return its descriptor.
+
+    Parameters
+    ----------
+    flags:
+        as of :func:`os.open`.
+
+    Raises
+    ------
+    OSError
+        if the system refuses, or there is something else.
+    """
+    file = os.open(path, flags | _OWN_FILE | getattr(os, "O_NONBLOCK", 0), 0o666)  # a pipe would be waited for
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return file
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line of text to a file, after a newline if a kill or a full disk cut the last line off.
 

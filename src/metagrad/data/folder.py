@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metagrad import strict_json
 from metagrad.data import pictures
@@ -50,28 +50,71 @@ def load(
     MetagradError
         as :func:`metagrad.data.pictures.load` does; for a class in two splits; for fewer than six classes to part.
     """
+    asked = asked_split(source, split)
+    found = pictures.load(
+        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, nested=asked.nested
+    )
+    parted = part(source, found, asked, strict=strict)
+    return dataset(
+        parted.name,
+        found.images,
+        parted.counts,
+        parted.split,
+        preprocessing=pictures.preprocessing(size),
+        content=found.digest,
+        notes=parted.notes,
+    )
+
+
+class AskedSplit(NamedTuple):
+    """A split that somebody asks for, which nobody has looked at yet; ``None`` where nobody does."""
+
+    split: Any
+    where: str
+    given: bool
+    nested: bool
+
+
+def asked_split(source: Path, split: Any = None) -> AskedSplit:
+    """Return the split given, else that of ``split.json`` beside the class folders.
+
+    Raises
+    ------
+    MetagradError
+        if there is no ``source``, or its split cannot be read.
+    """
     if not source.exists():
         raise MetagradError(f"{source} does not exist: pass the folder or zip of pictures with --data-dir")
     written, where = (split, "the split given") if split is not None else _written(source)
-    nested = _names_nested(written)
-    found = pictures.load(
-        source, size=size, strict=strict, anew=anew, cache_dir=cache_dir, progress=progress, nested=nested
-    )
+    return AskedSplit(written, where, split is not None, _names_nested(written))
+
+
+class Parted(NamedTuple):
+    """What a folder's data set is called, pictures of each class in their order, classes of each split, and notes."""
+
+    name: str
+    counts: dict[str, int]
+    split: dict[str, list[str]]
+    notes: tuple[str, ...]
+
+
+def part(source: Path, found: pictures.Pictures, asked: AskedSplit, *, strict: bool) -> Parted:
+    """Part the classes that were found: as asked, as the folders say, or at random.
+
+    Raises
+    ------
+    MetagradError
+        as :func:`load` does.
+    """
     counts, by_folder, beside = _by_folder(found.counts)
-    if split is None and (by_folder is not None or written is None):
-        written, where = by_folder or _parted(list(counts), source), str(source)
-    chosen = require_split(_as_spelt(written, counts), counts, where)
+    split, where = asked.split, asked.where
+    if not asked.given and (by_folder is not None or split is None):
+        split, where = by_folder or _parted(list(counts), source), str(source)
+    chosen = require_split(_as_spelt(split, counts), counts, where)
     if strict:
         _refuse_shared(found, counts, chosen, source)
-    return dataset(
-        source.stem or source.absolute().stem,
-        found.images,
-        counts,
-        chosen,
-        preprocessing=pictures.preprocessing(size),
-        content=found.digest,
-        notes=(*found.notes(), *_left_out(beside, chosen, counts, where)),
-    )
+    notes = (*found.notes(), *_left_out(beside, chosen, counts, where))
+    return Parted(source.stem or source.absolute().stem, counts, chosen, notes)
 
 
 def _left_out(beside: list[str], chosen: dict[str, list[str]], counts: dict[str, int], where: str) -> Iterator[str]:

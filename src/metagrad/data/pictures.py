@@ -26,7 +26,7 @@ from metagrad.data.rows import Progress
 from metagrad.errors import MetagradError
 
 _NAMED = 3  # files in a note
-_RECIPE = 3  # raise it whenever decoding changes
+RECIPE = 3  # raise it whenever decoding changes
 
 
 def preprocessing(size: int) -> str:
@@ -41,7 +41,7 @@ class Pictures:
     Attributes
     ----------
     images:
-        uint8, ``(N, 3, size, size)``, in a file.
+        uint8, ``(N, 3, size, size)``, in a file; or, where only these are kept, the features of each, ``(N, ...)``.
     counts:
         pictures of each class, named by its folders (``"animals/cat"``), in the order of ``images``.
     digest:
@@ -132,11 +132,11 @@ def load(
         if there is nothing to decode, an entry would lead out of the folder, or (``strict``) a file cannot be read.
     """
     cache = (cache_root() if cache_dir is None else cache_dir) / "pictures"
-    how = f"{_RECIPE}\0{source.resolve()}\0{fingerprint(source)}\0{size}\0{labels is not None}\0{nested}"
+    how = f"{RECIPE}\0{source.resolve()}\0{fingerprint(source)}\0{size}\0{labels is not None}\0{nested}"
     entry = cache / f"seen-{hashlib.sha256(how.encode()).hexdigest()[:24]}"
 
     def stem(digest: str) -> str:
-        return f"rows-v{_RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
+        return f"rows-v{RECIPE}-{size}-{digest[:24]}"  # the same pictures of two sources are kept once
 
     def decode_all() -> dict[str, Any]:
         with open_members(source) as members:
@@ -147,7 +147,7 @@ def load(
         return facts | {"archives": there.archives, "others": there.others, "empty": empty, "folders": there.notes}
 
     pictures = decoded(entry, size, stem, decode_all, what=f"the pictures of {source}", anew=anew, progress=progress)
-    return _refuse(pictures, strict, source)
+    return refuse(pictures, strict, source)
 
 
 def decoded(
@@ -197,7 +197,8 @@ def _are_facts(facts: dict[str, Any]) -> bool:
     )
 
 
-def _refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+def refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
+    """Return pictures that can be used; raise as :func:`load` does."""
     first, why = next(((short(name), why) for name, why in pictures.skipped.items()), ("", ""))
     if strict and pictures.skipped:
         raise MetagradError(
@@ -256,7 +257,7 @@ def _decode_all(
         ) as pool:  # Pillow releases the interpreter lock
             for start in range(0, len(ordered), 256):
                 batch = ordered[start : start + 256]
-                results = pool.map(lambda name: _decode(members, name, size), batch)
+                results = pool.map(lambda name: decode_member(members, name, size), batch)
                 for done, (name, result) in enumerate(zip(batch, results, strict=True), start=start + 1):
                     if progress is not None and (done % 64 == 0 or done == len(names)):
                         progress(done, len(names), "decoding pictures")
@@ -280,7 +281,7 @@ def _decode_all(
     return {"counts": dict(counts), "digest": digest, "skipped": skipped, "twice": twice, "shared": shared}
 
 
-def _decode(members: Members, name: str, size: int) -> np.ndarray | str:
+def decode_member(members: Members, name: str, size: int) -> np.ndarray | str:
     """Return uint8 ``(3, size, size)``, or why there is none."""
     try:
         data = members.read(name)
