@@ -35,9 +35,9 @@ class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
     dataset: str | None = arg(None, positional=True, metavar="DATASET")
-    """glyphs (letters of many scripts, nothing to download), omniglot (handwriting), cifar-fs and fc100 (small
-    photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (pictures of your own, with
-    --data-dir), or package.module:name of your own task source. More: metagrad data list."""
+    """glyphs (letters of many scripts, nothing to download), omniglot (handwriting), drawings (both), cifar-fs and
+    fc100 (small photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (pictures of your
+    own, with --data-dir), or package.module:name of your own task source. More: metagrad data list."""
     tasks: str | None = arg(None, metavar="SOURCE")
     """DATASET by name: --tasks package.module:name. A whole number is --tasks-per-step."""
     task_set: int | None = None

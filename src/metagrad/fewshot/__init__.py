@@ -36,6 +36,7 @@ from metagrad.fewshot.sinusoids import Sinusoids
 from metagrad.fewshot.source import TaskSource
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, WeightedBatch, group_tasks
+from metagrad.fewshot.variation import Variation
 
 __all__ = [
     "ANIL",
@@ -72,6 +73,7 @@ __all__ = [
     "SquaredError",
     "TaskSource",
     "Tasks",
+    "Variation",
     "Warm",
     "WeightedBatch",
     "accuracy",
