@@ -68,9 +68,10 @@ def trained(folder, method, *, stop=lambda: False, resume=False):
 def test_a_run_is_stated_written_down_and_resumed_bit_for_bit(tmp_path, method):
     result = trained(tmp_path / "whole", method).result
     assert asked_of(result["protocol"]) == (
-        "omniglot test (6 classes, none of them in training), 3-way 1-shot, 2 queries a class, trained on "
-        "8-way 1-shot, 3 queries a class, training images moved by up to 1 pixels, turned by 5 degrees, slanted by 0.075, thickness "
-        "0.25, 4 tasks, transductive"
+        "omniglot test (6 classes, none of them in training), 3-way 1-shot, 2 queries a class, "
+        "trained on 8-way 1-shot, 3 queries a class, "
+        "training images moved by up to 1 pixels, turned by 5 degrees, slanted by 0.075, thickness 0.25, "
+        "4 tasks, transductive"
     )
     asked = iter(range(100))
     assert trained(tmp_path / "parts", method, stop=lambda: next(asked) == 5).result is None
