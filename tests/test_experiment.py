@@ -62,7 +62,9 @@ VALUES = [
     own_code.STRENGTHS,
     MemoryReduced(adjoint=Unroll(), loss=BinaryCrossEntropy(positive_weight=2.0)), own_code.Slow(patience=3),
     Conv4Config(filters=8, norm="group"), ResNet12Config(), MLPConfig(hidden=(3, 4)),
-    Episodes("omniglot", ways=20), Episodes("folder"), TaskSet(tasks=Episodes("glyphs"), count=7), CURVES,
+    Episodes("omniglot", ways=20), ProtoNet(scale=0.1),
+    Episodes("drawings", train_ways=60, train_shots=2, train_queries=4, variation=0.5),
+    Episodes("folder"), TaskSet(tasks=Episodes("glyphs"), count=7), CURVES,
     Outer(optimizer="adamw", clip_norm=1.0, average=0.99), SHORT, Compute(precision="bf16", chunk=2),
 ]  # fmt: skip
 
@@ -129,6 +131,21 @@ def test_import_paths_that_lead_nowhere_are_named(path, says):
         (lambda: Episodes("omniglott"), "no data set is called"),
         (lambda: Episodes("glyphs", ways=1), "ways must be at least 2"),
         (lambda: Episodes("glyphs", image_size=84), "image_size is for data sets of pictures"),
+        (lambda: Episodes("glyphs", train_ways=1), "train_ways must be at least 2"),
+        (lambda: Episodes("glyphs", train_shots=0), "train_shots must be at least 1"),
+        (lambda: Episodes("glyphs", train_queries=1.5), "train_queries must be a whole number"),
+        (lambda: Episodes("glyphs", variation=3.0), "variation must be a number from 0 to 2, got 3.0"),
+        (lambda: Episodes("glyphs", variation=True), "variation must be a number from 0 to 2, got True"),
+        (lambda: Episodes("cifar-fs", variation=1.0), "variation is for data sets of drawings, not cifar-fs"),
+        (
+            lambda: Experiment(tasks=Episodes("glyphs", train_ways=9), method=IMAML()),
+            "train_ways must equal ways for imaml, got 9 and 5: its head has one learned row",
+        ),
+        (
+            lambda: Experiment(tasks=TaskSet(tasks=Episodes("glyphs", train_ways=9), count=3), method=MemoryReduced()),
+            "train_ways must equal ways for memory-reduced",
+        ),
+        (lambda: ProtoNet(scale=0.0), "scale must be a number, positive and finite"),
         (lambda: Conv4Config(filters=0), "filters must be"),
         (lambda: Conv4Config(norm="foo"), "norm is one of"),
         (lambda: TaskSet(tasks=CURVES, count=0), "a task set has at least 1"),

@@ -243,6 +243,21 @@ def test_prototypes(make, head, tasks):
 
 
 @pytest.mark.parametrize(("make", "head"), MODELS)
+def test_prototypes_with_a_learned_scale(make, head, tasks):
+    model = make()
+    log = {".log_scale": torch.tensor(0.2, dtype=torch.float64).log().requires_grad_()}
+
+    def loss(weights, kept, task):
+        f, q = (body_of(model, head, weights, batch.x[0]) for batch in task)
+        means = torch.stack([f[task.support.y[0] == way].mean(0) for way in range(WAYS)])
+        return F.cross_entropy(-kept[".log_scale"].exp() * torch.cdist(q, means).square(), task.query.y[0])
+
+    expected = written_out(model, tasks, loss, extra=log, without=names(model, head))
+    assert ".log_scale" in expected
+    agree(given(ProtoNet(head=head, scale=0.2), model, tasks), expected)
+
+
+@pytest.mark.parametrize(("make", "head"), MODELS)
 def test_ridge(make, head, tasks):
     model = make()
     logs = {".log_l2": torch.tensor(0.7).double().log().requires_grad_(),

@@ -225,6 +225,10 @@ def test_more_than_one_way_to_say_it():
         ("--method maml --task-set 10", "--task-set needs a linear system to go on with"),
         ("--method memory-reduced --task-set 9 --linear-solver none", "leave out --linear-solver none"),
         ("--precision tf32", "precision tf32 is for GPUs"),
+        ("--train-ways 9", "--train-ways must equal ways for imaml"),
+        ("--train-ways 1", "--train-ways must be at least 2"),
+        ("--variation 3", "--variation must be a number from 0 to 2"),
+        ("--linear-solver woodbury --train-shots 100", "= 2500 here, beyond 1024"),
     ],
 )
 def test_what_cannot_be_is_named_by_its_option(capsys, tmp_path, monkeypatch, words, says):

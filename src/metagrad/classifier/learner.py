@@ -157,7 +157,7 @@ class Learner:
         facts = {
             **self.facts,
             "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
-            "trained": f"{self.episodes.ways}-way {self.episodes.shots}-shot",
+            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((scores.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,

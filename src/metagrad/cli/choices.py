@@ -119,7 +119,8 @@ class Plan:
         try:
             return Experiment(tasks=tasks, network=network, method=method, seed=seed, **always)
         except MetagradError as error:
-            raise MetagradError(re.sub(r"^seed\b", "--seed", str(error))) from error
+            named = re.sub(r"^(seed|train_ways)\b", lambda found: f"--{found[0].replace('_', '-')}", str(error))
+            raise MetagradError(named) from error
 
     def _tasks(self, given: Given) -> Any:
         part = self.parts["tasks"]
@@ -271,7 +272,9 @@ def _require_together(method: Any, tasks: Any) -> None:
         return
     if adjoint.curvature != "gauss_newton":
         raise MetagradError("--linear-solver woodbury needs --curvature gauss_newton")
-    logits, most = (episodes.ways**2 * episodes.shots if episodes else 0), adjoint.linear_solver.max_size
+    logits, most = 0, adjoint.linear_solver.max_size
+    if episodes is not None:
+        logits = episodes.ways**2 * max(episodes.shots, episodes.sizes("train")[1])
     if logits > most:
         raise MetagradError(
             f"--linear-solver woodbury solves systems of ways × shots × ways = {logits} here, beyond {most}: use cg"

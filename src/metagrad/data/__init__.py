@@ -23,21 +23,28 @@ class About:
         what it holds, how large it is and where it comes from, in one line.
     pictures:
         whether it has photographs that are read at a size of one's choice.
+    strokes:
+        whether it has drawings, grey, with ink 255 on 0.
     meta_steps:
         how long a training of it is.
     """
 
     about: str
     pictures: bool = False
+    strokes: bool = False
     meta_steps: int = 10_000
 
 
 DATASETS = {
     "glyphs": About(
         about="801 letters of many scripts in the fonts that matplotlib ships, 28x28 grey; drawn here, no download",
+        strokes=True,
         meta_steps=500,
     ),
-    "omniglot": About(about="1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)"),
+    "omniglot": About(
+        about="1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)", strokes=True
+    ),
+    "drawings": About(about="glyphs and omniglot together, in fonts and by hand; omniglot's download", strokes=True),
     "cifar-fs": About(
         about="CIFAR-100's classes at random: 64 / 16 / 20, 600 photographs each, 32x32; 161 MB download"
     ),
@@ -69,8 +76,8 @@ def load(
     Parameters
     ----------
     name:
-        ``"glyphs"``, ``"omniglot"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``, ``"tiered-imagenet"`` or
-        ``"folder"``.
+        ``"glyphs"``, ``"omniglot"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``,
+        ``"tiered-imagenet"`` or ``"folder"``.
     data_dir:
         folder with the original files; ``None`` means METAGRAD_DATA, else a download. Glyphs needs none. For
         ``"folder"``, the folder or zip of class folders itself.
@@ -99,6 +106,10 @@ def load(
         from metagrad.data import omniglot
 
         return omniglot.load(data_dir=data_dir, anew=anew, progress=progress)
+    if name == "drawings":
+        from metagrad.data import drawings
+
+        return drawings.load(data_dir=data_dir, anew=anew, progress=progress)
     if name in ("cifar-fs", "fc100"):
         from metagrad.data import cifar
 

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 
+from metagrad.data import DATASETS
 from metagrad.data.decoding import as_rgb, opened, square
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Reading:
     @classmethod
     def of(cls, dataset: str, image_size: int | None) -> Reading:
         """Return how the pictures of a data set are read, by its name and, where it has several, their size."""
-        if dataset in ("omniglot", "glyphs"):
+        if dataset in DATASETS and DATASETS[dataset].strokes:
             return cls("strokes", image_size or 28)
         return cls("photograph", image_size or 32)
 

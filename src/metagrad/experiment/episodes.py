@@ -10,11 +10,13 @@ import torch
 
 from metagrad import data
 from metagrad.data import Dataset, ImageClasses, Progress
+from metagrad.data.class_splits import SPLITS
 from metagrad.data.sources import data_directory
 from metagrad.errors import MetagradError
 from metagrad.experiment.networks import Conv4Config
 from metagrad.experiment.sources import Sources, TaskSet
-from metagrad.fewshot import EpisodeSampler
+from metagrad.fewshot import EpisodeSampler, Variation
+from metagrad.scalars import number
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Episodes:
     Parameters
     ----------
     dataset:
-        ``"glyphs"``, ``"omniglot"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``, ``"tiered-imagenet"``, or
-        ``"folder"``: pictures of your own.
+        ``"glyphs"``, ``"omniglot"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``,
+        ``"tiered-imagenet"``, or ``"folder"``: pictures of your own.
     ways:
         classes a task; chance is 1 / ways.
     shots:
@@ -35,6 +37,17 @@ class Episodes:
     image_size:
         side of the pictures in pixels, for mini-imagenet, tiered-imagenet and folder; time grows with its square.
         ``None``: 84.
+    train_ways:
+        classes a training task, for methods whose head has no learned row for each class (protonet, r2d2): more make a
+        harder task, and better features. ``None``: as many as elsewhere.
+    train_shots:
+        support images a class of training tasks; ``None``: as many as elsewhere.
+    train_queries:
+        query images a class of training tasks; ``None``: as many as elsewhere.
+    variation:
+        how far drawings are varied in training, each image by itself: 0 leaves them as they are; 1 moves them by up to
+        2 pixels, turns them by up to 10 degrees, slants them by up to 0.15 and blends strokes by up to half with ones a
+        pixel thicker or thinner at each edge; at most 2. For glyphs, omniglot and drawings.
 
     Raises
     ------
@@ -47,13 +60,17 @@ class Episodes:
     shots: int = field(default=1, kw_only=True)
     queries: int = field(default=5, kw_only=True)
     image_size: int | None = field(default=None, kw_only=True)
+    train_ways: int | None = field(default=None, kw_only=True)
+    train_shots: int | None = field(default=None, kw_only=True)
+    train_queries: int | None = field(default=None, kw_only=True)
+    variation: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.dataset not in data.DATASETS:
             raise MetagradError(f"no data set is called {self.dataset!r}: there are {', '.join(data.DATASETS)}")
-        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("image_size", 8)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if name == "image_size" and value is None:
+            if value is None and name not in ("ways", "shots", "queries"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise MetagradError(f"{name} must be a whole number, got {value!r}")
@@ -66,6 +83,45 @@ class Episodes:
             raise MetagradError(f"image_size is for data sets of pictures, not {self.dataset}: leave it out")
         if self.image_size is None and pictures:
             object.__setattr__(self, "image_size", 84)
+        self._require_variation()
+
+    def _require_variation(self) -> None:
+        found = number(self.variation)
+        if found is None or not 0 <= found <= _MOST_VARIED:
+            raise MetagradError(f"variation must be a number from 0 to {_MOST_VARIED:g}, got {self.variation!r}")
+        if found and not data.DATASETS[self.dataset].strokes:
+            raise MetagradError(f"variation is for data sets of drawings, not {self.dataset}: leave it out")
+        object.__setattr__(self, "variation", float(found))
+
+    def sizes(self, which: str) -> tuple[int, int, int]:
+        """Return ways, shots and queries of a task of a split."""
+        if which != "train":
+            return self.ways, self.shots, self.queries
+        return self.train_ways or self.ways, self.train_shots or self.shots, self.train_queries or self.queries
+
+    @property
+    def varied(self) -> Variation | None:
+        """How training images are varied, if they are."""
+        usual, much = Variation(), self.variation
+        if not much:
+            return None
+        return Variation(
+            shift=much * usual.shift, turn=much * usual.turn, shear=much * usual.shear, thickness=much * usual.thickness
+        )
+
+    @property
+    def training(self) -> dict[str, str]:
+        """What a protocol says of training tasks that are other than those that are judged."""
+        found = {}
+        ways, shots, queries = self.sizes("train")
+        if (ways, shots, queries) != self.sizes("test"):
+            found["training"] = f"{ways}-way {shots}-shot, {queries} queries a class"
+        if how := self.varied:
+            found["variation"] = (
+                f"training images moved by up to {how.shift:g} pixels, turned by {how.turn:g} degrees, slanted by "
+                f"{how.shear:g}, thickness {how.thickness:g}"
+            )
+        return found
 
     @property
     def meta_steps(self) -> int:
@@ -135,7 +191,7 @@ class Episodes:
             device=device,
             draws_on=device,
             digest=dataset.digest,
-            protocol={"dataset": dataset.name, "preprocessing": dataset.preprocessing},
+            protocol={"dataset": dataset.name, "preprocessing": dataset.preprocessing, **self.training},
             record=record,
             dataset=dataset,
             notes=(*dataset.notes, *([few] if few else [])),
@@ -158,33 +214,50 @@ class Episodes:
             if these are too few; names the split.
         """
         classes: ImageClasses = getattr(dataset, which).to(device)
-        asked = queries or self.queries
-        enough = classes.with_at_least(self.shots + asked)
-        if len(enough.names) < self.ways:
+        ways, shots, own = self.sizes(which)
+        asked = queries or own
+        enough = classes.with_at_least(shots + asked)
+        if len(enough.names) < ways:
             missing = len(classes.names) - len(enough.names)
-            short = f", {missing} more with fewer than {self.shots} + {asked} images" if missing else ""
+            short = f", {missing} more with fewer than {shots} + {asked} images" if missing else ""
+            flags = [self._flag(name, which) for name in (("ways", "shots", "queries") if missing else ("ways",))]
             raise MetagradError(
-                f"a task of {self.ways} ways is more than the {len(enough.names)} classes for {_FOR[which]}{short}: "
-                f"lower --ways{', --shots or --queries' if missing else ''}"
+                f"a task of {ways} ways is more than the {len(enough.names)} classes for {_FOR[which]}{short}: "
+                f"lower {', '.join(flags[:2])}{f' or {flags[2]}' if missing else ''}"
             )
-        return EpisodeSampler(classes=enough, ways=self.ways, shots=self.shots, queries=asked, rotations=rotations)
+        return EpisodeSampler(
+            classes=enough,
+            ways=ways,
+            shots=shots,
+            queries=asked,
+            rotations=rotations,
+            variation=self.varied if which == "train" else None,
+        )
+
+    def _flag(self, name: str, which: str) -> str:
+        own = which == "train" and getattr(self, f"train_{name}") is not None
+        return f"--train-{name}" if own else f"--{name}"
 
     def _too_few(self, dataset: Dataset) -> str | None:
         """Say which classes are left out for having too few images, if any are."""
-        small = [
-            name
-            for classes in (dataset.train, dataset.val, dataset.test)
-            for name, count in zip(classes.names, classes.counts.tolist(), strict=True)
-            if count < self.shots + self.queries
-        ]
+        small = []
+        for which in SPLITS:
+            classes, (_, shots, queries) = getattr(dataset, which), self.sizes(which)
+            counts = zip(classes.names, classes.counts.tolist(), strict=True)
+            small += [(name, which, shots, queries) for name, count in counts if count < shots + queries]
         if not small:
             return None
+        name, which, shots, queries = small[0]
         return (
-            f"left out {len(small)} class{'es' * (len(small) > 1)} with fewer than {self.shots} + {self.queries} "
-            f"images ({small[0]}): add images, or lower --shots or --queries"
+            f"left out {len(small)} class{'es' * (len(small) > 1)} with fewer than {shots} + {queries} "
+            f"images ({name}): add images, or lower {self._flag('shots', which)} or {self._flag('queries', which)}"
         )
 
 
+_LEAST = {
+    "ways": 2, "shots": 1, "queries": 1, "image_size": 8, "train_ways": 2, "train_shots": 1, "train_queries": 1,
+}  # fmt: skip
+_MOST_VARIED = 2.0  # twice the usual: strokes as thick or thin as a pixel at each edge makes them
 _FOR = {"train": "training", "val": "validation", "test": "the test"}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from metagrad.errors import MetagradError
+from metagrad.experiment.episodes import episodes_of
 from metagrad.experiment.networks import NetworkConfig
 from metagrad.experiment.values import to_json
 from metagrad.fewshot.algorithms.base import Algorithm
@@ -207,6 +208,7 @@ class Experiment:
         _require_count("seed", self.seed, 0, 2**62 - 1)
         if not callable(getattr(self.method, "meta_loss", None)):
             raise MetagradError(f"method must be one of metagrad.fewshot's, or have its functions, got {self.method!r}")
+        self._require_ways()
         suggested = getattr(self.tasks, "meta_steps", None) or 10_000
         steps = int(suggested) if self.budget.meta_steps is None else self.budget.meta_steps
         every = self.budget.val_every or max(1, steps // 10)
@@ -216,6 +218,18 @@ class Experiment:
             if network is None:
                 raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
             object.__setattr__(self, "network", network)
+
+    def _require_ways(self) -> None:
+        """Refuse training tasks of more or fewer classes than the head has learned rows for."""
+        episodes = episodes_of(self.tasks)
+        if episodes is None or getattr(self.method, "any_ways", False):
+            return
+        if episodes.train_ways not in (None, episodes.ways):
+            name = getattr(self.method, "name", type(self.method).__name__)
+            raise MetagradError(
+                f"train_ways must equal ways for {name}, got {episodes.train_ways} and {episodes.ways}: its head has "
+                "one learned row for each output; take ProtoNet or R2D2, or a method with any_ways = True"
+            )
 
     @property
     def meta_steps(self) -> int:

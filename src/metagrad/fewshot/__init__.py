@@ -35,6 +35,7 @@ from metagrad.fewshot.norms import is_transductive
 from metagrad.fewshot.sinusoids import Sinusoids
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, TaskSource, WeightedBatch, group_tasks
+from metagrad.fewshot.variation import Variation
 
 __all__ = [
     "ANIL",
@@ -71,6 +72,7 @@ __all__ = [
     "SquaredError",
     "TaskSource",
     "Tasks",
+    "Variation",
     "Warm",
     "WeightedBatch",
     "accuracy",

@@ -13,6 +13,7 @@ from metagrad import tree
 from metagrad.data.classes import Classes, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot.tasks import Batch, Tasks
+from metagrad.fewshot.variation import Variation
 from metagrad.scalars import whole
 
 
@@ -33,6 +34,8 @@ class EpisodeSampler:
     rotations:
         turn every drawn class by a random multiple of 90 degrees, the same for its support and query, so that
         turned classes are classes of their own. Needs square images ``(N, C, H, W)``.
+    variation:
+        vary every drawn image by itself: of drawings, uint8 images with ink 255 on 0. ``None``: leave them as they are.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class EpisodeSampler:
     shots: int | tuple[int, int]
     queries: int
     rotations: bool = False
+    variation: Variation | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, Classes):
@@ -78,11 +82,18 @@ class EpisodeSampler:
                 f"queries, or leave such classes out with classes.with_at_least({shots + self.queries})"
             )
         if self.rotations:
-            shape = self.classes.data.shape if isinstance(self.classes.data, Tensor) else ()
-            if len(shape) != 4:
-                raise MetagradError("rotations need images (N, C, H, W): leave rotations out for other data")
-            if shape[-2] != shape[-1]:
-                raise MetagradError(f"rotations need square images, these are {shape[-2]}×{shape[-1]}")
+            self._require_square("rotations need", "rotations")
+        if self.variation is not None:
+            self._require_square("variation needs", "variation")
+        if self.variation is not None and not isinstance(self.classes, ImageClasses):
+            raise MetagradError("variation needs ImageClasses, uint8 with ink 255 on 0: leave it out for other data")
+
+    def _require_square(self, wants: str, name: str) -> None:
+        shape = self.classes.data.shape if isinstance(self.classes.data, Tensor) else ()
+        if len(shape) != 4:
+            raise MetagradError(f"{wants} images (N, C, H, W): leave {name} out for other data")
+        if shape[-2] != shape[-1]:
+            raise MetagradError(f"{wants} square images, these are {shape[-2]}×{shape[-1]}")
 
     @cached_property
     def _largest(self) -> int:
@@ -124,6 +135,8 @@ class EpisodeSampler:
         if self.rotations:
             turns = torch.randint(4, (num_tasks, ways), generator=generator, device=device)
             examples = _rotate(examples, turns)
+        if self.variation is not None:
+            examples = self.variation(examples.float().div_(255), generator=generator)
         labels = torch.arange(ways, device=device).repeat(num_tasks, 1)
 
         def batch(part: slice, of_each: int) -> Batch:

@@ -109,6 +109,10 @@ def protocol_text(protocol: dict[str, Any]) -> str:
     if "ways" in protocol:
         words.append(f"{protocol['ways']}-way {protocol['shots']}-shot")
         words.append(f"{protocol['queries']} queries a class")
+    if "training" in protocol:
+        words.append(f"trained on {protocol['training']}")
+    if "variation" in protocol:
+        words.append(str(protocol["variation"]))
     words.append(f"{protocol['tasks']} tasks")
     if protocol["transductive"] or "ways" in protocol:
         words.append("transductive" if protocol["transductive"] else "not transductive")

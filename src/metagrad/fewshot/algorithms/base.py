@@ -120,6 +120,7 @@ class Method(ABC):
     loss: losses.Loss = losses.CROSS_ENTROPY
     metric: losses.Metric | None = None
     name: ClassVar[str]  # in commands and results
+    any_ways: ClassVar[bool] = False  # whether training tasks may have other ways than the network has outputs
 
     @abstractmethod
     def init(self, model: nn.Module) -> Params:

@@ -31,11 +31,15 @@ class SupportFeatures(NamedTuple):
 class ProtoNet(base.Method):
     """Classify by the nearest prototype (class mean): Snell, Swersky and Zemel, "Prototypical Networks", NeurIPS 2017.
 
-    Outputs are negative squared distances. The network's own head is not used, so tasks may have any number of ways. A
-    class that a task has no support example of gets −∞: it is never predicted.
+    Outputs are negative squared distances, times ``scale``. The network's own head is not used, so tasks may have any
+    number of ways. A class that a task has no support example of gets −∞: it is never predicted.
 
     Parameters
     ----------
+    scale:
+        what a learned factor of the outputs begins at; theta holds its logarithm. ``None``: there is none, as
+        published. Of unscaled distances the loss begins far above that of chance, and a network spends its first
+        hundreds of meta-steps on making its features smaller: 0.1 spares it that.
     head:
         the network's last module, which is left out, by a pattern of its parameters' names. In Python also the module.
     loss, metric:
@@ -43,16 +47,27 @@ class ProtoNet(base.Method):
 
     Raises
     ------
+    MetagradError
+        for a ``scale`` that is not positive.
     ValueError
         when used: for targets that are no labels, or for a query label that the support set of its task lacks.
     """
 
     name: ClassVar[str] = "protonet"
+    any_ways: ClassVar[bool] = True
+    scale: float | None = None
     head: Adapts = "head.*"
 
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            base.require_positive(self, "scale")
+
     def init(self, model: nn.Module) -> Params:
-        """Return the model's weights but the head's."""
-        return without_head(model, self.head)
+        """Return the model's weights but the head's, and the logarithm of ``scale`` where it is learned."""
+        weights = without_head(model, self.head)
+        if self.scale is None:
+            return weights
+        return weights | entries("scale", self.scale, "scalar", weights or tree.detach(module_lock.weights(model)))
 
     def adapt(self, model: nn.Module, theta: Params, support: AnyBatch) -> Solution:
         """Return the prototypes, which minimise the squared distances to each class's features."""
@@ -69,16 +84,18 @@ class ProtoNet(base.Method):
         return Solution({"prototypes": prototypes, "absent": absent}, zero.long(), zero)
 
     def predict(self, model: nn.Module, theta: Params, solution: Solution, x: Any) -> Tensor:
-        """Return ``−‖f − p‖²`` for each class, ``(T, N, ways)``."""
+        """Return ``−scale · ‖f − p‖²`` for each class, ``(T, N, ways)``."""
         features, prototypes = features_of(model, theta, self.head, x), solution.value["prototypes"]
         shift = (solution.value["absent"] - prototypes.square().sum(-1)).unsqueeze(1)
-        return 2 * features @ prototypes.mT - features.square().sum(-1, keepdim=True) + shift
+        near = 2 * features @ prototypes.mT - features.square().sum(-1, keepdim=True) + shift
+        return near if self.scale is None else theta[".log_scale"].exp() * near
 
     def weights(self, model: nn.Module, theta: Params, solution: Solution) -> Params:
-        """Return networks with a linear head: ``2 p`` and ``−‖p‖²``, as ``‖f‖²`` is common to all classes."""
-        prototypes = solution.value["prototypes"]
-        bias = solution.value["absent"] - prototypes.square().sum(-1)
-        return with_head(model, theta, self.head, 2 * prototypes, bias)
+        """Return networks with a linear head: ``2 p`` and ``−‖p‖²``, as ``‖f‖²`` is common to all classes; scaled."""
+        prototypes, absent = solution.value["prototypes"], solution.value["absent"]
+        scale = 1.0 if self.scale is None else theta[".log_scale"].exp()
+        bias = absent - prototypes.square().sum(-1)
+        return with_head(model, theta, self.head, scale * 2 * prototypes, scale * bias)
 
     def meta_loss(
         self, model: nn.Module, theta: Params, tasks: Tasks, *, query_chunk: int | None = None
@@ -115,6 +132,7 @@ class R2D2(base.Method):
     """
 
     name: ClassVar[str] = "r2d2"
+    any_ways: ClassVar[bool] = True
     l2: float = 50.0
     scale: float = 5.0
     head: Adapts = "head.*"
