@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import Calibration
-from metagrad.classifier.network import Landmarks, for_ways, judged, ordinary
+from metagrad.classifier.network import Prototypes, for_ways, logits_and_features, standalone
 from metagrad.data.names import short
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
@@ -150,8 +150,8 @@ class Learner:
         weight = example_weights(y, classes, class_weight)
         ((network, grad_norm),) = self.solved(images[None], y[None], len(classes), weight)
         with torch.inference_mode():
-            scores, features = judged(network, images.float() / 255)
-            landmarks = Landmarks.of(features, y, len(classes))
+            logits, features = logits_and_features(network, images.float() / 255)
+            prototypes = Prototypes.of(features, y, len(classes))
         counts = torch.bincount(y)
         expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
@@ -159,7 +159,7 @@ class Learner:
             "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
             "trained": f"{self.episodes.ways}-way {self.episodes.shots}-shot",
             "images": dict(zip(classes, counts.tolist(), strict=True)),
-            "fit": float((scores.argmax(-1) == y).float().mean()),
+            "fit": float((logits.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
             "expected": asdict(expected) if expected else None,
             "expected_of": self.calibration.of if self.calibration else None,
@@ -170,9 +170,9 @@ class Learner:
             classes,
             self.reading,
             self.experiment.network,
-            landmarks,
+            prototypes,
             temperature=expected.temperature if expected else 1.0,
-            strange=expected.strangeness if expected else None,
+            ood_threshold=expected.ood_threshold if expected else None,
             facts=facts,
         )
 
@@ -199,7 +199,7 @@ class Learner:
                 solution = method.adapt(model, theta, batch_of(x, labels, weight))
                 weights = method.weights(model, theta, solution)
             for task, left in enumerate(solution.grad_norm.tolist()):
-                found.append((ordinary(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
+                found.append((standalone(model, {name: leaf[task] for name, leaf in weights.items()}, x[task]), left))
         return found
 
     @default_modes()
@@ -235,10 +235,10 @@ class Learner:
             if head is None:
                 ((network, _),) = self.solved(images[rest][None], y[rest][None], ways, weight)
                 with torch.inference_mode():
-                    scores = network(images[out].float() / 255)
+                    logits = network(images[out].float() / 255)
             else:
-                scores = head.scores(rest, y[rest], out, weight)
-            right += int((scores.argmax(-1) == y[out]).sum())
+                logits = head.logits(rest, y[rest], out, weight)
+            right += int((logits.argmax(-1) == y[out]).sum())
             asked += int(out.sum())
             progress(done + 1, turns)
         return {"accuracy": right / asked, "images": asked}
@@ -250,7 +250,7 @@ class Learner:
             return None
         ((network, _),) = self.solved(images[None], y[None], ways)
         with torch.inference_mode():
-            features = judged(network, images.float() / 255)[1]
+            features = logits_and_features(network, images.float() / 255)[1]
         path = last_layer(model)
         alone = nn.Sequential(OrderedDict(body=nn.Identity(), head=model.get_submodule(path)))
         theta = {".features": features[0, 0]}  # of these digits; a name that is no weight
@@ -271,8 +271,8 @@ class _HeadAlone:
     theta: Params
     features: Tensor
 
-    def scores(self, learned: Tensor, y: Tensor, asked: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the scores of the images ``asked``, adapted to those ``learned`` and their labels."""
+    def logits(self, learned: Tensor, y: Tensor, asked: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the logits of the images ``asked``, adapted to those ``learned`` and their labels."""
         with torch.no_grad():
             solution = self.method.adapt(
                 self.model, self.theta, batch_of(self.features[learned][None], y[None], weight)

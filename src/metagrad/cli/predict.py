@@ -49,7 +49,7 @@ class Predict:
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
         classifier = Classifier.load(self.model, code=self.code)
-        if self.reject and classifier.strange is None:
+        if self.reject and classifier.ood_threshold is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
             say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
@@ -60,10 +60,10 @@ class Predict:
         done = skipped = 0
         with WorkProgress(console(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
             for paths, images, bad in read_all(pictures, classifier.reading):
-                probabilities, strangeness = classifier.judge(images)
-                for path, row, strange in zip(paths, probabilities.tolist(), strangeness.tolist(), strict=True):
-                    far = self.reject and classifier.strange is not None and strange > classifier.strange
-                    write(str(path), _UNKNOWN if far else None, row, strange)
+                probabilities, ood_scores = classifier.classify(images)
+                for path, row, ood_score in zip(paths, probabilities.tolist(), ood_scores.tolist(), strict=True):
+                    far = self.reject and classifier.ood_threshold is not None and ood_score > classifier.ood_threshold
+                    write(str(path), _UNKNOWN if far else None, row, ood_score)
                 for path, why in bad:
                     say(f"{path} cannot be read ({why})")
                 done, skipped = done + len(paths), skipped + len(bad)
@@ -80,7 +80,7 @@ Writer = Callable[[str, str | None, list[float], float], None]
 def _table(classes: tuple[str, ...]) -> Writer:
     width = max(cell_len(printable(name)) for name in (_UNKNOWN, *classes))
 
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+    def write(path: str, instead: str | None, row: list[float], ood_score: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
         sure = "     –" if instead else f"{row[best]:6.1%}"
         print(f"{sure}  {set_cell_size(printable(instead or classes[best]), width)}  {printable(path)}")
@@ -93,24 +93,24 @@ def _csv(classes: tuple[str, ...]) -> Writer:
         return shown(printable(text) if sys.stdout.isatty() else text)
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["picture", "class", "probability", "strangeness", *(safe(name) for name in classes)])
+    writer.writerow(["picture", "class", "probability", "ood_score", *(safe(name) for name in classes)])
 
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+    def write(path: str, instead: str | None, row: list[float], ood_score: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
-        numbers = [f"{number:.6g}" for number in (row[best], strange, *row)]
+        numbers = [f"{number:.6g}" for number in (row[best], ood_score, *row)]
         writer.writerow([safe(path), safe(instead or classes[best]), *numbers])
 
     return write
 
 
 def _jsonl(classes: tuple[str, ...]) -> Writer:
-    def write(path: str, instead: str | None, row: list[float], strange: float) -> None:
+    def write(path: str, instead: str | None, row: list[float], ood_score: float) -> None:
         best = max(range(len(row)), key=row.__getitem__)
         line: dict[str, Any] = {
             "picture": path,
             "class": None if instead else classes[best],
             "probability": row[best],
-            "strangeness": strange,
+            "ood_score": ood_score,
             "probabilities": dict(zip(classes, row, strict=True)),
         }
         print(json.dumps(line, ensure_ascii=False))
