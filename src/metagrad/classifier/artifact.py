@@ -23,6 +23,7 @@ from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
+from metagrad.experiment.pretrained import feature_shape, trunk_digest, trunk_of
 from metagrad.experiment.record import LARGEST_IMAGE
 from metagrad.experiment.values import NotNamedError, from_json, to_json
 from metagrad.files import require_readable, require_text
@@ -40,7 +41,8 @@ class Classifier:
     Attributes
     ----------
     network:
-        in evaluation mode; images float32 ``(N, C, H, W)`` in [0, 1] to logits ``(N, classes)``.
+        In evaluation mode. Takes images float32 ``(N, C, H, W)`` in [0, 1], or the features that ``trunk`` gives of
+        them; returns logits ``(N, classes)``.
     classes:
         their names, in the order of the logits.
     reading:
@@ -53,6 +55,11 @@ class Classifier:
         what logits are divided by before they become probabilities; 1 where it was not fitted.
     ood_threshold:
         OOD score above which a picture is taken to be of none of the classes; ``None`` where it was not fitted.
+    trunk:
+        The frozen part of a pretrained network: images to features. ``None`` where the network takes images.
+    examples:
+        Of a network on features: what was adapted to, features ``(N, F)`` and class numbers ``(N,)``, so that more can
+        be added later. ``None`` else.
     facts:
         protocol, parent run, what the adaptation came to; JSON.
     """
@@ -64,6 +71,8 @@ class Classifier:
     prototypes: Prototypes
     temperature: float = 1.0
     ood_threshold: float | None = None
+    trunk: nn.Module | None = None
+    examples: tuple[Tensor, Tensor] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @default_modes()
@@ -73,14 +82,24 @@ class Classifier:
         A picture's OOD (out-of-distribution) score is the distance of its features from the nearest class's prototype,
         in units of the mean distance between prototypes.
         """
-        parts = [(torch.empty(0, len(self.classes), dtype=torch.float32), torch.empty(0, dtype=torch.float32))]
         with torch.inference_mode():
-            for part in images.split(_BATCH):
-                x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
-                logits, features = logits_and_features(self._fused, x)
-                parts.append(((logits / self.temperature).softmax(-1), self.prototypes.ood_score(features)))
-        probabilities, ood_scores = zip(*parts, strict=True)
-        return torch.cat(probabilities), torch.cat(ood_scores)
+            parts = [self.classify_inputs(self.network_inputs(part)) for part in images.split(_BATCH)]
+        return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+
+    def network_inputs(self, images: Tensor) -> Tensor:
+        """Return what :attr:`network` takes of images uint8 ``(N, C, H, W)``."""
+        x = images.float() / 255
+        if self.trunk is None:
+            return x.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.trunk(x)
+        return features
+
+    @default_modes()
+    def classify_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`classify` does, of what :attr:`network` takes."""
+        with torch.inference_mode():
+            logits, features = logits_and_features(self._fused, x)
+            return (logits / self.temperature).softmax(-1), self.prototypes.ood_score(features)
 
     @cached_property
     def _fused(self) -> nn.Module:
@@ -98,6 +117,8 @@ class Classifier:
         require_text(path)
         tensors = {f"network/{name}": leaf for name, leaf in self.network.state_dict().items()}
         tensors["prototypes"] = self.prototypes.means
+        if self.examples is not None:
+            tensors["examples"], tensors["example_classes"] = self.examples
         facts = {
             "format": FORMAT,
             "classes": list(self.classes),
@@ -106,6 +127,7 @@ class Classifier:
             "temperature": self.temperature,
             "ood_threshold": self.ood_threshold,
             "spread": self.prototypes.spread,
+            "trunk": None if self.trunk is None else trunk_digest(self.network_config),
             "facts": self.facts,
         }
         if not all(bool(leaf.isfinite().all()) for leaf in tensors.values()):
@@ -153,16 +175,53 @@ class Classifier:
             _require_sound(facts)
             network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
             reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
-            network = _rebuilt(network_config, reading, len(classes), tensors)
-            prototypes = Prototypes(tensors["prototypes"], facts["spread"])
-            temperature, threshold = facts["temperature"], facts["ood_threshold"]
-            return cls(network, classes, reading, network_config, prototypes, temperature, threshold, facts["facts"])
-        except NotNamedError:
+            trunk = trunk_of(network_config)
+            if facts.get("trunk") != (None if trunk is None else trunk_digest(network_config)):
+                raise OtherTrunkError(
+                    f"{path} was adapted with other weights of {network_config.name} than those installed here: {again}"
+                )
+            examples = tensors.pop("examples", None), tensors.pop("example_classes", None)
+            inputs = feature_shape(network_config) or (reading.channels, reading.size, reading.size)
+            network = _rebuilt(network_config, inputs, len(classes), tensors)
+            return cls(
+                network,
+                classes,
+                reading,
+                network_config,
+                Prototypes(tensors["prototypes"], facts["spread"]),
+                temperature=facts["temperature"],
+                ood_threshold=facts["ood_threshold"],
+                trunk=trunk,
+                examples=_sound_examples(*examples, len(classes)),
+                facts=facts["facts"],
+            )
+        except (NotNamedError, BackboneError, OtherTrunkError):
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
                 f"{path} is damaged, or was written by another version of metagrad ({in_short(error)}): {again}"
             ) from error
+
+
+class OtherTrunkError(MetagradError):
+    """A model file was made with other weights of its frozen trunk."""
+
+
+def _sound_examples(x: Tensor | None, y: Tensor | None, ways: int) -> tuple[Tensor, Tensor] | None:
+    """Return what was adapted to, as it was written.
+
+    Raises
+    ------
+    ValueError
+        If features and classes do not belong together.
+    """
+    if x is None or y is None:
+        return None
+    if x.dtype != torch.float32 or y.dtype != torch.int64 or y.shape != x.shape[:1] or not bool(x.isfinite().all()):
+        raise ValueError("examples cannot be so")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < ways:
+        raise ValueError("example_classes cannot be so")
+    return x, y
 
 
 def _require_sound(facts: dict[str, Any]) -> None:
@@ -206,9 +265,8 @@ def _of_format1(facts: dict[str, Any]) -> Any:
     return network_of(TrainConfig(**facts["config"]).typed())
 
 
-def _rebuilt(network_config: Any, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
+def _rebuilt(network_config: Any, inputs: tuple[int, ...], ways: int, tensors: dict[str, Tensor]) -> nn.Module:
     """Return the network with its weights; names, shapes and types are compared before any memory is taken."""
-    inputs = reading.channels, reading.size, reading.size
     with torch.device("meta"):
         empty = standalone(build_network(network_config, inputs, ways), {})
         features = logits_and_features(empty, torch.empty(1, *inputs))[1]

@@ -113,11 +113,12 @@ def outcomes_of(
         # Every task has its classes in the same order, so that what it is told of is the same part of each.
         mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
         support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
-        networks = learner.solved((support * 255).round().to(torch.uint8), y, ways)
+        x, queries = learner.task_inputs(support), learner.task_inputs(drawn.query.x)
+        networks = learner.solved(x, y, ways)
         for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
-                prototypes = Prototypes.of(logits_and_features(network, support[number])[1], y[number], ways)
-                logits, features = logits_and_features(network, drawn.query.x[number])
+                prototypes = Prototypes.of(logits_and_features(network, x[number])[1], y[number], ways)
+                logits, features = logits_and_features(network, queries[number])
                 ood_scores = prototypes.ood_score(features)
             outcomes.known.append(logits[own])
             outcomes.labels.append(drawn.query.y[number, own])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,6 +140,11 @@ class Calibration:
         if not all(isinstance(word, str) for word in words):
             raise ValueError("the protocol is no text")
         return cls(*words, sizes, pixels)
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Return what a file that comes with metagrad holds."""
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
     @classmethod
     def of_run(cls, run: Run, weights: str | None) -> Calibration | None:

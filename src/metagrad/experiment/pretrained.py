@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metagrad.data.features import FeatureExtractor, fit_images
 from metagrad.errors import MetagradError
 from metagrad.fewshot.backbones import Backbone, open_backbone
 
@@ -83,10 +85,11 @@ class Pretrained:
         """
         backbone = self.backbone()
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        if tuple(inputs) != backbone.output_shape:
+        if tuple(inputs) != feature_shape(self):
+            parts["fit"] = FitImages(backbone.image_size)
             parts["trunk"] = backbone.trunk
-        if self.body in ("last-block", "all"):
-            parts["layer"] = backbone.new_top()
+        if backbone.top is not None:
+            parts["layer"] = copy.deepcopy(backbone.top).requires_grad_()
         elif self.body == "diagonal":
             parts["layer"] = Diagonal(backbone.num_features)
         elif self.body == "linear":
@@ -94,6 +97,58 @@ class Pretrained:
         parts["unit"] = UnitLength(self.scale)
         parts["head"] = _head(backbone.num_features, outputs, generator)
         return nn.Sequential(parts)
+
+
+def trunk_of(network: Any) -> nn.Module | None:
+    """Return the frozen part of a pretrained network, or ``None`` for another network.
+
+    It takes images ``(N, C, H, W)`` in [0, 1] of one or three channels and any size, and gives features.
+    """
+    if not isinstance(network, Pretrained) or not network.has_features:
+        return None
+    backbone = network.backbone()
+    return nn.Sequential(FitImages(backbone.image_size), backbone.trunk).eval()
+
+
+def trunk_digest(network: Pretrained) -> str:
+    """Return a sha256 over the weights of the frozen part and over how images are prepared for it."""
+    return network.backbone().digest
+
+
+def feature_shape(network: Any) -> tuple[int, ...] | None:
+    """Return the shape of one picture's features, or ``None`` where the network takes images."""
+    if not isinstance(network, Pretrained) or not network.has_features:
+        return None
+    return _output_shape(network.backbone())
+
+
+def extractor_of(network: Any) -> FeatureExtractor | None:
+    """Return what computes features of pictures, or ``None`` where the network takes images."""
+    shape = feature_shape(network)
+    if shape is None:
+        return None
+    backbone = network.backbone()
+    return FeatureExtractor(
+        name=backbone.name, digest=backbone.digest, shape=shape, image_size=backbone.image_size, compute=backbone.trunk
+    )
+
+
+class FitImages(nn.Module):
+    """Give images the size and the three channels that a pretrained network takes.
+
+    Parameters
+    ----------
+    size:
+        Height and width, pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images ``(N, 3, size, size)`` of images ``(N, C, H, W)``, both in [0, 1]."""
+        return fit_images(x, self.size)
 
 
 class Diagonal(nn.Module):
@@ -145,6 +200,13 @@ def _head(num_features: int, outputs: int, generator: torch.Generator | None) ->
         nn.init.uniform_(head.weight, -bound, bound, generator=generator)
         nn.init.zeros_(head.bias)
     return head
+
+
+@functools.lru_cache(maxsize=4)
+def _output_shape(backbone: Backbone) -> tuple[int, ...]:
+    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device="cpu")
+    with torch.no_grad():
+        return tuple(backbone.trunk(images).shape[1:])
 
 
 @functools.lru_cache(maxsize=4)
