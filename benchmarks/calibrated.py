@@ -19,7 +19,7 @@ from torch import Tensor
 
 from handwriting import as_read
 from metagrad import data
-from metagrad.classifier.calibrate import Seen, ece, looked_at
+from metagrad.classifier.calibrate import Outcomes, ece, outcomes_of
 from metagrad.classifier.learner import Learner
 from metagrad.errors import MetagradError
 
@@ -44,14 +44,14 @@ def main() -> None:
         classes = data.load(learner.facts["dataset"], data_dir=options.data_dir).test
     print("size     right  said   error, own size  here   known lost, own size  here   others found, own size  here")
     for ways, shots in _SIZES:
-        seen = Seen()
+        seen = Outcomes()
         tasks = max(12, -(-600 // (ways * learner.episodes.queries)))
-        for _ in looked_at(learner, classes, seen, ways=ways, shots=shots, tasks=tasks, seed=1):
+        for _ in outcomes_of(learner, classes, seen, ways=ways, shots=shots, tasks=tasks, seed=1):
             pass
         scores, y, near, far = (torch.cat(part) for part in (seen.known, seen.labels, seen.near, seen.far))
         here, own = learner.calibration.at(ways, shots), learner.calibration.own
         off = [100 * ece((scores / size.temperature).softmax(-1), y) for size in (own, here)]
-        lost, found = ([_percent(part > size.strangeness) for size in (own, here)] for part in (near, far))
+        lost, found = ([_percent(part > size.ood_threshold) for size in (own, here)] for part in (near, far))
         print(
             f"{ways:2}-way {shots:2} {_percent(scores.argmax(-1) == y):6.1f} {100 * here.accuracy:5.1f} {off[0]:16.1f} "
             f"{off[1]:5.1f} {lost[0]:21.1f} {lost[1]:5.1f} {found[0]:23.1f} {found[1]:5.1f}"

@@ -67,7 +67,7 @@ def _right(
                     image, unread = np.zeros((1, learner.reading.size, learner.reading.size), np.uint8), unread + 1
                 seen[place == 0].append(torch.from_numpy(image))
         classifier = learner.adapt(torch.stack(seen[True]), list("abcde"))
-        said = classifier.judge(torch.stack(seen[False]))[0].argmax(-1)
+        said = classifier.classify(torch.stack(seen[False]))[0].argmax(-1)
         right.append(float((said == torch.arange(5).repeat_interleave(3)).float().mean()))
     return np.array(right), unread
 

@@ -120,7 +120,7 @@ def _written(path, tensors, facts):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t, f: f.update(format=3), "has format 3, this metagrad reads 1 and 2"),
+        (lambda t, f: f.update(format=4), "has format 4, this metagrad reads 1 to 3"),
         (lambda t, f: f.update(classes=7), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "a", "b", "c"]), "classes cannot be so"),
         (lambda t, f: f.update(classes=["a", "b"]), "has shape"),
@@ -128,7 +128,7 @@ def _written(path, tensors, facts):
         (lambda t, f: f["network"].update(filters="8"), "Conv4Config.filters must be a whole number"),
         (lambda t, f: f.update(temperature=0), "temperature cannot be so"),
         (lambda t, f: f.update(temperature="1"), "temperature cannot be so"),
-        (lambda t, f: f.update(strange=float("nan")), "strange cannot be so"),
+        (lambda t, f: f.update(ood_threshold=float("nan")), "ood_threshold cannot be so"),
         (lambda t, f: f.update(spread=None), "spread cannot be so"),
         (lambda t, f: f["reading"].update(kind="x"), "reading cannot be so"),
         (lambda t, f: f["reading"].update(size=28.5), "reading cannot be so"),
@@ -137,8 +137,8 @@ def _written(path, tensors, facts):
         (lambda t, f: t.update({"network/extra": torch.zeros(1)}), "extra is missing, or one too many"),
         (lambda t, f: t.update({"network/head.bias": torch.zeros(1)}), "head.bias has shape"),
         (lambda t, f: t["network/head.weight"][0].fill_(float("nan")), "not finite"),
-        (lambda t, f: t.update(landmarks=torch.zeros(4, 3)), "landmarks has shape"),
-        (lambda t, f: t.update(landmarks=torch.zeros(3, 3)), "landmarks has shape"),
+        (lambda t, f: t.update(prototypes=torch.zeros(4, 3)), "prototypes has shape"),
+        (lambda t, f: t.update(prototypes=torch.zeros(3, 3)), "prototypes has shape"),
     ],
 )
 def test_a_model_of_another_kind_is_refused(learned, pictures, capsys, change, says):
@@ -161,7 +161,7 @@ def test_a_model_of_another_kind_is_refused(learned, pictures, capsys, change, s
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "3", "{", '{"sizes": 0}', "\xff", "sizes=[]", "sizes=[{}]", "sizes='x'", "temperature=0", "ece='x'",
-     "strangeness=-1", "auroc='x'", "shots=7", "pixels=3", "pixels={'mean': [1, 2]}", "accuracy=None"],
+     "ood_threshold=-1", "auroc='x'", "shots=7", "pixels=3", "pixels={'mean': [1, 2]}", "accuracy=None"],
 )  # fmt: skip
 def test_a_damaged_calibration_is_named(learned, pictures, capsys, text):
     shutil.copytree(learned, "run")
@@ -275,7 +275,7 @@ def test_every_method_adapts(tmp_path):
         classifier = Learner.of(folder).adapt(images, labels)
         classifier.save(folder / "m")
         again = Classifier.load(folder / "m")
-        for a, b in zip(classifier.judge(images), again.judge(images), strict=True):
+        for a, b in zip(classifier.classify(images), again.classify(images), strict=True):
             assert torch.equal(a, b)
         assert Learner.of(folder).leave_one_out(images, labels)["images"] == 16
 
@@ -291,7 +291,7 @@ def test_leaving_out_says_about_what_new_pictures_say(learned):
         assert left["images"] == 10
         classifier = learner.adapt(few, labels)
         truth = torch.arange(5).repeat_interleave(8)
-        several.append((left["accuracy"], float((classifier.judge(more)[0].argmax(-1) == truth).float().mean())))
+        several.append((left["accuracy"], float((classifier.classify(more)[0].argmax(-1) == truth).float().mean())))
     said, so = torch.tensor(several).mean(0).tolist()
     assert so - 0.25 < said <= so + 0.1, "a picture less of each class is worth something"
     assert learner.leave_one_out(few[:3], labels[:3])["images"] == 2
@@ -330,7 +330,7 @@ def test_exported_networks_say_the_same_without_metagrad(learned, pictures, caps
     assert f"wrote my.{form}" in capsys.readouterr().out
     classifier = Classifier.load(pictures / "my.model")
     images = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    expected, x = classifier.judge(images)[0], images.float() / 255
+    expected, x = classifier.classify(images)[0], images.float() / 255
     if form == "onnx":
         session = runtime.InferenceSession(pictures / "my.onnx")
         found = [torch.from_numpy(session.run(None, {"images": some.numpy()})[0]) for some in (x, x[:1])]

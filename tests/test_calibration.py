@@ -9,7 +9,7 @@ import torch
 from strokes import dataset
 
 from metagrad.classifier.calibrate import auroc, calibrate, ece, fitted
-from metagrad.classifier.calibration import Calibration, farthest, pixels
+from metagrad.classifier.calibration import Calibration, farthest_statistic, pixels
 from metagrad.classifier.learner import Learner
 from metagrad.data import ImageClasses
 from metagrad.errors import MetagradError
@@ -24,9 +24,9 @@ def test_what_is_expected_follows_the_number_of_classes_and_pictures(learned, tm
     )
     assert found.own == found.sizes[0] == found.at(3, 1)
     for size in found.sizes:
-        assert found.at(size.ways, size.shots).strangeness == pytest.approx(size.strangeness)
+        assert found.at(size.ways, size.shots).ood_threshold == pytest.approx(size.ood_threshold)
     assert found.at(100, 9) == found.at(7, 5), "beyond the largest nothing is claimed"
-    one, two, five = (found.at(3, shots).strangeness for shots in (1, 2, 5))
+    one, two, five = (found.at(3, shots).ood_threshold for shots in (1, 2, 5))
     assert min(one, five) < two < max(one, five)
     assert Calibration.from_json(json.loads(json.dumps(found.as_json()))) == found
 
@@ -41,8 +41,8 @@ def test_a_threshold_keeps_what_is_known_at_every_size(learned):
             task = few(1, generator=torch.Generator().manual_seed(seed))
             support = (task.support.x[0] * 255).round().to(torch.uint8)
             classifier = learner.adapt(support, [f"{label:02}" for label in task.support.y[0].tolist()])
-            strange = classifier.judge((task.query.x[0] * 255).round().to(torch.uint8))[1]
-            lost, asked = lost + int((strange > classifier.strange).sum()), asked + len(strange)
+            strange = classifier.classify((task.query.x[0] * 255).round().to(torch.uint8))[1]
+            lost, asked = lost + int((strange > classifier.ood_threshold).sum()), asked + len(strange)
         assert lost / asked < 0.12
 
 
@@ -51,7 +51,7 @@ def test_without_unknown_classes_there_is_a_threshold_still(learned):
     few = replace(drawn, val=drawn.val.with_at_least(1))
     few = replace(few, val=ImageClasses(few.val.images, few.val.counts[:3], few.val.names[:3], few.val.first[:3]))
     found = calibrate(learner, few, tasks=8)
-    assert found.own.strangeness > 0
+    assert found.own.ood_threshold > 0
     assert found.own.unknown_rejected is None
     assert "other things" not in found.own.told()
     assert found.at(2, 3).auroc is None, "unknown at one size of those it lies between"
@@ -70,8 +70,8 @@ def test_temperature_error_and_ranks():
         Learner(None, None, {}).adapt(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), ["a"])
     dark, light = (torch.full((5, 1, 4, 4), v, dtype=torch.uint8) for v in (10, 200))
     noisy = dark + torch.randint(0, 9, dark.shape, generator=g, dtype=torch.uint8)
-    assert farthest(light, pixels(noisy))[0] > 10
-    assert farthest(noisy, pixels(noisy))[0] < 2
+    assert farthest_statistic(light, pixels(noisy))[0] > 10
+    assert farthest_statistic(noisy, pixels(noisy))[0] < 2
 
 
 def test_the_model_that_comes_along_says_what_it_is_worth_on_handwriting():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toyruns import own
 
-from metagrad.classifier.network import for_ways, judged, ordinary, quick
+from metagrad.classifier.network import for_ways, fused, logits_and_features, standalone
 from metagrad.errors import MetagradError
 from metagrad.experiment.config import TrainConfig
 from metagrad.experiment.format1 import method_of
@@ -30,7 +30,7 @@ def adapted(name, model, support):
         solution = method.adapt(model, theta, support)
         weights = {key: leaf[0] for key, leaf in method.weights(model, theta, solution).items()}
         expected = method.predict(model, theta, solution, support.x)[0]
-    return ordinary(model, weights, support.x[0]), expected
+    return standalone(model, weights, support.x[0]), expected
 
 
 NETWORKS = {
@@ -82,7 +82,7 @@ def test_other_numbers_of_classes(name, ways):
     with torch.no_grad():
         solution = method.adapt(other, theta, support)
         weights = {key: leaf[0] for key, leaf in method.weights(other, theta, solution).items()}
-    assert ordinary(other, weights, support.x[0])(support.x[0]).shape == (2 * ways, ways)
+    assert standalone(other, weights, support.x[0])(support.x[0]).shape == (2 * ways, ways)
 
 
 def test_another_network_is_refused():
@@ -96,7 +96,7 @@ def test_another_network_is_refused():
 def test_the_model_is_left_as_it_was():
     model = Conv4(3, image_size=16, filters=4)
     before = {name: leaf.clone() for name, leaf in model.state_dict().items()}
-    ordinary(model, {name: leaf + 1 for name, leaf in model.named_parameters()}, torch.rand(4, 1, 16, 16))
+    standalone(model, {name: leaf + 1 for name, leaf in model.named_parameters()}, torch.rand(4, 1, 16, 16))
     assert all(torch.equal(leaf, before[name]) for name, leaf in model.state_dict().items())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
@@ -110,9 +110,9 @@ def test_the_quick_network_says_the_same(made):
     weights = {
         name: leaf.detach() + 0.1 * torch.randn(leaf.shape, generator=g) for name, leaf in made.named_parameters()
     }
-    network = ordinary(made, weights, x)
-    fast = quick(network)
+    network = standalone(made, weights, x)
+    fast = fused(network)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules()), "nothing was gained"
-    for a, b in zip(judged(fast, x), judged(network, x), strict=True):
+    for a, b in zip(logits_and_features(fast, x), logits_and_features(network, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()), "the first one is left as it was"

@@ -116,7 +116,7 @@ def test_copies_and_what_is_wrong(learned, drawn):
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(pictures), model.predict_proba(pictures))
     assert clone(model).get_params() == {"run": str(learned), "class_weight": "balanced"}
-    assert model.strangeness(pictures).shape == (24,)
+    assert model.ood_score(pictures).shape == (24,)
     assert list(model.classes_) == sorted(set(y))
     with pytest.raises(ValueError, match="one class"):
         FewShotClassifier(str(learned)).fit(pictures[:6], y[:6])

@@ -45,8 +45,8 @@ def test_reject_is_for_what_is_far(learned, pictures, capsys):
     for number, one in enumerate(drawings(12, 1, 99)[:, 0]):
         (pictures / "strange").mkdir(exist_ok=True)
         Image.fromarray(one).save(pictures / "strange" / f"{number}.png")
-    known, strange = (rows_of(capsys, "my.model", place, "--reject") for place in ("new", "strange"))
-    rejected = [sum(row["class"] == "unknown" for row in rows) / len(rows) for rows in (known, strange)]
+    known, unknown = (rows_of(capsys, "my.model", place, "--reject") for place in ("new", "strange"))
+    rejected = [sum(row["class"] == "unknown" for row in rows) / len(rows) for rows in (known, unknown)]
     assert rejected[0] < rejected[1]
 
 

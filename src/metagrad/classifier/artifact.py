@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from metagrad import tensorfile
-from metagrad.classifier.network import Landmarks, judged, ordinary, quick
+from metagrad.classifier.network import Prototypes, fused, logits_and_features, standalone
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
+from metagrad.experiment.pretrained import feature_shape, trunk_digest, trunk_of
 from metagrad.experiment.record import LARGEST_IMAGE
 from metagrad.experiment.values import from_json, to_json
 from metagrad.files import require_readable, require_text
@@ -30,7 +31,7 @@ from metagrad.named_code import NotNamedError
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 
-FORMAT = 2
+FORMAT = 3
 _BATCH = 64  # images at once: enough for two cores, little memory
 
 
@@ -41,19 +42,25 @@ class Classifier:
     Attributes
     ----------
     network:
-        in evaluation mode; images float32 ``(N, C, H, W)`` in [0, 1] to scores ``(N, classes)``.
+        In evaluation mode. Takes images float32 ``(N, C, H, W)`` in [0, 1], or the features that ``trunk`` gives of
+        them; returns logits ``(N, classes)``.
     classes:
-        their names, in the order of the scores.
+        their names, in the order of the logits.
     reading:
         how a picture file becomes an image.
-    described:
+    network_config:
         what the network is built from.
-    landmarks:
+    prototypes:
         where the classes lie among the features.
     temperature:
-        what scores are divided by before they become probabilities; 1 where it was not fitted.
-    strange:
-        strangeness above which a picture is taken to be of none of the classes; ``None`` where it was not fitted.
+        what logits are divided by before they become probabilities; 1 where it was not fitted.
+    ood_threshold:
+        OOD score above which a picture is taken to be of none of the classes; ``None`` where it was not fitted.
+    trunk:
+        The frozen part of a pretrained network: images to features. ``None`` where the network takes images.
+    examples:
+        Of a network on features: what was adapted to, features ``(N, F)`` and class numbers ``(N,)``, so that more can
+        be added later. ``None`` else.
     facts:
         protocol, parent run, what the adaptation came to; JSON.
     """
@@ -61,31 +68,43 @@ class Classifier:
     network: nn.Module
     classes: tuple[str, ...]
     reading: Reading
-    described: Any
-    landmarks: Landmarks
+    network_config: Any
+    prototypes: Prototypes
     temperature: float = 1.0
-    strange: float | None = None
+    ood_threshold: float | None = None
+    trunk: nn.Module | None = None
+    examples: tuple[Tensor, Tensor] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @default_modes()
-    def judge(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities ``(N, classes)`` and strangeness ``(N,)`` of images uint8 ``(N, C, H, W)``.
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities ``(N, classes)`` and OOD scores ``(N,)`` of images uint8 ``(N, C, H, W)``.
 
-        Strangeness is the distance from the nearest class among the network's features, where 1 is the mean distance
-        between classes.
+        A picture's OOD (out-of-distribution) score is the distance of its features from the nearest class's prototype,
+        in units of the mean distance between prototypes.
         """
-        found = [(torch.empty(0, len(self.classes), dtype=torch.float32), torch.empty(0, dtype=torch.float32))]
         with torch.inference_mode():
-            for part in images.split(_BATCH):
-                x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
-                scores, features = judged(self._quick, x)
-                found.append(((scores / self.temperature).softmax(-1), self.landmarks.strangeness(features)))
-        probabilities, strangeness = zip(*found, strict=True)
-        return torch.cat(probabilities), torch.cat(strangeness)
+            parts = [self.classify_inputs(self.network_inputs(part)) for part in images.split(_BATCH)]
+        return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+
+    def network_inputs(self, images: Tensor) -> Tensor:
+        """Return what :attr:`network` takes of images uint8 ``(N, C, H, W)``."""
+        x = images.float() / 255
+        if self.trunk is None:
+            return x.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.trunk(x)
+        return features
+
+    @default_modes()
+    def classify_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`classify` does, of what :attr:`network` takes."""
+        with torch.inference_mode():
+            logits, features = logits_and_features(self._fused, x)
+            return (logits / self.temperature).softmax(-1), self.prototypes.ood_score(features)
 
     @cached_property
-    def _quick(self) -> nn.Module:
-        return quick(self.network)
+    def _fused(self) -> nn.Module:
+        return fused(self.network)
 
     def save(self, path: str | Path) -> None:
         """Write the file in one step.
@@ -98,15 +117,18 @@ class Classifier:
         path = Path(path)
         require_text(path)
         tensors = {f"network/{name}": leaf for name, leaf in self.network.state_dict().items()}
-        tensors["landmarks"] = self.landmarks.means
+        tensors["prototypes"] = self.prototypes.means
+        if self.examples is not None:
+            tensors["examples"], tensors["example_classes"] = self.examples
         facts = {
             "format": FORMAT,
             "classes": list(self.classes),
             "reading": dataclasses.asdict(self.reading),
-            "network": to_json(self.described),
+            "network": to_json(self.network_config),
             "temperature": self.temperature,
-            "strange": self.strange,
-            "spread": self.landmarks.spread,
+            "ood_threshold": self.ood_threshold,
+            "spread": self.prototypes.spread,
+            "trunk": None if self.trunk is None else trunk_digest(self.network_config),
             "facts": self.facts,
         }
         if not all(bool(leaf.isfinite().all()) for leaf in tensors.values()):
@@ -147,22 +169,60 @@ class Classifier:
             facts, tensors = stored.facts, stored.tensors
             if stored.digest is None:
                 raise ValueError("it has no digest")
-            if type(facts["format"]) is not int or facts["format"] not in (1, FORMAT):
-                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 and {FORMAT}")
+            if type(facts["format"]) is not int or facts["format"] not in (1, 2, FORMAT):
+                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 to {FORMAT}")
+            if facts["format"] < FORMAT:
+                facts, tensors = _with_names_of_today(facts, tensors)
             _require_sound(facts)
-            described = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
+            network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
             reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
-            network = _rebuilt(described, reading, len(classes), tensors)
-            landmarks = Landmarks(tensors["landmarks"], facts["spread"])
+            trunk = trunk_of(network_config)
+            if facts.get("trunk") != (None if trunk is None else trunk_digest(network_config)):
+                raise OtherTrunkError(
+                    f"{path} was adapted with other weights of {network_config.name} than those installed here: {again}"
+                )
+            examples = tensors.pop("examples", None), tensors.pop("example_classes", None)
+            inputs = feature_shape(network_config) or (reading.channels, reading.size, reading.size)
+            network = _rebuilt(network_config, inputs, len(classes), tensors)
             return cls(
-                network, classes, reading, described, landmarks, facts["temperature"], facts["strange"], facts["facts"]
+                network,
+                classes,
+                reading,
+                network_config,
+                Prototypes(tensors["prototypes"], facts["spread"]),
+                temperature=facts["temperature"],
+                ood_threshold=facts["ood_threshold"],
+                trunk=trunk,
+                examples=_sound_examples(*examples, len(classes)),
+                facts=facts["facts"],
             )
-        except NotNamedError:
+        except (NotNamedError, BackboneError, OtherTrunkError):
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
                 f"{path} is damaged, or was written by another version of metagrad ({in_short(error)}): {again}"
             ) from error
+
+
+class OtherTrunkError(MetagradError):
+    """A model file was made with other weights of its frozen trunk."""
+
+
+def _sound_examples(x: Tensor | None, y: Tensor | None, ways: int) -> tuple[Tensor, Tensor] | None:
+    """Return what was adapted to, as it was written.
+
+    Raises
+    ------
+    ValueError
+        If features and classes do not belong together.
+    """
+    if x is None or y is None:
+        return None
+    if x.dtype != torch.float32 or y.dtype != torch.int64 or y.shape != x.shape[:1] or not bool(x.isfinite().all()):
+        raise ValueError("examples cannot be so")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < ways:
+        raise ValueError("example_classes cannot be so")
+    return x, y
 
 
 def _require_sound(facts: dict[str, Any]) -> None:
@@ -177,7 +237,8 @@ def _require_sound(facts: dict[str, Any]) -> None:
     sound = {
         "classes": isinstance(classes, list) and len(classes) > 1 and all(isinstance(name, str) for name in classes),
         "temperature": is_number(facts["temperature"]) and 1e-6 < facts["temperature"] < 1e6,
-        "strange": facts["strange"] is None or (is_number(facts["strange"]) and 0 <= facts["strange"] < math.inf),
+        "ood_threshold": facts["ood_threshold"] is None
+        or (is_number(facts["ood_threshold"]) and 0 <= facts["ood_threshold"] < math.inf),
         "spread": is_number(facts["spread"]) and 0 <= facts["spread"] < math.inf,
         "reading": reading["kind"] in get_args(Kind)
         and type(reading["size"]) is int
@@ -189,6 +250,14 @@ def _require_sound(facts: dict[str, Any]) -> None:
         raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
 
 
+def _with_names_of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the contents of a file of format 1 or 2 under the names that format 3 has for them."""
+    facts, tensors = dict(facts), dict(tensors)
+    facts["ood_threshold"] = facts.pop("strange")
+    tensors["prototypes"] = tensors.pop("landmarks")
+    return facts, tensors
+
+
 def _of_format1(facts: dict[str, Any]) -> Any:
     """Return what builds the network of a file that metagrad 0.1 wrote."""
     from metagrad.experiment.config import TrainConfig
@@ -197,19 +266,18 @@ def _of_format1(facts: dict[str, Any]) -> Any:
     return network_of(TrainConfig(**facts["config"]).typed())
 
 
-def _rebuilt(described: Any, reading: Reading, ways: int, tensors: dict[str, Tensor]) -> nn.Module:
+def _rebuilt(network_config: Any, inputs: tuple[int, ...], ways: int, tensors: dict[str, Tensor]) -> nn.Module:
     """Return the network with its weights; names, shapes and types are compared before any memory is taken."""
-    inputs = reading.channels, reading.size, reading.size
     with torch.device("meta"):
-        empty = ordinary(build_network(described, inputs, ways), {})
-        features = judged(empty, torch.empty(1, *inputs))[1]
+        empty = standalone(build_network(network_config, inputs, ways), {})
+        features = logits_and_features(empty, torch.empty(1, *inputs))[1]
     wanted = {f"network/{name}": leaf for name, leaf in empty.state_dict().items()}
-    wanted["landmarks"] = torch.empty(ways, features.shape[1], device="meta")
+    wanted["prototypes"] = torch.empty(ways, features.shape[1], device="meta")
     if wanted.keys() != tensors.keys():
         raise ValueError(f"{min(wanted.keys() ^ tensors.keys())} is missing, or one too many")
     for name, leaf in tensors.items():
         require_like(name, leaf, wanted[name])
-    network = ordinary(build_network(described, inputs, ways), {})
+    network = standalone(build_network(network_config, inputs, ways), {})
     for name, leaf in network.state_dict().items():  # as load_state_dict does, for weights that ask for no gradient
         leaf.copy_(tensors[f"network/{name}"])
     return network

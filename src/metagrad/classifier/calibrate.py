@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from metagrad.classifier.calibration import Calibration, Size, pixels
 from metagrad.classifier.learner import Learner
-from metagrad.classifier.network import Landmarks, judged
+from metagrad.classifier.network import Prototypes, logits_and_features
 from metagrad.data import Dataset, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.experiment.episodes import Episodes
@@ -63,11 +63,11 @@ def calibrate(
     done, total = 0, sum(sizes.values())
     found = []
     for (ways, shots), count in sizes.items():
-        seen = Seen()
-        for number in looked_at(learner, dataset.val, seen, ways=ways, shots=shots, tasks=count, seed=seed):
+        outcomes = Outcomes()
+        for number in outcomes_of(learner, dataset.val, outcomes, ways=ways, shots=shots, tasks=count, seed=seed):
             progress(done + number, total)
         done += count
-        found.append(_worth(seen, ways, shots))
+        found.append(_measured(outcomes, ways, shots))
     protocol = (
         f"{dataset.name} val, {episodes.queries} queries a class, {tasks} tasks of the run's own size, "
         "each image by itself"
@@ -90,8 +90,8 @@ def _sizes(episodes: Episodes, classes: ImageClasses) -> list[tuple[int, int]]:
 
 
 @dataclass
-class Seen:
-    """What was said of each task's images: scores and labels of known classes, strangeness of these and of others."""
+class Outcomes:
+    """Of each task: logits and labels of images of known classes, OOD scores of these (near) and of unknown (far)."""
 
     known: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
@@ -99,8 +99,8 @@ class Seen:
     far: list[Tensor] = field(default_factory=list)
 
 
-def looked_at(
-    learner: Learner, val: ImageClasses, seen: Seen, *, ways: int, shots: int, tasks: int, seed: int
+def outcomes_of(
+    learner: Learner, val: ImageClasses, outcomes: Outcomes, *, ways: int, shots: int, tasks: int, seed: int
 ) -> Iterator[int]:
     """Adapt to tasks that are told of ``ways`` classes and asked about others too; yield how many are done."""
     queries = learner.episodes.queries
@@ -113,52 +113,53 @@ def looked_at(
         # Every task has its classes in the same order, so that what it is told of is the same part of each.
         mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
         support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
-        networks = learner.solved((support * 255).round().to(torch.uint8), y, ways)
+        x, queries = learner.task_inputs(support), learner.task_inputs(drawn.query.x)
+        networks = learner.solved(x, y, ways)
         for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
-                landmarks = Landmarks.of(judged(network, support[number])[1], y[number], ways)
-                scores, features = judged(network, drawn.query.x[number])
-                strangeness = landmarks.strangeness(features)
-            seen.known.append(scores[own])
-            seen.labels.append(drawn.query.y[number, own])
-            seen.near.append(strangeness[own])
-            seen.far.append(strangeness[~own])
+                prototypes = Prototypes.of(logits_and_features(network, x[number])[1], y[number], ways)
+                logits, features = logits_and_features(network, queries[number])
+                ood_scores = prototypes.ood_score(features)
+            outcomes.known.append(logits[own])
+            outcomes.labels.append(drawn.query.y[number, own])
+            outcomes.near.append(ood_scores[own])
+            outcomes.far.append(ood_scores[~own])
             yield first + number + 1
 
 
-def _worth(seen: Seen, ways: int, shots: int) -> Size:
+def _measured(outcomes: Outcomes, ways: int, shots: int) -> Size:
     """Choose on one half of the tasks, judge on the other; what is kept is chosen on all."""
-    half = len(seen.known) // 2
+    half = len(outcomes.known) // 2
 
     def part(values: list[Tensor], second: bool) -> Tensor:
         return torch.cat(values[half:] if second else values[:half])
 
-    temperature = fitted(part(seen.known, False), part(seen.labels, False))
-    strange = float(part(seen.near, False).quantile(KEPT))
-    scores, truth = part(seen.known, True), part(seen.labels, True)
-    near, far = part(seen.near, True), part(seen.far, True)
+    temperature = fitted(part(outcomes.known, False), part(outcomes.labels, False))
+    threshold = float(part(outcomes.near, False).quantile(KEPT))
+    logits, truth = part(outcomes.known, True), part(outcomes.labels, True)
+    near, far = part(outcomes.near, True), part(outcomes.far, True)
     return Size(
         ways,
         shots,
-        temperature=fitted(torch.cat(seen.known), torch.cat(seen.labels)),
-        ece_before=ece(scores.softmax(-1), truth),
-        ece=ece((scores / temperature).softmax(-1), truth),
-        accuracy=float((scores.argmax(-1) == truth).float().mean()),
-        strangeness=float(torch.cat(seen.near).quantile(KEPT)),
-        known_rejected=float((near > strange).float().mean()),
-        unknown_rejected=float((far > strange).float().mean()) if len(far) else None,
+        temperature=fitted(torch.cat(outcomes.known), torch.cat(outcomes.labels)),
+        ece_before=ece(logits.softmax(-1), truth),
+        ece=ece((logits / temperature).softmax(-1), truth),
+        accuracy=float((logits.argmax(-1) == truth).float().mean()),
+        ood_threshold=float(torch.cat(outcomes.near).quantile(KEPT)),
+        known_rejected=float((near > threshold).float().mean()),
+        unknown_rejected=float((far > threshold).float().mean()) if len(far) else None,
         auroc=auroc(far, near) if len(far) else None,
     )
 
 
-def fitted(scores: Tensor, y: Tensor) -> float:
+def fitted(logits: Tensor, y: Tensor) -> float:
     """Return the temperature at which the labels are likeliest; the likelihood is concave in its inverse."""
-    log = torch.zeros((), dtype=torch.float64, device=scores.device, requires_grad=True)
+    log = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([log], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(scores.double() * log.exp(), y)
+        loss = F.cross_entropy(logits.double() * log.exp(), y)
         loss.backward()
         return loss
 

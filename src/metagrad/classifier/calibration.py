@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration.json"
 FACTS = ("brightness", "contrast", "detail")
+_OLD_THRESHOLD = "strangeness"  # what metagrad 0.1 called it
 _MAYBE = ("unknown_rejected", "auroc")  # not known where no class is left that a task is not told of
 
 
@@ -31,17 +34,17 @@ class Size:
     ways, shots:
         classes, and images of each that were adapted to.
     temperature:
-        what scores are divided by.
+        what logits are divided by.
     ece_before, ece:
         expected calibration error, as a fraction, without it and with it.
     accuracy:
         fraction that was right.
-    strangeness:
-        the threshold of ``--reject``: above it an image is like none of the classes.
+    ood_threshold:
+        the threshold of ``--reject``: an image whose ``ood_score`` is above it is like none of the classes.
     known_rejected, unknown_rejected:
         fractions of images of known and of unknown classes that are above it; ``None`` where there were no unknown.
     auroc:
-        probability that an image of an unknown class is stranger than one of a known class.
+        probability that an image of an unknown class has a greater ``ood_score`` than one of a known class.
     """
 
     ways: int
@@ -50,7 +53,7 @@ class Size:
     ece_before: float
     ece: float
     accuracy: float
-    strangeness: float
+    ood_threshold: float
     known_rejected: float
     unknown_rejected: float | None
     auroc: float | None
@@ -74,7 +77,7 @@ class Calibration:
     sizes:
         the first is the run's own; all pairs of the numbers of classes and of images that were tried.
     pixels:
-        ``mean`` and ``std`` over training images of what :func:`look` sees.
+        ``mean`` and ``std`` over training images of what :func:`pixel_statistics` sees.
     """
 
     of: str
@@ -139,6 +142,11 @@ class Calibration:
         return cls(*words, sizes, pixels)
 
     @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Return what a file that comes with metagrad holds."""
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
     def of_run(cls, run: Run, weights: str | None) -> Calibration | None:
         """Return the calibration of a run's weights, as :meth:`Run.read_measured` reads it."""
         found = run.read_measured(CALIBRATION, weights)
@@ -159,6 +167,7 @@ def _sound(facts: dict[str, Any]) -> Size:
     ValueError, TypeError
         if they are something else.
     """
+    facts = {"ood_threshold" if name == _OLD_THRESHOLD else name: value for name, value in facts.items()}
     for name, value in facts.items():
         if not is_number(value) and not (value is None and name in _MAYBE):
             raise ValueError(f"{name} is no number")
@@ -167,28 +176,28 @@ def _sound(facts: dict[str, Any]) -> Size:
     if not all(share is None or 0 <= share <= 1 for share in shares):
         raise ValueError("a fraction is not between 0 and 1")
     counts = is_count(size.ways, 2) and is_count(size.shots, 1)
-    if not counts or not 1e-6 < size.temperature < 1e6 or size.strangeness < 0:
+    if not counts or not 1e-6 < size.temperature < 1e6 or size.ood_threshold < 0:
         raise ValueError("a size cannot be so")
     return size
 
 
 def pixels(images: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`look` sees."""
-    seen = look(images)
+    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`pixel_statistics` sees."""
+    seen = pixel_statistics(images)
     return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
 
 
-def look(images: Tensor) -> Tensor:
+def pixel_statistics(images: Tensor) -> Tensor:
     """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
     x = images.float() / 255
     detail = (x.diff(dim=-1).abs().mean((1, 2, 3)) + x.diff(dim=-2).abs().mean((1, 2, 3))) / 2
     return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), detail], dim=1)
 
 
-def farthest(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
+def farthest_statistic(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
     """Return how far the images are from those of training, in their standard deviations, and say in what."""
     mean, std = torch.tensor(seen["mean"]), torch.tensor(seen["std"])
-    ours = look(images).median(0).values
+    ours = pixel_statistics(images).median(0).values
     off = (ours - mean).abs() / std.clamp(min=1e-6)
     worst = int(off.argmax())
     return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, there {mean[worst]:.2f} ± {std[worst]:.2f}"

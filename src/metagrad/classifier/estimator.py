@@ -125,7 +125,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Return the probability of each class, ``(n, classes)``, in the order of ``classes_``."""
         return self._judged(X)[0]
 
-    def strangeness(self, X: Any) -> np.ndarray:
+    def ood_score(self, X: Any) -> np.ndarray:
         """Return how far each picture is from the nearest class, where classes are 1 apart on average."""
         return self._judged(X)[1]
 
@@ -137,9 +137,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.range_ is not None:
             require_alike(pictures, self.range_)
         images = _images(pictures, self.classifier_.reading, self.range_)
-        probabilities, strangeness = self.classifier_.judge(images)
+        probabilities, ood_score = self.classifier_.classify(images)
         probabilities = probabilities.double()
-        return (probabilities / probabilities.sum(1, keepdim=True)).numpy(), strangeness.numpy()
+        return (probabilities / probabilities.sum(1, keepdim=True)).numpy(), ood_score.numpy()
 
     def _pictures(self, X: Any, y: Any = "no_validation") -> tuple[Pictures, str]:
         """Check what was given; return file names, or pictures, and what they were given as."""

@@ -29,13 +29,14 @@ _READ = {
 class _Probabilities(nn.Module):
     """Images ``(N, C, H, W)`` in [0, 1] to probabilities ``(N, classes)``."""
 
-    def __init__(self, network: nn.Module, temperature: float) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.network, self.temperature = network, temperature
+        self.trunk = classifier.trunk or nn.Identity()
+        self.network, self.temperature = classifier.network, classifier.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities."""
-        return (self.network(images) / self.temperature).softmax(-1)
+        return (self.network(self.trunk(images)) / self.temperature).softmax(-1)
 
 
 def export(classifier: Classifier, path: Path, form: Format) -> None:
@@ -49,7 +50,7 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
     MetagradError
         if ``onnx`` is not installed, or the file cannot be written.
     """
-    module = _Probabilities(classifier.network, classifier.temperature).eval()
+    module = _Probabilities(classifier).eval()
     reading = classifier.reading
     example = torch.zeros(2, reading.channels, reading.size, reading.size)
     facts = {

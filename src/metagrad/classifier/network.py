@@ -51,7 +51,7 @@ def for_ways(saved: Params, like: Params) -> Params:
     return found
 
 
-def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -> nn.Module:
+def standalone(model: nn.Module, weights: Params, support: Tensor | None = None) -> nn.Module:
     """Return a copy of the model with these weights and torch's own norms in place of those of a batch.
 
     What a batch norm takes from the images at hand while training, it takes from the support images for good: so a
@@ -92,7 +92,7 @@ def ordinary(model: nn.Module, weights: Params, support: Tensor | None = None) -
     return copied.eval().requires_grad_(False)
 
 
-def quick(network: nn.Module) -> nn.Module:
+def fused(network: nn.Module) -> nn.Module:
     """Return a network of the same outputs, to rounding, that is some three times as fast on photographs.
 
     A frozen norm becomes part of the convolution before it, and channels lie last in memory.
@@ -109,8 +109,8 @@ def quick(network: nn.Module) -> nn.Module:
     return last.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def judged(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
+def logits_and_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
     seen: list[Tensor] = []
     head = network.get_submodule(last_layer(network))
     last = list(network.children())[-1:]
@@ -124,14 +124,14 @@ def judged(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         lambda module, args: seen.append(args[0]) if threading.get_ident() == me else None
     )
     try:
-        scores = network(x)
+        logits = network(x)
     finally:
         hook.remove()
-    return scores, seen[0].flatten(1)
+    return logits, seen[0].flatten(1)
 
 
 @dataclass(frozen=True)
-class Landmarks:
+class Prototypes:
     """Where the classes lie among the features.
 
     Attributes
@@ -146,13 +146,13 @@ class Landmarks:
     spread: float
 
     @classmethod
-    def of(cls, features: Tensor, y: Tensor, ways: int) -> Landmarks:
+    def of(cls, features: Tensor, y: Tensor, ways: int) -> Prototypes:
         """Take them from the support images' features and labels."""
         hot = torch.nn.functional.one_hot(y, ways).to(features)
         means = hot.T @ features / hot.sum(0)[:, None]
         return cls(means, float(torch.pdist(means).mean()))
 
-    def strangeness(self, features: Tensor) -> Tensor:
+    def ood_score(self, features: Tensor) -> Tensor:
         """Return each image's distance from the nearest class, in units of the mean distance between classes."""
         return torch.cdist(features, self.means).amin(1) / max(self.spread, 1e-12)
 

@@ -38,7 +38,7 @@ class Adapt:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         allocator.keep_memory()
-        from metagrad.classifier.calibration import farthest
+        from metagrad.classifier.calibration import farthest_statistic
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import Screen, WorkProgress
@@ -54,7 +54,7 @@ class Adapt:
             support = read_support(self.support, learner.reading, most=learner.most)
         notes = list(support.notes)
         if learner.calibration is not None:
-            off, where = farthest(support.images, learner.calibration.pixels)
+            off, where = farthest_statistic(support.images, learner.calibration.pixels)
             if off > _FAR:
                 notes.append(
                     f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "

@@ -49,7 +49,7 @@ class Predict:
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
         classifier = Classifier.load(self.model, code=self.code)
-        if self.reject and classifier.strange is None:
+        if self.reject and classifier.ood_threshold is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
             say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
@@ -60,9 +60,9 @@ class Predict:
         done = skipped = 0
         with WorkProgress(Screen(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
             for paths, images, bad in read_all(pictures, classifier.reading):
-                probabilities, ood_scores = classifier.judge(images)
+                probabilities, ood_scores = classifier.classify(images)
                 for path, row, ood_score in zip(paths, probabilities.tolist(), ood_scores.tolist(), strict=True):
-                    rejected = self.reject and classifier.strange is not None and ood_score > classifier.strange
+                    rejected = self.reject and classifier.ood_threshold is not None and ood_score > classifier.ood_threshold
                     best = max(row)
                     label = None if rejected else classifier.classes[row.index(best)]
                     write(str(path), label, best, row, ood_score)
@@ -98,7 +98,7 @@ def _csv(classes: tuple[str, ...]) -> Writer:
         return shown(printable(text) if sys.stdout.isatty() else text)
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["picture", "class", "probability", "strangeness", *(safe(name) for name in classes)])
+    writer.writerow(["picture", "class", "probability", "ood_score", *(safe(name) for name in classes)])
 
     def write(path: str, label: str | None, best: float, row: list[float], ood_score: float) -> None:
         numbers = [f"{number:.6g}" for number in (best, ood_score, *row)]
@@ -113,7 +113,7 @@ def _jsonl(classes: tuple[str, ...]) -> Writer:
             "picture": path,
             "class": label,
             "probability": best,
-            "strangeness": ood_score,
+            "ood_score": ood_score,
             "probabilities": dict(zip(classes, row, strict=True)),
         }
         print(json.dumps(line, ensure_ascii=False))

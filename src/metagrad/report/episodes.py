@@ -66,11 +66,11 @@ def judge_tasks(
     pictures: dict[str, str] = {}
     for first in range(0, tasks, 16):
         some = slice(first, min(tasks, first + 16))
-        images = (drawn.support.x[some] * 255).round().to(torch.uint8)
-        networks = learner.solved(images, drawn.support.y[some], episodes.ways)
+        x, queries = (learner.task_inputs(part.x[some]) for part in drawn)
+        networks = learner.solved(x, drawn.support.y[some], episodes.ways)
         for task, (network, _) in enumerate(networks, start=first):
             with torch.inference_mode():
-                p = (network(drawn.query.x[task]) / temperature).softmax(-1)
+                p = (network(queries[task - first]) / temperature).softmax(-1)
             called = names[task]
             y = drawn.query.y[task]
             for way, name in enumerate(called):

@@ -1,0 +1,214 @@
+"""A pretrained network as a value: a frozen trunk that gives features, and what trains on top of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metagrad.data.features import FeatureExtractor, fit_images
+from metagrad.errors import MetagradError
+from metagrad.fewshot.backbones import Backbone, open_backbone
+
+Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
+_BODIES = ("nothing", "diagonal", "linear", "last-block", "all")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network that was trained by others, on many pictures, and a head on its features.
+
+    Parameters
+    ----------
+    name:
+        ``"efficientnet-lite0"`` (or 1, 2; the extra ``photos``), ``"timm:NAME"``, ``"torchvision:NAME"``,
+        ``"hf:NAME"``, or ``"package.module:function"`` of your own that returns an ``nn.Module`` whose outputs are
+        features ``(N, F)``.
+    body:
+        What trains below the head. ``"nothing"``: features are constants. ``"diagonal"``, ``"linear"``: one layer
+        on the features, which begins as the identity. ``"last-block"``: the network's last block. ``"all"``: all
+        of it, which is slow.
+    scale:
+        Length of the features that the head sees; their direction alone counts.
+    weights:
+        safetensors file with a ``state_dict`` to read in place of the package's own weights.
+
+    Raises
+    ------
+    MetagradError
+        For a value outside its range. A package or weights that are missing are told when the network is built.
+
+    Examples
+    --------
+    >>> from metagrad.experiment import Pretrained
+    >>> Pretrained("efficientnet-lite0", body="linear").scale
+    4.0
+    """
+
+    name: str = "efficientnet-lite0"
+    body: Body = field(default="nothing", kw_only=True)
+    scale: float = field(default=4.0, kw_only=True)
+    weights: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.body not in _BODIES:
+            raise MetagradError(f"body is one of {', '.join(_BODIES)}, got {self.body!r}")
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < 1e6:
+            raise MetagradError(f"scale must be positive and finite, got {self.scale!r}")
+
+    def backbone(self) -> Backbone:
+        """Return the pretrained network, cut where training begins.
+
+        Raises
+        ------
+        MetagradError
+            If its package or its weights are missing, or the weights are another network's.
+        """
+        return _opened(self.name, self.body, self.weights)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether a frozen trunk gives features, which need computing only once a picture."""
+        return self.body != "all"
+
+    def build(self, inputs: tuple[int, ...], outputs: int, *, generator: torch.Generator | None = None) -> nn.Module:
+        """Return a new network for features, or for images ``(channels, height, width)``.
+
+        For inputs of the trunk's output shape it is the top alone, which is what trains; for images the frozen trunk
+        comes before it.
+        """
+        backbone = self.backbone()
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if tuple(inputs) != feature_shape(self):
+            parts["fit"] = FitImages(backbone.image_size)
+            parts["trunk"] = backbone.trunk
+        if backbone.top is not None:
+            parts["layer"] = copy.deepcopy(backbone.top).requires_grad_()
+        elif self.body == "diagonal":
+            parts["layer"] = Diagonal(backbone.num_features)
+        elif self.body == "linear":
+            parts["layer"] = _identity(backbone.num_features)
+        parts["unit"] = UnitLength(self.scale)
+        parts["head"] = _head(backbone.num_features, outputs, generator)
+        return nn.Sequential(parts)
+
+
+def trunk_of(network: Any) -> nn.Module | None:
+    """Return the frozen part of a pretrained network, or ``None`` for another network.
+
+    It takes images ``(N, C, H, W)`` in [0, 1] of one or three channels and any size, and gives features.
+    """
+    if not isinstance(network, Pretrained) or not network.has_features:
+        return None
+    backbone = network.backbone()
+    return nn.Sequential(FitImages(backbone.image_size), backbone.trunk).eval()
+
+
+def trunk_digest(network: Pretrained) -> str:
+    """Return a sha256 over the weights of the frozen part and over how images are prepared for it."""
+    return network.backbone().digest
+
+
+def feature_shape(network: Any) -> tuple[int, ...] | None:
+    """Return the shape of one picture's features, or ``None`` where the network takes images."""
+    if not isinstance(network, Pretrained) or not network.has_features:
+        return None
+    return _output_shape(network.backbone())
+
+
+def extractor_of(network: Any) -> FeatureExtractor | None:
+    """Return what computes features of pictures, or ``None`` where the network takes images."""
+    shape = feature_shape(network)
+    if shape is None:
+        return None
+    backbone = network.backbone()
+    return FeatureExtractor(
+        name=backbone.name, digest=backbone.digest, shape=shape, image_size=backbone.image_size, compute=backbone.trunk
+    )
+
+
+class FitImages(nn.Module):
+    """Give images the size and the three channels that a pretrained network takes.
+
+    Parameters
+    ----------
+    size:
+        Height and width, pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images ``(N, 3, size, size)`` of images ``(N, C, H, W)``, both in [0, 1]."""
+        return fit_images(x, self.size)
+
+
+class Diagonal(nn.Module):
+    """Multiply each feature by a weight of its own; all weights begin at one.
+
+    Parameters
+    ----------
+    num_features:
+        Length of the feature vectors.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features ``(N, F)``."""
+        return x * self.weight
+
+
+class UnitLength(nn.Module):
+    """Bring feature vectors to one length.
+
+    Parameters
+    ----------
+    scale:
+        That length.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features ``(N, F)``, each of length ``scale``."""
+        return self.scale * F.normalize(x, dim=-1)
+
+
+def _identity(num_features: int) -> nn.Linear:
+    layer = nn.Linear(num_features, num_features, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
+def _head(num_features: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    head = nn.Linear(num_features, outputs)
+    bound = num_features**-0.5
+    if not head.weight.is_meta:
+        nn.init.uniform_(head.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(head.bias)
+    return head
+
+
+@functools.lru_cache(maxsize=4)
+def _output_shape(backbone: Backbone) -> tuple[int, ...]:
+    images = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device="cpu")
+    with torch.no_grad():
+        return tuple(backbone.trunk(images).shape[1:])
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(name: str, body: Body, weights: str | None) -> Backbone:
+    return open_backbone(name, body=body, weights=weights)
