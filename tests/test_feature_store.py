@@ -295,6 +295,33 @@ def test_an_altered_row_is_said_once_and_computed_again(tmp_path, monkeypatch):
     assert one.loaded == [17]
 
 
+def test_no_key_finds_the_row_of_another(tmp_path):
+    Counted(range(2)).features(opened(tmp_path))
+    path = file_of(tmp_path, "keys")
+    first, second = path.read_bytes()[:40], path.read_bytes()[40:]
+    path.write_bytes(second[:32] + first[32:] + second)  # the row of 0, under the key of 1
+    os.truncate(file_of(tmp_path, "rows"), 28)
+    one = Counted([1])
+    with pytest.warns(MetagradWarning, match="computed anew"):
+        assert torch.equal(one.features(opened(tmp_path)), TRUTH[[1]])
+
+
+def test_who_reads_while_another_writes_finds_no_key_of_rows_that_were_lost(tmp_path, monkeypatch):
+    Counted().features(opened(tmp_path))
+    os.truncate(file_of(tmp_path, "rows"), 28 * 30)
+    write, seen = os.pwrite, []
+
+    def looked_at(file, data, offset):
+        written = write(file, data, offset)
+        other = opened(tmp_path)
+        seen.append([key in other for key in KEYS].count(True))
+        return written
+
+    monkeypatch.setattr(os, "pwrite", looked_at)
+    Counted(range(30, 36)).features(opened(tmp_path), batch=2)
+    assert seen == [30, 32, 32, 34, 34, 36]
+
+
 def test_a_row_that_the_disk_cannot_read_is_computed_again(tmp_path, monkeypatch):
     Counted().features(opened(tmp_path))
     read = os.pread
