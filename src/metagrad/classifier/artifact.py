@@ -23,7 +23,7 @@ from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
-from metagrad.experiment.pretrained import feature_shape, trunk_digest, trunk_of
+from metagrad.experiment.pretrained import feature_shape, require_named, trunk_digest, trunk_of
 from metagrad.experiment.record import LARGEST_IMAGE
 from metagrad.experiment.values import from_json, to_json
 from metagrad.files import require_readable, require_text
@@ -166,46 +166,66 @@ class Classifier:
                 f"{path} is not an adapted model as it was written ({in_short(error)}): {again}"
             ) from error
         try:
-            facts, tensors = stored.facts, stored.tensors
             if stored.digest is None:
                 raise ValueError("it has no digest")
-            if type(facts["format"]) is not int or facts["format"] not in (1, 2, FORMAT):
-                raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 to {FORMAT}")
-            if facts["format"] < FORMAT:
-                facts, tensors = _with_names_of_today(facts, tensors)
-            _require_sound(facts)
+            facts, tensors = _of_today(stored.facts, stored.tensors)
             network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
-            reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
-            trunk = trunk_of(network_config)
-            if facts.get("trunk") != (None if trunk is None else trunk_digest(network_config)):
-                raise OtherTrunkError(
-                    f"{path} was adapted with other weights of {network_config.name} than those installed here: {again}"
-                )
-            examples = tensors.pop("examples", None), tensors.pop("example_classes", None)
-            inputs = feature_shape(network_config) or (reading.channels, reading.size, reading.size)
-            network = _rebuilt(network_config, inputs, len(classes), tensors)
-            return cls(
-                network,
-                classes,
-                reading,
-                network_config,
-                Prototypes(tensors["prototypes"], facts["spread"]),
-                temperature=facts["temperature"],
-                ood_threshold=facts["ood_threshold"],
-                trunk=trunk,
-                examples=_sound_examples(*examples, len(classes)),
-                facts=facts["facts"],
-            )
-        except (NotNamedError, BackboneError, OtherTrunkError):
+            trunk = None if facts["trunk"] is None else _trunk(network_config, code)  # may lack a package
+            return cls._of(facts, tensors, network_config, trunk)
+        except (NotNamedError, MissingTrunkError):
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
                 f"{path} is damaged, or was written by another version of metagrad ({in_short(error)}): {again}"
             ) from error
 
+    @classmethod
+    def _of(
+        cls, facts: dict[str, Any], tensors: dict[str, Tensor], network_config: Any, trunk: nn.Module | None
+    ) -> Classifier:
+        """Return the classifier that a file's facts and tensors describe."""
+        if trunk is not None and trunk_digest(network_config) != facts["trunk"]:
+            raise MissingTrunkError(
+                f"the model was adapted with other weights of {network_config.name} than those here: adapt again with "
+                "metagrad adapt"
+            )
+        reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
+        examples = tensors.pop("examples", None), tensors.pop("example_classes", None)
+        inputs = feature_shape(network_config) or (reading.channels, reading.size, reading.size)
+        return cls(
+            _rebuilt(network_config, inputs, len(classes), tensors),
+            classes,
+            reading,
+            network_config,
+            Prototypes(tensors["prototypes"], facts["spread"]),
+            temperature=facts["temperature"],
+            ood_threshold=facts["ood_threshold"],
+            trunk=trunk,
+            examples=_sound_examples(*examples, len(classes)),
+            facts=facts["facts"],
+        )
 
-class OtherTrunkError(MetagradError):
-    """A model file was made with other weights of its frozen trunk."""
+
+class MissingTrunkError(MetagradError):
+    """The pretrained network that a model file stands on is not here, or is here with other weights."""
+
+
+def _trunk(network_config: Any, code: Collection[str]) -> nn.Module:
+    """Return the frozen part of the network that a model file names.
+
+    Raises
+    ------
+    NotNamedError, MissingTrunkError
+        If it is code that nobody named again, or is not here.
+    """
+    require_named(network_config, code)
+    try:
+        trunk = trunk_of(network_config)
+    except MetagradError as error:
+        raise MissingTrunkError(str(error)) from error
+    if trunk is None:
+        raise ValueError("its network has no frozen part")
+    return trunk
 
 
 def _sound_examples(x: Tensor | None, y: Tensor | None, ways: int) -> tuple[Tensor, Tensor] | None:
@@ -243,6 +263,7 @@ def _require_sound(facts: dict[str, Any]) -> None:
         "reading": reading["kind"] in get_args(Kind)
         and type(reading["size"]) is int
         and 0 < reading["size"] <= LARGEST_IMAGE,
+        "trunk": facts["trunk"] is None or isinstance(facts["trunk"], str),
         "facts": isinstance(facts["facts"], dict),
     }
     wrong = [name for name, right in sound.items() if not right]
@@ -250,11 +271,21 @@ def _require_sound(facts: dict[str, Any]) -> None:
         raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
 
 
-def _with_names_of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the contents of a file of format 1 or 2 under the names that format 3 has for them."""
+def _of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the contents of a file of any format that is read, under the names that today's format has for them.
+
+    Raises
+    ------
+    ValueError
+        For another format, or facts of another kind than those that are written.
+    """
+    if type(facts["format"]) is not int or not 1 <= facts["format"] <= FORMAT:
+        raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 to {FORMAT}")
     facts, tensors = dict(facts), dict(tensors)
-    facts["ood_threshold"] = facts.pop("strange")
-    tensors["prototypes"] = tensors.pop("landmarks")
+    if facts["format"] < 3:
+        facts["ood_threshold"], facts["trunk"] = facts.pop("strange"), None
+        tensors["prototypes"] = tensors.pop("landmarks")
+    _require_sound(facts)
     return facts, tensors
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from metagrad.classifier.calibration import Calibration, Size, pixels
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import Prototypes, logits_and_features
-from metagrad.data import Dataset, ImageClasses
+from metagrad.data import Classes, Dataset, ImageClasses
+from metagrad.data.features import FeatureDataset
 from metagrad.errors import MetagradError
 from metagrad.experiment.episodes import Episodes
 from metagrad.fewshot import EpisodeSampler, TaskSource
@@ -35,7 +36,7 @@ _ASKED = 1000  # images of known classes to judge at each of those
 @default_modes()
 def calibrate(
     learner: Learner,
-    dataset: Dataset,
+    dataset: Dataset | FeatureDataset,
     *,
     tasks: int = 100,
     seed: int = 0,
@@ -72,10 +73,12 @@ def calibrate(
         f"{dataset.name} val, {episodes.queries} queries a class, {tasks} tasks of the run's own size, "
         "each image by itself"
     )
-    return Calibration(f"validation classes of {dataset.name}", protocol, tuple(found), pixels(_some(dataset.train)))
+    pictures = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
+    assert pictures is not None
+    return Calibration(f"validation classes of {dataset.name}", protocol, tuple(found), pixels(_some(pictures.train)))
 
 
-def _sizes(episodes: Episodes, classes: ImageClasses) -> list[tuple[int, int]]:
+def _sizes(episodes: Episodes, classes: Classes) -> list[tuple[int, int]]:
     """Return the numbers of classes and of images to measure at, the run's own first."""
     shots = [episodes.shots]
     shots += [
@@ -100,7 +103,7 @@ class Outcomes:
 
 
 def outcomes_of(
-    learner: Learner, val: ImageClasses, outcomes: Outcomes, *, ways: int, shots: int, tasks: int, seed: int
+    learner: Learner, val: Classes, outcomes: Outcomes, *, ways: int, shots: int, tasks: int, seed: int
 ) -> Iterator[int]:
     """Adapt to tasks that are told of ``ways`` classes and asked about others too; yield how many are done."""
     queries = learner.episodes.queries
@@ -113,12 +116,11 @@ def outcomes_of(
         # Every task has its classes in the same order, so that what it is told of is the same part of each.
         mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
         support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
-        x, queries = learner.task_inputs(support), learner.task_inputs(drawn.query.x)
-        networks = learner.solved(x, y, ways)
+        networks = learner.solved(support, y, ways)
         for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
-                prototypes = Prototypes.of(logits_and_features(network, x[number])[1], y[number], ways)
-                logits, features = logits_and_features(network, queries[number])
+                prototypes = Prototypes.of(logits_and_features(network, support[number])[1], y[number], ways)
+                logits, features = logits_and_features(network, drawn.query.x[number])
                 ood_scores = prototypes.ood_score(features)
             outcomes.known.append(logits[own])
             outcomes.labels.append(drawn.query.y[number, own])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metagrad.data.features import fit_images
 from metagrad.errors import MetagradError, in_short
 from metagrad.strict_json import is_count, is_number
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from metagrad.experiment.run import Run
 
 CALIBRATION = "calibration.json"
+_SIDE = 84  # pixels: larger images are made as small before they are compared
 FACTS = ("brightness", "contrast", "detail")
 _OLD_THRESHOLD = "strangeness"  # what metagrad 0.1 called it
 _MAYBE = ("unknown_rejected", "auroc")  # not known where no class is left that a task is not told of
@@ -190,6 +192,8 @@ def pixels(images: Tensor) -> dict[str, list[float]]:
 def pixel_statistics(images: Tensor) -> Tensor:
     """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
     x = images.float() / 255
+    if x.shape[-1] > _SIDE:
+        x = fit_images(x, _SIDE)
     detail = (x.diff(dim=-1).abs().mean((1, 2, 3)) + x.diff(dim=-2).abs().mean((1, 2, 3))) / 2
     return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3)), detail], dim=1)
 

@@ -168,13 +168,6 @@ class Learner:
             return images.float() / 255
         return features_of_images(images, extractor, progress=progress)
 
-    def task_inputs(self, x: Tensor) -> Tensor:
-        """Return what the trained network takes of the images of drawn tasks, ``(T, N, C, H, W)`` in [0, 1]."""
-        if feature_shape(self.experiment.network) is None:
-            return x
-        images = (x * 255).round().to(torch.uint8)
-        return self.network_inputs(images.flatten(0, 1)).unflatten(0, x.shape[:2])
-
     @default_modes()
     def adapt(self, images: Tensor, labels: Sequence[str], *, class_weight: ClassWeight = "balanced") -> Classifier:
         """Adapt to new classes: any number of them, any number of images of each.
@@ -255,9 +248,7 @@ class Learner:
         )
 
     @default_modes()
-    def solved(
-        self, x: Tensor, y: Tensor, ways: int, weight: Tensor | None = None
-    ) -> list[tuple[nn.Module, float]]:
+    def solved(self, x: Tensor, y: Tensor, ways: int, weight: Tensor | None = None) -> list[tuple[nn.Module, float]]:
         """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
 
         Parameters

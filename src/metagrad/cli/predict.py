@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Predict:
             for paths, images, bad in read_all(pictures, classifier.reading):
                 probabilities, ood_scores = classifier.classify(images)
                 for path, row, ood_score in zip(paths, probabilities.tolist(), ood_scores.tolist(), strict=True):
-                    rejected = self.reject and classifier.ood_threshold is not None and ood_score > classifier.ood_threshold
+                    rejected = self.reject and ood_score > (classifier.ood_threshold or math.inf)
                     best = max(row)
                     label = None if rejected else classifier.classes[row.index(best)]
                     write(str(path), label, best, row, ood_score)

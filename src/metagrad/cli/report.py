@@ -58,12 +58,10 @@ class Report:
         from metagrad.report.runs import view_of
 
         run = Run.open(folder, code=self.code)
-        dataset = None
+        sources = None
         if run.dataset is not None and run.has("best"):
             try:
-                dataset = open_sources(
-                    run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen)
-                ).dataset
+                sources = open_sources(run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen))
             except MetagradError as error:
                 screen.write_line(f"no pictures of {label}: {error}")
-        return view_of(run, label, dataset, busy=screen.status)
+        return view_of(run, label, sources, busy=screen.status)

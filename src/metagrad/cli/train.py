@@ -21,6 +21,7 @@ from metagrad.errors import MetagradError, in_short
 if TYPE_CHECKING:
     from metagrad.cli.progress import Screen
     from metagrad.data import Dataset
+    from metagrad.data.features import FeatureDataset
     from metagrad.distributed import Ranks
     from metagrad.experiment.experiment import Experiment
     from metagrad.experiment.init import Weights
@@ -35,8 +36,9 @@ class Train:
 
     dataset: str | None = arg(None, positional=True, metavar="DATASET")
     """Data set: glyphs (letters of many scripts, nothing to download), omniglot (handwriting), drawings (both),
-    cifar-fs and fc100 (small photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder (your
-    own pictures, with --data-dir), or package.module:name of your own task source. metagrad data list tells more."""
+    cifar-fs and fc100 (small photographs), mini-imagenet and tiered-imagenet (photographs, not downloaded), folder
+    (your own pictures, with --data-dir), or package.module:name of your own task source. metagrad data list tells
+    more."""
     tasks: str | None = arg(None, metavar="SOURCE")
     """Another way to give DATASET: --tasks package.module:name. A whole number means --tasks-per-step."""
     task_set: int | None = None
@@ -136,7 +138,7 @@ class Train:
             if sources.dataset is not None and hasattr(run.experiment.network, "build"):
                 with run:
                     _calibrate(screen, run, sources.dataset)
-            page = _report(screen, run, sources.dataset)
+            page = _report(screen, run, sources)
             screen.write_line(f"everything is in {run.folder}; look at {page} in a browser")
         return 0
 
@@ -238,7 +240,7 @@ class Train:
             raise MetagradError(f"--strict is for data sets of pictures, not {self.source}: leave it out")
 
 
-def _calibrate(screen: Screen, run: Run, dataset: Dataset) -> None:
+def _calibrate(screen: Screen, run: Run, dataset: Dataset | FeatureDataset) -> None:
     """Find out how far the probabilities of classifiers that come of this run can be trusted."""
     from metagrad.classifier.calibrate import calibrate
     from metagrad.classifier.calibration import CALIBRATION
@@ -258,12 +260,12 @@ def _calibrate(screen: Screen, run: Run, dataset: Dataset) -> None:
     )
 
 
-def _report(screen: Screen, run: Run, dataset: Dataset | None) -> Path:
+def _report(screen: Screen, run: Run, sources: Sources) -> Path:
     """Write the page of a finished run into its directory; return where it is."""
     from metagrad.report.runs import view_of, write_page
 
     out = run.folder / "report.html"
-    write_page([view_of(run, run.folder.name, dataset, busy=screen.status)], out, busy=screen.status)
+    write_page([view_of(run, run.folder.name, sources, busy=screen.status)], out, busy=screen.status)
     return out
 
 
@@ -312,9 +314,9 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
         for name, value in event.line.items():
             if name not in ("step", "tested", "of", "init"):
                 writer.add_scalar(name, value, event.step)
-        if event.theta is not None and sources.dataset is not None:
+        if event.theta is not None and sources.pictures is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
-            (grid,), _ = judge_tasks(Learner.now(run, theta), sources.dataset, tasks=1, shown=1)
+            (grid,), _ = judge_tasks(Learner.now(run, theta), sources, tasks=1, shown=1)
             writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 

@@ -142,10 +142,31 @@ def at_size(images: Tensor, size: int) -> Tensor:
     """
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}")
-    found = images.float().div_(255)
-    if found.shape[-2:] != (size, size):
-        found = functional.interpolate(found, (size, size), mode="bicubic", antialias=True).clamp_(0, 1)
-    return found.expand(-1, 3, -1, -1)
+    return fit_images(images.float().div_(255), size)
+
+
+def fit_images(images: Tensor, size: int) -> Tensor:
+    """Return images ``(B, C, H, W)`` in [0, 1] with three channels, resized to ``size`` by bicubic interpolation."""
+    if images.shape[-2:] != (size, size) and len(images):
+        smaller = images.shape[-1] > size  # what is enlarged needs no low-pass filter, and exports to ONNX without
+        images = functional.interpolate(images, (size, size), mode="bicubic", antialias=smaller).clamp(0, 1)
+    return images.expand(-1, 3, *images.shape[-2:])
+
+
+def features_of_images(images: Tensor, extractor: FeatureExtractor, *, progress: Progress | None = None) -> Tensor:
+    """Return features ``(N, *shape)`` of uint8 images ``(N, C, H, W)``; those in the store are not computed again."""
+    store = extractor.store(_prepared(extractor))
+    rows = store.features(
+        array_keys(images),
+        lambda numbers: at_size(images[numbers].cpu(), extractor.image_size),
+        extractor.compute,
+        progress=progress,
+    )
+    return rows
+
+
+def _prepared(extractor: FeatureExtractor) -> str:
+    return f"grey three times, bicubic to {extractor.image_size}x{extractor.image_size}, scaled to [0, 1]"
 
 
 def features_of_dataset(
@@ -178,7 +199,7 @@ def features_of_dataset(
         images = [parts[k].images[own[k][number - ends[k]]] for number, k in zip(numbers, which, strict=True)]
         return at_size(torch.stack(images).cpu(), extractor.image_size)
 
-    how = f"grey three times, bicubic to {extractor.image_size}x{extractor.image_size}, scaled to [0, 1]"
+    how = _prepared(extractor)
     store = extractor.store(how, cache_dir)
     found = store.find(keys, load, extractor.compute, progress=progress)
     train, val, test = (

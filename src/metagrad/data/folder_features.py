@@ -181,7 +181,7 @@ def _chosen(
     first_of: dict[bytes, Candidate] = {}
     kept: list[int] = []
     twice: list[str] = []
-    shared: list[tuple[str, str]] = []
+    shared: list[list[str]] = []
     content = hashlib.sha256()
     for number, (name, key, row) in enumerate(zip(names, keys, found.index.tolist(), strict=True)):
         label, shown = there.pictures[name]
@@ -193,7 +193,7 @@ def _chosen(
             twice.append(shown)
             continue
         if first.shown != shown:
-            shared.append((shown, first.shown))
+            shared.append([shown, first.shown])
         counts[label] += 1
         content.update(label.encode() + b"\0" + key)
         kept.append(number)

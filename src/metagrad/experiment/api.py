@@ -14,6 +14,7 @@ from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.init import Weights, copy_weights, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
+from metagrad.experiment.pretrained import extractor_of
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
@@ -161,6 +162,7 @@ def opened_for(
         device=device,
         seeds=Seeds(experiment.seed),
         data_dir=None if data_dir is None else Path(data_dir),
+        features=extractor_of(experiment.network),
         split=split,
         strict=strict,
         progress=progress,

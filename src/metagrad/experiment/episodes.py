@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from metagrad import data
-from metagrad.data import Dataset, ImageClasses, Progress
+from metagrad.data import Classes, Dataset, Progress
 from metagrad.data.class_splits import SPLITS
+from metagrad.data.features import FeatureDataset, FeatureExtractor, features_of_dataset
+from metagrad.data.folder_features import features_of_folder
 from metagrad.data.sources import data_directory
 from metagrad.errors import MetagradError
 from metagrad.experiment.networks import Conv4Config
@@ -54,6 +56,8 @@ class Episodes:
     MetagradError
         for a data set that there is none of, or a value outside its range.
     """
+
+    gives_features: ClassVar[bool] = True  # to a network with a frozen trunk
 
     dataset: str
     ways: int = field(default=5, kw_only=True)
@@ -140,28 +144,37 @@ class Episodes:
         data_dir: Path | None = None,
         split: Any = None,
         strict: bool = False,
+        features: FeatureExtractor | None = None,
         progress: Progress | None = None,
     ) -> Sources:
-        """Load the data set and return samplers of its three splits.
+        """Load the data set and return samplers of its three splits, of features in place of pictures if asked.
 
         Raises
         ------
         MetagradError
             for data that are not there or damaged, or a split with too few classes.
         """
-        found = data.load(
+        if features is not None and self.variation:
+            raise MetagradError("variation is for networks that are trained on the drawings themselves: leave it out")
+        if features is not None and self.dataset == "folder" and data_dir is not None:
+            rows = features_of_folder(
+                data_dir, features, split=split, strict=strict, thumbnails=self.image_size, progress=progress
+            )
+            return self.of(rows, device=device, data_dir=data_dir, strict=strict)
+        dataset = data.load(
             self.dataset,
             data_dir=data_dir,
-            image_size=self.image_size,
+            image_size=self.image_size if features is None or self.image_size is None else features.image_size,
             split=split,
             strict=strict,
             progress=progress,
         )
-        return self.of(found, device=device, data_dir=data_dir, strict=strict)
+        of = dataset if features is None else features_of_dataset(dataset, features, progress=progress)
+        return self.of(of, device=device, data_dir=data_dir, strict=strict)
 
     def of(
         self,
-        dataset: Dataset,
+        dataset: Dataset | FeatureDataset,
         *,
         device: torch.device | str = "cpu",
         data_dir: Path | None = None,
@@ -173,7 +186,6 @@ class Episodes:
             raise MetagradError(few)
         device = torch.device(device)
         self.sampler(dataset, "test")  # refuses before anything is trained
-        channels, *_, size = dataset.train.images.shape[1:]
         record: dict[str, Any] = {}
         if self.dataset == "folder":
             record = {
@@ -183,10 +195,10 @@ class Episodes:
         elif self.dataset != "glyphs" and (where := data_directory(data_dir)) is not None:
             record["data_dir"] = str(where.absolute())
         return Sources(
-            train=self.sampler(dataset, "train", device=device, rotations=dataset.rotations),
+            train=self.sampler(dataset, "train", device=device, rotations=getattr(dataset, "rotations", False)),
             val=self.sampler(dataset, "val", device=device),
             test=self.sampler(dataset, "test", device=device),
-            inputs=(channels, size, size),
+            inputs=tuple(dataset.train.data.shape[1:]),
             outputs=self.ways,
             device=device,
             draws_on=device,
@@ -199,7 +211,7 @@ class Episodes:
 
     def sampler(
         self,
-        dataset: Dataset,
+        dataset: Dataset | FeatureDataset,
         which: str,
         *,
         device: torch.device | str = "cpu",
@@ -213,7 +225,7 @@ class Episodes:
         MetagradError
             if these are too few; names the split.
         """
-        classes: ImageClasses = getattr(dataset, which).to(device)
+        classes: Classes = getattr(dataset, which).to(device)
         ways, shots, own = self.sizes(which)
         asked = queries or own
         enough = classes.with_at_least(shots + asked)
@@ -238,7 +250,7 @@ class Episodes:
         own = which == "train" and getattr(self, f"train_{name}") is not None
         return f"--train-{name}" if own else f"--{name}"
 
-    def _too_few(self, dataset: Dataset) -> str | None:
+    def _too_few(self, dataset: Dataset | FeatureDataset) -> str | None:
         """Say which classes are left out for having too few images, if any are."""
         small = []
         for which in SPLITS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from torch.nn import functional as F
 from metagrad.data.features import FeatureExtractor, fit_images
 from metagrad.errors import MetagradError
 from metagrad.fewshot.backbones import Backbone, open_backbone
+from metagrad.named_code import NotNamedError
 
 Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
+_PACKAGES = ("timm", "torchvision", "hf")
 _BODIES = ("nothing", "diagonal", "linear", "last-block", "all")
 
 
@@ -108,6 +111,24 @@ def trunk_of(network: Any) -> nn.Module | None:
         return None
     backbone = network.backbone()
     return nn.Sequential(FitImages(backbone.image_size), backbone.trunk).eval()
+
+
+def require_named(network: Any, code: Collection[str]) -> None:
+    """Refuse a pretrained network of the user's own code that the caller did not name again.
+
+    Raises
+    ------
+    NotNamedError
+        If it is one.
+    """
+    if not isinstance(network, Pretrained):
+        return
+    package, colon, _ = network.name.partition(":")
+    if colon and package not in _PACKAGES and network.name not in code:
+        raise NotNamedError(
+            f"the network names {network.name}, code outside of metagrad, which opening a file does not run: name it "
+            f"again if you trust it (code=[{network.name!r}], or --code {network.name})"
+        )
 
 
 def trunk_digest(network: Pretrained) -> str:
@@ -211,4 +232,4 @@ def _output_shape(backbone: Backbone) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _opened(name: str, body: Body, weights: str | None) -> Backbone:
-    return open_backbone(name, body=body, weights=weights)
+    return open_backbone(name, body=body, weights=weights, code=(name,))

@@ -18,6 +18,7 @@ from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
+from metagrad.experiment.pretrained import require_named
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.values import CLASS, from_json
 from metagrad.named_code import NotNamedError
@@ -130,6 +131,7 @@ def _experiment(written: Any, code: Collection[str]) -> Experiment:
     experiment = from_json(written, code=code)
     if not isinstance(experiment, Experiment):
         raise ValueError("it holds no experiment")
+    require_named(experiment.network, code)
     for named in (experiment.network, experiment.tasks):
         if isinstance(named, str) and named not in code:
             raise NotNamedError(

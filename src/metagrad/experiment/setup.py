@@ -16,6 +16,7 @@ from metagrad.experiment.checkpoint import State, require_theta
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.networks import build_network
 from metagrad.experiment.outer import require_state
+from metagrad.experiment.pretrained import extractor_of
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import Algorithm
 from metagrad.fewshot.algorithms.heads import FromFixedHead
@@ -108,6 +109,7 @@ def open_sources(
         seeds=run.seeds,
         data_dir=None if where is None else Path(where),
         split=run.data.get("split"),
+        features=extractor_of(run.experiment.network),
         progress=progress,
     )
     if sources.digest != run.data["digest"]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metagrad.data import Dataset, Progress
+from metagrad.data.features import FeatureDataset, FeatureExtractor
 from metagrad.errors import MetagradError, in_short
 from metagrad.fewshot import Tasks
 from metagrad.fewshot.task_set import WarmTasks
@@ -58,8 +59,13 @@ class Sources:
     digest: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
-    dataset: Dataset | None = None
+    dataset: Dataset | FeatureDataset | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> Dataset | None:
+        """The data set's pictures, if there are any: of features, those that they were computed from."""
+        return self.dataset.pictures if isinstance(self.dataset, FeatureDataset) else self.dataset
 
     @property
     def fixed(self) -> WarmTasks | None:
@@ -117,6 +123,7 @@ def open_tasks(
     data_dir: Path | None = None,
     split: Any = None,
     strict: bool = False,
+    features: FeatureExtractor | None = None,
     progress: Progress | None = None,
 ) -> Sources:
     """Open an experiment's tasks.
@@ -127,6 +134,8 @@ def open_tasks(
         :class:`Episodes` or another value with ``open``; a callable ``(num_tasks, *, generator)``; something with such
         callables as ``train``, ``val`` and ``test``; or ``"package.module:name"`` of one of these, or of a function
         without arguments that returns one.
+    features:
+        computes the features that tasks are made of in place of pictures, where ``tasks`` can hand these out.
     seeds:
         one of their streams draws the finite set of a :class:`TaskSet`.
 
@@ -143,13 +152,17 @@ def open_tasks(
             data_dir=data_dir,
             split=split,
             strict=strict,
+            features=features,
             progress=progress,
         )
         return tasks.of(sources, seeds)
     if isinstance(tasks, str):
         tasks = named_tasks(tasks)
     if hasattr(tasks, "open"):
-        opened: Sources = tasks.open(device=device, data_dir=data_dir, split=split, strict=strict, progress=progress)
+        more = {"features": features} if getattr(tasks, "gives_features", False) else {}
+        opened: Sources = tasks.open(
+            device=device, data_dir=data_dir, split=split, strict=strict, progress=progress, **more
+        )
         return opened
     splits: list[Any] = [getattr(tasks, which, None) for which in ("train", "val", "test")]
     if not all(map(callable, splits)):

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from metagrad.classifier.learner import Learner
-from metagrad.data import Dataset
-from metagrad.fewshot import TaskSource
+from metagrad.experiment.sources import Sources
 
 TASKS = 60  # that a page judges
 
@@ -48,15 +47,21 @@ class Confusion:
 
 
 def judge_tasks(
-    learner: Learner, dataset: Dataset, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
+    learner: Learner, sources: Sources, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
 ) -> tuple[list[list[Row]], list[Confusion]]:
     """Return some validation tasks as pictures, and the pairs of classes most often mistaken.
 
     Each image is judged by itself, as ``metagrad predict`` does.
     """
     episodes = learner.episodes
-    source: TaskSource = episodes.sampler(dataset, "val")
-    drawn = source(tasks, generator=torch.Generator().manual_seed(seed))
+    assert sources.dataset is not None
+    assert sources.pictures is not None
+    dataset = sources.dataset
+    # The same generator draws the same tasks: as pictures, and as what the network takes.
+    drawn, taken = (
+        episodes.sampler(part, "val")(tasks, generator=torch.Generator().manual_seed(seed))
+        for part in (sources.pictures, dataset)
+    )
     assert drawn.classes is not None
     available = dataset.val.with_at_least(episodes.shots + episodes.queries).names
     names = [[available[number] for number in row] for row in drawn.classes.tolist()]
@@ -66,7 +71,7 @@ def judge_tasks(
     pictures: dict[str, str] = {}
     for first in range(0, tasks, 16):
         some = slice(first, min(tasks, first + 16))
-        x, queries = (learner.task_inputs(part.x[some]) for part in drawn)
+        x, queries = (part.x[some] for part in taken)
         networks = learner.solved(x, drawn.support.y[some], episodes.ways)
         for task, (network, _) in enumerate(networks, start=first):
             with torch.inference_mode():

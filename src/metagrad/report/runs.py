@@ -13,10 +13,10 @@ from jinja2 import TemplateError
 
 from metagrad.classifier.calibration import Calibration
 from metagrad.classifier.learner import Learner
-from metagrad.data import Dataset
 from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.experiment import described
 from metagrad.experiment.run import Run
+from metagrad.experiment.sources import Sources
 from metagrad.files import write_text
 from metagrad.report.episodes import Confusion, Row, judge_tasks
 from metagrad.report.page import RunView, page
@@ -56,25 +56,26 @@ def write(runs: Run | Sequence[Run], out: str | Path, *, data_dir: str | Path | 
     several = [runs] if isinstance(runs, Run) else list(runs)
     views = []
     for run in several:
-        dataset = None
+        sources = None
         if run.dataset is not None and run.has("best"):
             with contextlib.suppress(MetagradError):
-                dataset = run.open_tasks(data_dir=data_dir, device="cpu").dataset
-        views.append(view_of(run, run.folder.resolve().name, dataset))
+                sources = run.open_tasks(data_dir=data_dir, device="cpu")
+        views.append(view_of(run, run.folder.resolve().name, sources))
     write_page(views, Path(out), follow=True)
     return Path(out)
 
 
-def view_of(run: Run, label: str, dataset: Dataset | None, *, busy: Busy = _quietly) -> RunView:
+def view_of(run: Run, label: str, sources: Sources | None, *, busy: Busy = _quietly) -> RunView:
     """Return what a page shows of a run; tasks as pictures where the data are at hand."""
     lines = _metrics(run)
     best = run.load("best").digest if run.has("best") else None
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
     # A bilevel problem gives no network that classifies pictures.
-    if dataset is not None and run.has("best") and hasattr(run.experiment.method, "weights"):
+    classifies = hasattr(run.experiment.method, "weights") and run.has("best")
+    if sources is not None and sources.pictures is not None and classifies:
         with busy("judging tasks"):
-            grids, hardest = judge_tasks(Learner.of(run), dataset)
+            grids, hardest = judge_tasks(Learner.of(run), sources)
     calibration = Calibration.of_run(run, best)
     return RunView(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
 

@@ -60,7 +60,7 @@ class ProtoNet(base.Method):
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            base.require_positive(self, "scale")
+            require_positive(self, "scale")
 
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's, and the logarithm of ``scale`` where it is learned."""
