@@ -43,8 +43,8 @@ def train(
     run:
         the directory; a new one is made.
     resume:
-        continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done; where there is
-        no such directory yet, begin. The experiment may ask for more meta-steps than before.
+        continue from the run's last checkpoint, bit for bit what an uninterrupted run would have done; if there is no
+        such directory, begin. The experiment may ask for more meta-steps than before.
     init:
         initial weights: a run directory (its best), also of another method or other ways; a model file; or a
         ``state_dict`` in safetensors. The first :class:`Event` says which are copied, begun anew and left out.

@@ -12,7 +12,7 @@ from metagrad.errors import MetagradError
 from metagrad.fewshot import batched_forward, module_lock, task_losses
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.hyperparameters import require_positive, require_solves, weights_of
-from metagrad.fewshot.head import Adapts, Head, adapted
+from metagrad.fewshot.head import Adapts, Head, adapted, last_layer
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import (
     CG,
@@ -186,7 +186,9 @@ class FromFixedHead(AdaptsHead):
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's: none where the body is frozen."""
         weights, head = super().init(model), adapted(model, self.head)
-        if set(module_lock.weights(model)) <= set(head):
+        last = last_layer(model)
+        behind = bool(last) and all(name.startswith(f"{last}.") for name in head)  # of a body that has no weights
+        if set(module_lock.weights(model)) <= set(head) and not behind:
             raise MetagradError(f"the head {self.head!r} is the whole network: there is no body to meta-learn")
         return {name: leaf for name, leaf in weights.items() if name not in head}
 
