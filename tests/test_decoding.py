@@ -24,7 +24,7 @@ def test_no_more_is_held_at_once_than_there_is_room_for(wanted):
     room, lock, held, seen = Room(100), threading.Lock(), [0], []
 
     def take(pixels):
-        with room.taken(pixels):
+        with room.hold(pixels):
             with lock:
                 held[0] += min(pixels, 100)
                 seen.append(held[0])
@@ -35,21 +35,21 @@ def test_no_more_is_held_at_once_than_there_is_room_for(wanted):
         list(pool.map(take, wanted))
     assert len(seen) == len(wanted)
     assert max(seen, default=0) <= 100
-    with room.taken(100):  # all was given back
+    with room.hold(100):  # all was given back
         pass
 
 
 def test_room_is_given_back_after_a_failure():
     room = Room(10)
     for _ in range(3):
-        with pytest.raises(ValueError, match="broken"), room.taken(10):
+        with pytest.raises(ValueError, match="broken"), room.hold(10):
             raise ValueError("broken")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_does_not_wait_for_threads_it_has_not():
     content = saved(Image.new("RGB", (400, 400)))
-    with decoding._ROOM.taken(decoding.MOST_PIXELS):
+    with decoding._ROOM.hold(decoding.MOST_PIXELS):
         child = multiprocessing.get_context("fork").Process(target=decoding.decode, args=(content, 8))
         child.start()
         child.join(60)
@@ -64,8 +64,8 @@ def saved(image, form="PNG", **options):
 
 def test_a_picture_takes_room_for_what_is_decoded_of_it(monkeypatch):
     taken = []
-    take = decoding._ROOM.taken
-    monkeypatch.setattr(decoding._ROOM, "taken", lambda pixels: (taken.append(pixels), take(pixels))[1])
+    take = decoding._ROOM.hold
+    monkeypatch.setattr(decoding._ROOM, "hold", lambda pixels: (taken.append(pixels), take(pixels))[1])
     image = Image.new("RGB", (800, 600))
     for content in (saved(image), saved(image, "JPEG"), saved(image, "JPEG", progressive=True)):
         decoding.decode(content, 20)

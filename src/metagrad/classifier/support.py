@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
     """
     with open_members(source) as members:
         there = candidates(members)
-        names, archives, others = there.pictures, there.archives, there.others
+        names = sorted(there.pictures)
         if not names:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
@@ -73,59 +73,76 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
                 f"{source} has {len(names)} pictures, more than {most}: a few of each class do, test on the rest"
             )
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
-            read = pool.map(lambda name: _tried(partial(members.read, name), reading.told_apart), sorted(names))
-            found = [(names[name], result) for name, result in zip(sorted(names), read, strict=True)]
-        coloured = _coloured(members, sorted(names)[:: len(names) // _LOOKED_AT + 1], reading)
-    images, labels, skipped, twice = [], [], [], []
-    seen: dict[bytes, Candidate] = {}
-    looks: dict[bytes, Candidate] = {}
-    same: list[str] = []
-    for place, result in found:
+            results = pool.map(lambda name: _tried(partial(members.read, name), reading.told_apart), names)
+            images, left_out = _without_repeats(
+                (there.pictures[name], result) for name, result in zip(names, results, strict=True)
+            )
+        coloured = _coloured(members, names[:: len(names) // _LOOKED_AT + 1], reading)
+    labels = tuple(label for label, _ in images)
+    empty = sorted({one.label for one in there.pictures.values()} - set(labels))
+    if empty:
+        raise MetagradError(
+            f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(left_out.skipped[0], 400)})"
+        )
+    lines = there.notes + [
+        f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
+    ]
+    if left_out.same:
+        lines.append(
+            f"of two classes, yet alike to the network, which sees drawings in the middle and of one size: "
+            f"{some_of(left_out.same)}; it cannot tell these apart"
+        )
+    if coloured > COLOURED:
+        lines.append(
+            "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
+            f"{coloured:.0f} of 255 from place to place, those of drawings by less than {COLOURED:.0f}; expect little"
+        )
+    if left_out.skipped:
+        lines.append(f"skipped {len(left_out.skipped)} that cannot be read ({some_of(left_out.skipped)})")
+    if left_out.twice:
+        lines.append(f"left out {len(left_out.twice)} that repeat another of their class ({some_of(left_out.twice)})")
+    others, archives = there.others, there.archives
+    if others:
+        lines.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
+    if archives:
+        lines.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
+    return Support(torch.stack([image for _, image in images]), labels, tuple(lines))
+
+
+class _LeftOut(NamedTuple):
+    """Files that cannot be read, that repeat another, and pairs of two classes that give the same image."""
+
+    skipped: list[str]
+    twice: list[str]
+    same: list[str]
+
+
+def _without_repeats(
+    results: Iterable[tuple[Candidate, tuple[np.ndarray, bytes] | str]],
+) -> tuple[list[tuple[str, Tensor]], _LeftOut]:
+    """Return the class and image of each picture that can be read and repeats no other of its class."""
+    images, left_out = [], _LeftOut([], [], [])
+    by_digest: dict[bytes, Candidate] = {}
+    by_image: dict[bytes, Candidate] = {}
+    for place, result in results:
         label, name = place
         if isinstance(result, str):
-            skipped.append(f"{name}: {result}")
+            left_out.skipped.append(f"{name}: {result}")
             continue
-        image, told = result
-        first = seen.setdefault(told, place)
+        image, digest = result
+        first = by_digest.setdefault(digest, place)
         if first.label != label:
             raise MetagradError(
                 f"{short(first.shown)} and {short(name)} are the same picture in two classes: remove one of them"
             )
         if first.shown != name:
-            twice.append(name)
+            left_out.twice.append(name)
             continue
-        like = looks.setdefault(image.tobytes(), place)
+        like = by_image.setdefault(image.tobytes(), place)
         if like.label != label:
-            same.append(f"{short(like.shown)} and {short(name)}")
-        images.append(torch.from_numpy(image))
-        labels.append(label)
-    empty = sorted({one.label for one in names.values()} - set(labels))
-    if empty:
-        raise MetagradError(
-            f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(skipped[0], 400)})"
-        )
-    notes = there.notes + [
-        f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
-    ]
-    if same:
-        notes.append(
-            f"of two classes, yet alike to the network, which sees drawings in the middle and of one size: "
-            f"{some_of(same)}; it cannot tell these apart"
-        )
-    if coloured > COLOURED:
-        notes.append(
-            "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
-            f"{coloured:.0f} of 255 from place to place, those of drawings by less than {COLOURED:.0f}; expect little"
-        )
-    if skipped:
-        notes.append(f"skipped {len(skipped)} that cannot be read ({some_of(skipped)})")
-    if twice:
-        notes.append(f"left out {len(twice)} that repeat another of their class ({some_of(twice)})")
-    if others:
-        notes.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
-    if archives:
-        notes.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
-    return Support(torch.stack(images), tuple(labels), tuple(notes))
+            left_out.same.append(f"{short(like.shown)} and {short(name)}")
+        images.append((label, torch.from_numpy(image)))
+    return images, left_out
 
 
 def _coloured(members: Members, names: list[str], reading: Reading) -> float:

@@ -20,7 +20,7 @@ MOST_PIXELS = 100_000_000  # of one picture: 100 megapixels are 300 MB decoded, 
 
 
 class Room:
-    """Pixels that all threads together may have decoded: who finds no room waits for it.
+    """Room for the pixels that all threads together may have decoded; a thread that finds none waits.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ class Room:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what is held: a process that is forked has none of the threads that would give it back."""
+        """Free all room: a forked process has none of the threads that hold it."""
         self._free = self._most
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def hold(self, pixels: int) -> Iterator[None]:
         """Hold room for so many pixels; not to be nested."""
         pixels = min(pixels, self._most)
         with self._changed:
@@ -64,8 +64,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # it names an object of Python's
         return "it is no picture of a kind that is known, or damaged"
     if isinstance(error, Image.DecompressionBombError):
-        counted = re.search(r"[0-9]+", str(error))  # the first number it says
-        return f"it has {int(counted[0]) if counted else 0:,} pixels, more than {MOST_PIXELS:,}"
+        number = re.search(r"[0-9]+", str(error))  # the first is the number of pixels
+        return f"it has {int(number[0]) if number else 0:,} pixels, more than {MOST_PIXELS:,}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:120] or type(error).__name__
@@ -73,9 +73,10 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white") -> Iterator[Image.Image]:
-    """Open one picture, upright and RGB, transparent parts ``behind``; ``at_least`` so many pixels a side are enough.
+    """Open one picture, upright and RGB, transparent parts in the colour ``behind``.
 
-    It waits until there is room for its pixels beside those that other threads have open. Not to be nested.
+    ``at_least`` is a number of pixels a side that is enough. It waits until there is room for its pixels beside those
+    that other threads have open. Do not nest it.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def opened(stream: IO[bytes], at_least: int | None = None, behind: str = "white"
         whole = image.width * image.height
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))  # a JPEG may be decoded at a half, a quarter, an eighth
-        with _ROOM.taken(whole if "progressive" in image.info else image.width * image.height):
+        with _ROOM.hold(whole if "progressive" in image.info else image.width * image.height):
             shown: Image.Image = image
             try:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -126,9 +127,9 @@ def as_rgb(image: Image.Image, behind: str) -> Image.Image:
         tops = (1 if image.mode == "F" else 255, 255, 4095, 65535)
         top = next((one for one in tops if most <= one), most)
         grey = grey if grey.min() >= 0 else grey.clip(0, None)
-        seen = np.empty(grey.shape, np.uint8)
-        np.multiply(grey, np.float32(255 / top), out=seen, dtype=np.float32, casting="unsafe")
-        return Image.fromarray(seen).convert("RGB")
+        scaled = np.empty(grey.shape, np.uint8)
+        np.multiply(grey, np.float32(255 / top), out=scaled, dtype=np.float32, casting="unsafe")
+        return Image.fromarray(scaled).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         return _composed(image, behind)
     return image if image.mode == "RGB" else image.convert("RGB")

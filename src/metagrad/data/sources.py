@@ -43,11 +43,13 @@ def read_json(path: Path) -> Any:
         raise MetagradError(f"{path} is not JSON ({error})") from error
 
 
-def md5_of(path: Path) -> str:
-    """Return the MD5 of a file; `MetagradError` if it cannot be read."""
+def md5_of(path: Path) -> str | None:
+    """Return the MD5 of a file, ``None`` if it is gone; `MetagradError` if it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except FileNotFoundError:  # another process may be replacing it
+        return None
     except OSError as error:
         raise MetagradError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
