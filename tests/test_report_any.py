@@ -55,7 +55,7 @@ EXPERIMENTS = {
 def test_an_own_experiment_is_watched_and_reported(tmp_path, monkeypatch, capsys, experiment, code, metric, titles):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress, "_LOG_SECONDS", -1.0)
-    with progress.TrainProgress(progress.console(), first_step=0, meta_steps=12) as watch:
+    with progress.TrainProgress(progress.Screen(), first_step=0, meta_steps=12) as watch:
         outcome = train(experiment, "own", report=watch)
     shown = capsys.readouterr().out
     last = [line for line in map(json.loads, (tmp_path / "own" / "metrics.jsonl").open()) if "val_ci95" in line][-1]
@@ -206,7 +206,7 @@ def test_live_lines_say_whatever_there_is(line, says):
 
 def test_weights_to_begin_at_are_told_once_and_as_they_are():
     stream = io.StringIO()
-    screen = progress.console()
+    screen = progress.Screen()
     screen.file = stream
     watch = progress.TrainProgress(screen, first_step=0, meta_steps=12)
     watch(Event(0, 12, {"init": ["begins at [bold]a[/bold]", "  left out: b"]}))

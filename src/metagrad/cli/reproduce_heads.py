@@ -31,7 +31,7 @@ class MemoryReducedTable:
     """
 
     dataset: Literal["cifar-fs", "fc100"] = "cifar-fs"
-    """Data set: CIFAR-100's classes split at random (cifar-fs) or by groups (fc100)."""
+    """CIFAR-100 with its classes split at random (cifar-fs) or by groups (fc100)."""
     out: Path = arg(Path("memory-reduced"), metavar="DIR")
     """Folder for the runs, the table and the figure."""
     minutes: float = _DEFAULT.minutes
