@@ -1,14 +1,13 @@
 """Networks of torchvision, timm and transformers, small and with random weights: gradients beside a plain loop."""
 
 import copy
-import importlib.util
 from itertools import product
 
 import plain_loop
 import pytest
 import torch
 from plain_loop import WAYS, Plain
-from referees import distance, referee
+from referees import distance, imported
 from torch import nn
 
 from metagrad import CG, GradientDescent, Implicit
@@ -23,31 +22,6 @@ pytestmark = [
 
 TASKS, SHOTS, WORDS = 2, 2, 20
 LAM, LR, STEPS = 8.0, 0.02, 2
-
-
-class Operators:
-    """Names that torchvision's wheel for CUDA registers and asks for; nothing here calls them."""
-
-    library = None
-
-    @classmethod
-    def named(cls):
-        if cls.library is None:
-            cls.library = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                cls.library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-def imported(name):
-    """Return the package; next to a torch for CPUs alone, torchvision's wheel for CUDA needs a hand."""
-    if importlib.util.find_spec("torchvision") is not None:
-        try:
-            importlib.import_module("torchvision")
-        except RuntimeError as error:
-            if "torchvision::" not in str(error):
-                raise
-            Operators.named()
-    return referee(name)
 
 
 def images(count):

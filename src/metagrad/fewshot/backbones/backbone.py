@@ -102,10 +102,10 @@ def assembled(name: str, network: Network, num_features: int, body: Body) -> Bac
                 f"{name} cannot be cut before a last block, as its parts do not simply run one after another: "
                 "choose nothing, diagonal, linear or all as the body"
             )
-        before, top = parts[0], nn.Sequential(*parts[1])
+        before, top = parts[0], nn.Sequential(*parts[1]).eval()
     trunk = nn.Sequential(Normalise(network.image_size, network.mean, network.std), *before)
-    trunk.eval().requires_grad_(False)
-    fold(trunk)
+    fold(trunk.eval())
+    trunk.eval().requires_grad_(False)  # what was folded is new
     for leaf in trunk.parameters():
         if leaf.dim() == 4:  # faster on a CPU; what a convolution returns has the layout of its weights
             leaf.data = leaf.data.contiguous(memory_format=torch.channels_last)

@@ -32,6 +32,8 @@ class Network:
         the module's own name of each tensor, and the one that a file of weights gives it, where they differ.
     num_features:
         F, where it is known beforehand.
+    filled:
+        whether a file of weights that was asked for is in it already.
     version:
         what tells one form of the network from another, beside its name and its weights.
     """
@@ -42,6 +44,7 @@ class Network:
     std: tuple[float, ...]
     names: Mapping[str, str] | None = None
     num_features: int | None = None
+    filled: bool = False
     version: str = ""
 
 

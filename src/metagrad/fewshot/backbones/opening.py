@@ -69,7 +69,7 @@ def open_backbone(
         network = _open(name, path, code)
         network.module.eval()
         num_features = count_features(name, network)
-        if path is not None:
+        if path is not None and not network.filled:
             files.load(network.module, path, name=name, num_features=num_features, names=network.names)
         return assembled(name, network, num_features, body)
 

@@ -6,17 +6,19 @@ the package, where there is a network.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metagrad.errors import MetagradError, MetagradWarning, in_short
@@ -90,28 +92,65 @@ def open_transformers(name: str, *, weights: Path | None) -> Network:
     called = name.partition(":")[2]
     transformers = _package("transformers", name)
     safe = {"trust_remote_code": False}
-    missing: Iterable[str] = ()
-    if weights is None:
-        safe["output_loading_info"] = True  # which weights are missing: they would be random
-        module, loading = _weighted(
-            name, lambda: _cache_first(lambda: transformers.AutoModel.from_pretrained(called, **safe))
-        )
-        missing = loading["missing_keys"]
-    else:
-        config = _weighted(name, lambda: _cache_first(lambda: transformers.AutoConfig.from_pretrained(called, **safe)))
-        module = _weighted(name, lambda: transformers.AutoModel.from_config(config, **safe))
-        given = shapes_in(weights)
-        if not any(key.startswith("pooler.") for key in given):
-            missing = [key for key in module.state_dict() if key.startswith("pooler.")]
+    # What is missing would be random; what is of another shape, too. Both are looked at here.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _quiet(transformers):
+        if weights is None:
+            read = transformers.AutoModel.from_pretrained
+            module, loading = _weighted(name, lambda: _cache_first(lambda: read(called, **safe, **told)))
+        else:
+            shapes_in(weights)  # refuses a pickle
+            reads = transformers.AutoConfig.from_pretrained
+            config = _weighted(name, lambda: _cache_first(lambda: reads(called, **safe)))
+            made = _weighted(name, lambda: type(transformers.AutoModel.from_config(config, **safe)))
+            # It knows the names that files of older versions have.
+            given = load_file(weights)
+            module, loading = _weighted(
+                name, lambda: made.from_pretrained(None, config=config, state_dict=given, **told)
+            )
+            _refuse_unknown(name, weights, loading["unexpected_keys"])
+    source = str(weights) if weights is not None else "its weights"
+    missing = sorted({*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])})
     if any(not key.startswith("pooler.") for key in missing):
-        raise MetagradError(f"{name} lacks weights ({next(iter(missing))}, ...): name another model")
+        raise MetagradError(
+            f"{source} do not fit {name}: missing or of another shape are {len(missing)} of {len(module.state_dict())} "
+            f"tensors ({missing[0]}): name other weights"
+        )
+    if not all(torch.isfinite(leaf).all() for leaf in module.state_dict().values()):
+        raise MetagradError(f"{source}: they hold numbers that are not finite: name other weights")
     module = getattr(module, "vision_model", module)  # of a model of images and texts
     if missing:
         module.pooler = None  # it would have random weights
     size, mean, std = _processor(transformers, name, module.config)
     wrapped = _Pooled(module)
-    names = {f"model.{key}": key for key in module.state_dict()}
-    return Network(module=wrapped, image_size=size, mean=mean, std=std, names=names)
+    return Network(module=wrapped, image_size=size, mean=mean, std=std, filled=True)
+
+
+def _refuse_unknown(name: str, weights: Path, unknown: Iterable[str]) -> None:
+    """Say that a classifier head is left out; refuse a file that holds something else beside what is asked for."""
+    unknown = sorted(unknown)
+    other = [key for key in unknown if not key.partition(".")[0].endswith("classifier")]
+    if other:
+        raise MetagradError(
+            f"{weights} does not fit {name}: it has {len(other)} tensors that are unknown ({other[0]}): "
+            "name other weights"
+        )
+    if unknown:
+        warnings.warn(
+            f"{weights}: its classifier head is left out: {', '.join(unknown)}", MetagradWarning, stacklevel=5
+        )
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from printing which weights are missing: that is said in one line."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class _Pooled(nn.Module):
