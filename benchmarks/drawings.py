@@ -32,6 +32,7 @@ from metagrad.fewshot import EpisodeSampler, evaluate
 
 SIZES = ((5, 1), (5, 5), (20, 1))
 _BLOCKS = {"Currency": (0x20A0, 0x20B6), "Symbols": (0x2600, 0x2700), "Dingbats": (0x2701, 0x27BF)}
+_PALE = 8.0  # of 255, the mean of a drawing below which hairlines are all but lost
 _ALIKE = 0.8  # correlation of two plain shapes beyond which they are one symbol
 
 
@@ -65,7 +66,9 @@ def symbols() -> ImageClasses:
                 names.append(f"{block}/U+{point:04X} symbol")
                 shapes.append(shape)
     images = torch.from_numpy(draw_classes(names, folder))
-    return ImageClasses(images, torch.full((len(names),), RECIPE.per_class), tuple(names))
+    made = ImageClasses(images, torch.full((len(names),), RECIPE.per_class), tuple(names))
+    ink = images.float().mean((1, 2, 3)).view(len(names), RECIPE.per_class).amin(1)
+    return made.subset([name for name, least in zip(names, ink.tolist(), strict=True) if least > _PALE])
 
 
 def by_itself(learner: Learner, classes: Classes, ways: int, shots: int, tasks: int) -> torch.Tensor:

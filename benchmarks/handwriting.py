@@ -2,9 +2,9 @@
 
     python benchmarks/handwriting.py --data-dir data      # where Omniglot's two archives lie
 
-It learned from letters of fonts. What it is worth on drawings by hand, how sure it is of them and when it should say
-that it knows no such thing are found on Omniglot's validation characters, each read from its file as metagrad predict
-reads it. Writes src/metagrad/classifier/models/glyphs/calibration.json; nothing of Omniglot is in it but numbers.
+It learned from letters of fonts and characters by hand. What it is worth on drawings by people, how sure it is of them
+and when it should say that it knows no such thing are found on Omniglot's validation characters, each read from its file
+as metagrad predict reads it. Writes src/metagrad/classifier/models/glyphs/calibration.json.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def main() -> None:
     folder = parser.parse_args().data_dir
     learner = Learner.of(_SHIPPED, calibrated=False)
     omniglot = data.load("omniglot", data_dir=folder)
-    drawn = replace(omniglot, train=data.load("glyphs").train, val=as_read(omniglot.val, folder, learner.reading))
+    learned = data.load(learner.facts["dataset"], data_dir=folder).train
+    drawn = replace(omniglot, train=learned, val=as_read(omniglot.val, folder, learner.reading))
     found = calibrate(learner, drawn, tasks=400)
     Run.open(_SHIPPED).write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     for size in found.sizes:

@@ -1,10 +1,10 @@
 """Put a run's learning into the package: the weights it was tested with, its options, its calibration.
 
-    metagrad train glyphs --meta-steps 2000 --val-every 200 --val-tasks 400 --run runs/glyphs
-    python tools/ship_model.py runs/glyphs
+    metagrad train drawings ... --run runs/drawings       # RESULTS.md has the whole command
+    python tools/ship_model.py runs/drawings glyphs
     python benchmarks/handwriting.py --data-dir data      # its calibration on drawings by hand
 
-Left out is what only --resume needs: Adam's moments, the metrics.
+Left out is what only --resume needs, and where the data lay.
 """
 
 from __future__ import annotations
@@ -14,28 +14,22 @@ import shutil
 import sys
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from metagrad import strict_json
 
 HOME = Path(__file__).parents[1] / "src" / "metagrad" / "classifier" / "models"
 
 
-def main(run: Path) -> None:
+def main(run: Path, name: str) -> None:
     """Copy it."""
-    target = HOME / run.name
+    target = HOME / name
     target.mkdir(parents=True, exist_ok=True)
-    with safe_open(run / "best.safetensors", framework="pt") as file:
-        kept = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("adam/")}  # noqa: SIM118
-        metadata = file.metadata()
-    facts = json.loads(metadata["facts"])
-    metadata["facts"] = json.dumps({**facts, "window": []})
-    save_file(kept, target / "best.safetensors", metadata=metadata)
-    record = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    (target / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for name in ("calibration.json", "result.json"):
-        shutil.copy(run / name, target / name)
+    record = strict_json.read(run / "config.json")
+    record["data"].pop("data_dir", None)
+    (target / "config.json").write_text(json.dumps(strict_json.signed(record), indent=2) + "\n", encoding="utf-8")
+    for file in ("best.safetensors", "calibration.json", "result.json"):
+        shutil.copy(run / file, target / file)
     print(f"{target}: {sum(path.stat().st_size for path in target.iterdir()) / 1024:.0f} kB")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
