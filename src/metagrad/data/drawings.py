@@ -64,15 +64,9 @@ def union(*parts: Dataset) -> Dataset:
     train, val, test = (both(which) for which in SPLITS)
     return Dataset(
         "drawings",
-<<<<<<< HEAD
-        both("train"),
-        both("val"),
-        both("test"),
-=======
         train,
         val,
         test,
->>>>>>> w-drawings
         rotations=any(one.rotations for one in parts),
         preprocessing="; ".join(f"{one.name}: {one.preprocessing}" for one in parts),
         digest=hashlib.sha256("\n".join([*(one.digest for one in parts), str(LEFT_OUT)]).encode()).hexdigest(),
