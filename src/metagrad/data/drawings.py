@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from metagrad.data import glyphs, omniglot
+from metagrad.data.class_splits import SPLITS
 from metagrad.data.classes import Dataset, ImageClasses
 from metagrad.data.rows import Progress
 
