@@ -98,7 +98,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from toyruns import new_run, toy, train
-with new_run(Path({folder!r}), meta_steps=100000, val_every=50) as run:
+with new_run(Path({folder!r}), meta_steps=100000, val_every=10) as run:
     train(run, toy())
 """
 
@@ -113,8 +113,8 @@ def test_kill_9_loses_nothing_but_the_last_seconds(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = Run.open(folder).load("last").facts["step"]
-    assert reached >= 49  # one step before the first validation
-    goal = reached + 50 - reached % 50
+    assert reached >= 9  # one step before the first validation
+    goal = reached + 10 - reached % 10
 
     def finish(folder, resume):
         run = Run.open(folder)
@@ -126,7 +126,7 @@ def test_kill_9_loses_nothing_but_the_last_seconds(tmp_path):
 
     torch.set_num_threads(1)
     resumed = finish(folder, True)
-    with new_run(tmp_path / "whole", meta_steps=100000, val_every=50):
+    with new_run(tmp_path / "whole", meta_steps=100000, val_every=10):
         pass
     whole = finish(tmp_path / "whole", False)
     assert resumed.facts["step"] == whole.facts["step"] == goal
