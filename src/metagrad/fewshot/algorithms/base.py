@@ -198,8 +198,8 @@ def query_loss(
     algorithm: Algorithm, model: nn.Module, theta: Params, tasks: Tasks, query_chunk: int | None
 ) -> MetaLoss:
     """Adapt and score, ``query_chunk`` tasks at a time; the gradient of the scores is taken at once."""
+    solution = algorithm.adapt(model, theta, tasks.support)  # which checks the support targets
     task_losses.require_targets(loss_of(algorithm), tasks.query, "query")
-    solution = algorithm.adapt(model, theta, tasks.support)
     return query_loss_at(algorithm, model, theta, solution, tasks.query, query_chunk)
 
 
