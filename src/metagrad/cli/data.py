@@ -43,12 +43,12 @@ class Data:
 
         screen = Screen()
         known = table()["data"]
+        if self.clean and self.what != "features":
+            raise MetagradError(f"--clean is for metagrad data features, not {self.what}: leave it out")
         if self.what == "list":
             for name, about in known.items():
                 screen.write_line(f"{name:16} {about['about']}")
             return 0
-        if self.clean and self.what != "features":
-            raise MetagradError(f"--clean is for metagrad data features, not {self.what}: leave it out")
         if self.what == "features":
             return _features(screen, clean=self.clean)
         if self.name is None:

@@ -33,11 +33,13 @@ def table() -> dict[str, Any]:
         "inner-solver": _of_package("metagrad.implicit.solvers."),
         "linear-solver": _of_package("metagrad.implicit.linear."),
         "network": {
-            made.__name__.removesuffix("Config").lower(): made
-            for made in _classes(experiment)
-            if callable(getattr(made, "build", None)) and made is not experiment.Pretrained
-        }
-        | dict.fromkeys(NAMES, experiment.Pretrained),
+            **{
+                made.__name__.removesuffix("Config").lower(): made
+                for made in _classes(experiment)
+                if callable(getattr(made, "build", None)) and made is not experiment.Pretrained
+            },
+            **dict.fromkeys(NAMES, experiment.Pretrained),
+        },
     }
     for part in (experiment.Outer, experiment.Budget, experiment.Compute):
         choices[part.__name__.lower()] = {part.__name__.lower(): part}
