@@ -29,7 +29,7 @@ _USUAL = {"loss": "cross-entropy", "inner-solver": "gradient-descent", "linear-s
 # What suits few-shot tasks where a solver has no default of its own: of descent where it is not the method's own, ...
 _LR = {"gradient-descent": 0.1, "nesterov": 0.1, "adam": 0.01}
 _STEPS = 20  # ... in place of a method's few steps of Newton's
-# On features, unless a method is chosen: what learns most in minutes (RESULTS.md, Pretrained networks).
+# On features, unless a method is chosen: it learns most of what there is to gain in a minute of a core.
 _ON_FEATURES = ("protonet", {"scale": 1.0})
 
 

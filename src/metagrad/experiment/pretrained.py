@@ -59,7 +59,8 @@ class Pretrained:
     scale: float = field(default=4.0, kw_only=True)
     weights: str | None = field(default=None, kw_only=True)
 
-    # What suits training on features, found on validation tasks (RESULTS.md, Pretrained networks).
+    # Found on validation tasks of 16 CIFAR-100 classes, 64 others of 20 pictures to learn from, 5-way 1-shot: 300 steps
+    # gain 4.3, 4.8 and 4.5 points over the class mean at 1e-4, 2e-4 and 3e-4 (each ± 0.9); 150 of them gain most of it.
     _MANY_STEPS: ClassVar[int] = 500
     _TASKS: ClassVar[int] = 8
     _LR: ClassVar[float] = 2e-4
