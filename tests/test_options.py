@@ -17,7 +17,7 @@ METHOD_OF = {name: getattr(fewshot, path.split(":")[1])() for name, path in tabl
 ALWAYS = {
     "--tasks", "--task-set", "--run", "--run-dir", "--resume", "--code", "--data-dir", "--split", "--strict",
     "--no-strict", "--tensorboard", "--no-tensorboard", "--seed", "--method", "--metric", "--loss", "--network",
-    "--init", "--help",
+    "--init", "--calibrate", "--no-calibrate", "--help",
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_help_follows_every_choice(capsys):
     assert "--linear-solver" in first
     assert not {"--curvature", "--cg-steps"} & first
     assert "photographs. (default: yes)" in flat(help_of(capsys, "train mini-imagenet")), "of --pooling"
-    assert "(default: yes)" not in flat(help_of(capsys, "train mini-imagenet --network conv4"))
+    assert "photographs. (default: yes)" not in flat(help_of(capsys, "train mini-imagenet --network conv4"))
     assert "Here: maml." in flat(help_of(capsys, "train --method maml"))
 
 
@@ -74,8 +74,8 @@ def test_without_options_a_method_is_its_own_default(method):
     asked = experiment(f"glyphs --method {method}")
     assert asked.method == METHOD_OF[method]
     assert (asked.tasks, asked.network) == (Episodes("glyphs"), Conv4Config())
-    assert (asked.outer, asked.compute, asked.seed) == (Outer(), Compute(), 0)
-    assert asked.budget == Budget(meta_steps=500, val_every=50)
+    assert (asked.outer, asked.compute, asked.seed) == (Outer(lr=0.01), Compute(), 0)
+    assert asked.budget == Budget(meta_steps=500, val_every=50, tasks_per_step=16)
 
 
 OTHER = {"device": "cuda", "head": "last.*", "adapts": "a.*", "optimizer": "SGD", "average": "0.25", "momentum": "0.25",

@@ -12,7 +12,7 @@ from metagrad.errors import MetagradError
 from metagrad.experiment import Budget, Conv4Config, Episodes, Experiment, Run
 from metagrad.experiment.loop import train_run
 from metagrad.fewshot import IMAML, R2D2, ProtoNet, Variation
-from metagrad.report.quantities import asked_of
+from metagrad.report.quantities import protocol_text
 
 TASKS = Episodes("omniglot", ways=3, queries=2, train_ways=8, train_shots=1, train_queries=3, variation=0.5)
 
@@ -67,7 +67,7 @@ def trained(folder, method, *, stop=lambda: False, resume=False):
 @pytest.mark.parametrize("method", [ProtoNet(scale=0.1), R2D2(l2=1.0)], ids=lambda method: method.name)
 def test_a_run_is_stated_written_down_and_resumed_bit_for_bit(tmp_path, method):
     result = trained(tmp_path / "whole", method).result
-    assert asked_of(result["protocol"]) == (
+    assert protocol_text(result["protocol"]) == (
         "omniglot test (6 classes, none of them in training), 3-way 1-shot, 2 queries a class, "
         "trained on 8-way 1-shot, 3 queries a class, "
         "training images moved by up to 1 pixels, turned by 5 degrees, slanted by 0.075, thickness 0.25, "

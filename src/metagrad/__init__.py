@@ -88,6 +88,7 @@ _HOMES = {
             "Experiment",
             "MLPConfig",
             "Outer",
+            "Pretrained",
             "ResNet12Config",
             "Run",
             "TaskSet",

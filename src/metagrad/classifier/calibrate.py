@@ -7,6 +7,7 @@ many classes there are and on how many images of each: they are found for severa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ _TASKS = 16  # at once
 _MOST_WAYS = 20  # measured beside the run's own and 2
 _SHOTS = (1, 5)
 _OTHERS = 5  # classes that a task is not told of, at most
+_FEWEST = 4  # tasks of a size: half of them choose, half of them judge
+_TRIED = 2  # tasks, to see how long one takes
 _ASKED = 1000  # images of known classes to judge at each of those
 
 
@@ -39,6 +42,7 @@ def calibrate(
     dataset: Dataset | FeatureDataset,
     *,
     tasks: int = 100,
+    share: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
@@ -48,6 +52,8 @@ def calibrate(
     ----------
     tasks:
         of the run's own size; of others there are enough for 1000 images.
+    share:
+        of these tasks, if there is less time (:func:`affordable`); at least four of each size.
 
     Raises
     ------
@@ -58,9 +64,10 @@ def calibrate(
         raise MetagradError(f"calibration needs at least 4 tasks, got {tasks}")
     episodes = learner.episodes
     sizes = {
-        size: tasks if size == (episodes.ways, episodes.shots) else max(8, -(-_ASKED // (size[0] * episodes.queries)))
-        for size in _sizes(episodes, dataset.val)
+        size: max(min(_FEWEST, count), int(share * count))
+        for size, count in _counts(episodes, dataset.val, tasks).items()
     }
+    tasks = sizes[(episodes.ways, episodes.shots)]
     done, total = 0, sum(sizes.values())
     found = []
     for (ways, shots), count in sizes.items():
@@ -76,6 +83,33 @@ def calibrate(
     pictures = dataset.pictures if isinstance(dataset, FeatureDataset) else dataset
     assert pictures is not None
     return Calibration(f"validation classes of {dataset.name}", protocol, tuple(found), pixels(_some(pictures.train)))
+
+
+@default_modes()
+def affordable(
+    learner: Learner, dataset: Dataset | FeatureDataset, *, tasks: int, seconds: float, seed: int = 0
+) -> tuple[float, float]:
+    """Return the share of all tasks of a calibration that takes so many seconds, and how many it takes then.
+
+    Two tasks of each size are solved to see how long one takes.
+    """
+    whole = least = 0.0
+    for (ways, shots), count in _counts(learner.episodes, dataset.val, tasks).items():
+        began = time.monotonic()
+        for _ in outcomes_of(learner, dataset.val, Outcomes(), ways=ways, shots=shots, tasks=_TRIED, seed=seed):
+            pass
+        each = (time.monotonic() - began) / _TRIED
+        whole, least = whole + count * each, least + min(_FEWEST, count) * each
+    share = min(1.0, seconds / whole)
+    return share, max(least, share * whole)
+
+
+def _counts(episodes: Episodes, classes: Classes, tasks: int) -> dict[tuple[int, int], int]:
+    """Return how many tasks of each size to measure at."""
+    return {
+        size: tasks if size == (episodes.ways, episodes.shots) else max(8, -(-_ASKED // (size[0] * episodes.queries)))
+        for size in _sizes(episodes, classes)
+    }
 
 
 def _sizes(episodes: Episodes, classes: Classes) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from metagrad.cli.arguments import Option, Section, did_you_mean
-from metagrad.cli.parts import PRESETS, SHORT, Given, Part, fields_of, name_of, table
+from metagrad.cli.parts import PACKAGES, PRESETS, SHORT, Given, Part, fields_of, name_of, table
 from metagrad.errors import MetagradError, in_short
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _USUAL = {"loss": "cross-entropy", "inner-solver": "gradient-descent", "linear-s
 # What suits few-shot tasks where a solver has no default of its own: of descent where it is not the method's own, ...
 _LR = {"gradient-descent": 0.1, "nesterov": 0.1, "adam": 0.01}
 _STEPS = 20  # ... in place of a method's few steps of Newton's
+# On features, unless a method is chosen: it learns most of what there is to gain in a minute of a core.
+_ON_FEATURES = ("protonet", {"scale": 1.0})
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class Plan:
         source = _source(words)
         own = source is not None and ":" in source
         parts = {"tasks": Part.of("tasks", str(source) if own else "episodes")}
-        method = parts["method"] = Part.of("method", _chosen(words, "method") or "imaml")
+        network = _network(words)
+        usual = _ON_FEATURES if network is not None and network.is_backbone else ("imaml", {})
+        chosen = _chosen(words, "method") or usual[0]
+        method = parts["method"] = Part.of("method", chosen, usual[1] if chosen == usual[0] else None)
         linear = _chosen(words, "linear-solver", "none")
         for role, name in _FIELDS.items():
             if name in method.parts and not (role == "linear-solver" and linear == "none"):
@@ -59,9 +64,8 @@ class Plan:
         if "linear-solver" in parts:
             adjoint = fields_of(method.parts["adjoint"])
             parts["adjoint"] = Part.of("adjoint", "implicit", adjoint)
-        network = _chosen(words, "network", *PRESETS)
         if network is not None:
-            parts["network"] = Part.of("network", network)
+            parts["network"] = network
         elif not own:
             known = table()["data"].get(source) or table()["data"]["glyphs"]
             parts["network"] = Part.of("network", name_of("network", known["network"]), fields_of(known["network"]))
@@ -89,6 +93,7 @@ class Plan:
             owners = [name for name in table()["choices"][role] if flag in _flags(role, name)]
             if owners and (role in self.parts or (role == "linear-solver" and self.first_order)):
                 instead = self.parts[role].choice if role in self.parts else "none"
+                instead = f"{instead} (your own network; --body makes it a backbone)" if ":" in instead else instead
                 return f"{flag} is for --{role} {', '.join(owners)}, not {instead}: leave it out"
         owners = [name for name in table()["choices"]["method"] if flag in _all_flags(name)]
         if owners:
@@ -185,6 +190,15 @@ def _chosen(words: Sequence[str], role: str, *more: str) -> str | None:
     )
 
 
+def _network(words: Sequence[str]) -> Part | None:
+    """Return the network that words choose; one of a person's own is a backbone where they say what of it trains."""
+    choice = _chosen(words, "network", *PRESETS)
+    if choice is None:
+        return None
+    own = ":" in choice and not choice.startswith(PACKAGES)
+    return Part.backbone(choice) if own and _value(words, "--body") is not None else Part.of("network", choice)
+
+
 def _value(words: Sequence[str], flag: str) -> str | None:
     value = None
     for word, after in zip(words, [*words[1:], "-"], strict=False):
@@ -250,9 +264,13 @@ def _all_flags(method: str) -> set[str]:
 
 
 def _choice(role: str, chosen: str) -> Option:
-    more = {"network": list(PRESETS), "linear-solver": ["none (first order)"]}.get(role, [])
+    more = {
+        "network": [*PRESETS, *(f"{package}NAME" for package in PACKAGES)],
+        "linear-solver": ["none (first order)"],
+    }.get(role, [])
     names = ", ".join([*table()["choices"][role], *more])
-    text = f"{_WORDS[role]}: {names}, or package.module:name of your own. Here: {chosen}."
+    own = "package.module:name of your own" + (" (with --body: a backbone)" if role == "network" else "")
+    text = f"{_WORDS[role]}: {names}, or {own}. Here: {chosen}."
     return Option(name=f"choose.{role}", flag=f"--{role}", kind="str", metavar="NAME", help=text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """List the data sets, describe one, or check that a folder of pictures can be used."""
+    """List the data sets, describe one, check that a folder of pictures can be used, or list cached features."""
 
-    what: Literal["list", "info", "verify"] = arg(positional=True, metavar="WHAT")
+    what: Literal["list", "info", "verify", "features"] = arg(positional=True, metavar="WHAT")
     """What to do. list: list all data sets. info NAME: describe a data set's classes and images. verify DIR or verify
     NAME: read every file of a folder, zip or data set, also cached ones, and print what is wrong (exit code 1; 2 if
-    it cannot be used)."""
+    it cannot be used). features: list the features of pictures that the cache keeps, with their sizes."""
     name: str | None = arg(None, positional=True, metavar="NAME|DIR")
     """Data set (info, verify), or folder or zip (verify)."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
+    clean: bool = False
+    """With features: remove them from the cache. What needs them computes them again."""
     image_size: int = arg(84, least=8)
     """Side in pixels to which pictures of a data set without a fixed size are resized."""
     split: Path | None = arg(None, metavar="FILE")
@@ -40,10 +43,14 @@ class Data:
 
         screen = Screen()
         known = table()["data"]
+        if self.clean and self.what != "features":
+            raise MetagradError(f"--clean is for metagrad data features, not {self.what}: leave it out")
         if self.what == "list":
             for name, about in known.items():
                 screen.write_line(f"{name:16} {about['about']}")
             return 0
+        if self.what == "features":
+            return _features(screen, clean=self.clean)
         if self.name is None:
             raise MetagradError(f"metagrad data {self.what} needs a {'name' if self.what == 'info' else 'folder'}")
         from metagrad import data
@@ -88,6 +95,23 @@ class Data:
                 for note in pictures.load(Path(name), size=self.image_size).notes():
                     screen.write_line(printable(note))
             raise
+
+
+def _features(screen: Screen, *, clean: bool) -> int:
+    """List the features that the cache keeps, or remove them."""
+    from metagrad.data import feature_folders
+
+    if clean:
+        screen.write_line(f"removed {feature_folders.said_size(feature_folders.clean())} of features")
+        return 0
+    kept = feature_folders.stores()
+    for one in kept:
+        used = time.strftime("%Y-%m-%d", time.localtime(one.used))
+        shape = "×".join(map(str, one.shape)) or "?"
+        size = feature_folders.said_size(one.size)
+        screen.write_line(printable(f"{one.name or 'unreadable':30} {shape:>12} {size:>10}  used {used}  {one.folder}"))
+    screen.write_line(f"{feature_folders.said_size(sum(one.size for one in kept))} in all; --clean removes them")
+    return 0
 
 
 def describe(dataset: Dataset) -> list[str]:

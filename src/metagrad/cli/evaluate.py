@@ -37,8 +37,8 @@ class Evaluate:
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         allocator.keep_memory()
+        from metagrad.cli.after_training import show_result
         from metagrad.cli.progress import Screen, WorkProgress, data_progress
-        from metagrad.cli.train import show_result
         from metagrad.distributed import joined
         from metagrad.experiment.measure import measure
         from metagrad.experiment.run import Run

@@ -17,10 +17,12 @@ from metagrad import data, experiment, fewshot, implicit
 from metagrad.cli.describe import Made, defaults, described, hints_of
 from metagrad.cli.parts import OPTIONS
 from metagrad.experiment.values import path_of, to_json
+from metagrad.fewshot.backbones.efficientnet_lite import NAMES
 from metagrad.fewshot.losses import ExampleLoss
 
 # What training does not look at, what it decides itself, and the positional argument.
-_LEFT_OUT = {(implicit.CG, "history"), (implicit.Implicit, "measure"), (experiment.Episodes, "dataset")}
+_LEFT_OUT = {(implicit.CG, "history"), (implicit.Implicit, "measure"), (experiment.Episodes, "dataset"),
+             (experiment.Pretrained, "name")}  # fmt: skip
 
 
 def table() -> dict[str, Any]:
@@ -31,9 +33,12 @@ def table() -> dict[str, Any]:
         "inner-solver": _of_package("metagrad.implicit.solvers."),
         "linear-solver": _of_package("metagrad.implicit.linear."),
         "network": {
-            made.__name__.removesuffix("Config").lower(): made
-            for made in _classes(experiment)
-            if callable(getattr(made, "build", None)) and not getattr(made, "_is_protocol", False)
+            **{
+                made.__name__.removesuffix("Config").lower(): made
+                for made in _classes(experiment)
+                if callable(getattr(made, "build", None)) and made is not experiment.Pretrained
+            },
+            **dict.fromkeys(NAMES, experiment.Pretrained),
         },
     }
     for part in (experiment.Outer, experiment.Budget, experiment.Compute):

@@ -22,6 +22,10 @@ Given = Mapping[str, Any]
 OPTIONS = Path(__file__).with_name("options.json")
 SHORT = {"gd": "gradient-descent"}
 PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
+BACKBONE = "metagrad:Pretrained"
+PACKAGES = ("timm:", "torchvision:", "hf:")  # whose networks are backbones by their names
+_FLAGS = {("outer", "lr"): "--outer-lr", ("network", "scale"): "--feature-length"}  # methods have these names too
+_LAYER = {"body": "linear"}  # what trains unless it is said: without training there is no need of the command
 
 
 @functools.cache
@@ -43,6 +47,17 @@ class Part:
     parts: dict[str, Any]
     preset: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it is a pretrained network."""
+        return self.path == BACKBONE
+
+    @classmethod
+    def backbone(cls, name: str) -> Part:
+        """Return the part of a pretrained network, by its name."""
+        part = cls._made("network", name, BACKBONE, _LAYER)
+        return dataclasses.replace(part, preset={**part.preset, "name": name})
+
     @classmethod
     def of(cls, role: str, choice: str, preset: Mapping[str, Any] | None = None) -> Part:
         """Return the part of a choice; code of one's own is imported to be asked.
@@ -54,9 +69,15 @@ class Part:
         """
         choice, more = PRESETS.get(choice, (SHORT.get(choice, choice), {}))
         path = table()["choices"][role].get(choice, choice)
+        if role == "network" and (path == BACKBONE or choice.startswith(PACKAGES)):
+            return cls.backbone(choice)
+        return cls._made(role, choice, path, {**(preset or {}), **more})
+
+    @classmethod
+    def _made(cls, role: str, choice: str, path: str, preset: Mapping[str, Any]) -> Part:
         record = table()["values"].get(path) or own(role, path)
         flags = {one["name"]: flag_of(role, choice, one["name"]) for one in record["options"]}
-        preset = {name: value for name, value in {**(preset or {}), **more}.items() if name in flags}
+        preset = {name: value for name, value in preset.items() if name in flags}
         options = []
         for one in record["options"]:
             name, fields = one["name"], dict(one)
@@ -112,7 +133,7 @@ def flag_of(role: str, choice: str, name: str) -> str:
     if role in ("inner-solver", "linear-solver"):
         prefix = "inner" if role == "inner-solver" else choice.rpartition(":")[2].lower()
         return f"--{prefix}-{'steps' if name == 'max_steps' else flag}"
-    return "--outer-lr" if (role, name) == ("outer", "lr") else f"--{flag}"
+    return _FLAGS.get((role, name), f"--{flag}")
 
 
 def name_of(role: str, value: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from metagrad.experiment.episodes import Episodes
 from metagrad.experiment.experiment import Budget, Compute, Experiment, Outer
 from metagrad.experiment.loop import Event, Outcome
 from metagrad.experiment.networks import Conv4Config, MLPConfig, NetworkConfig, ResNet12Config
+from metagrad.experiment.pretrained import Pretrained
 from metagrad.experiment.run import Run
 from metagrad.experiment.sources import Sources, TaskSet
 
@@ -19,6 +20,7 @@ __all__ = [
     "NetworkConfig",
     "Outcome",
     "Outer",
+    "Pretrained",
     "ResNet12Config",
     "Run",
     "Sources",

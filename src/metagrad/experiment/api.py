@@ -11,10 +11,12 @@ from pathlib import Path
 from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.experiment.episodes import episodes_of
+from metagrad.experiment.estimate import in_words
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.init import Weights, copy_weights, read_file
 from metagrad.experiment.loop import Event, Outcome, train_run
-from metagrad.experiment.pretrained import extractor_of
+from metagrad.experiment.pretrained import extractor_of, feature_shape
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
@@ -109,6 +111,9 @@ class _PrintValidations:
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
+        if "seconds_left" in event.line:
+            print(in_words(event.line, event.meta_steps), flush=True)
+            return
         began, before = self._first = self._first or (now, event.step)
         for line in event.line.get("init", ()):
             print(line)
@@ -157,6 +162,7 @@ def opened_for(
         if the data are missing, or the network does not fit.
     """
     device = choose_device(experiment.compute.device)
+    require_learns(experiment)
     sources = open_tasks(
         experiment.tasks,
         device=device,
@@ -169,6 +175,26 @@ def opened_for(
     )
     require_fit(experiment, sources, init)
     return sources
+
+
+def require_learns(experiment: Experiment) -> None:
+    """Refuse a method that would learn nothing on frozen features, before these are computed.
+
+    Raises
+    ------
+    MetagradError
+        saying what to train.
+    """
+    shape, episodes = feature_shape(experiment.network), episodes_of(experiment.tasks)
+    if shape is None:
+        return
+    method, model = build(experiment, shape, episodes.ways if episodes else 2)
+    if not method.init(model):
+        name = getattr(method, "name", type(method).__name__)
+        raise MetagradError(
+            f"{name} has nothing to learn on frozen features: train a layer on them (--body linear), or use them as "
+            "they are, without training (metagrad adapt photos)"
+        )
 
 
 def require_fit(experiment: Experiment, sources: Sources, init: Weights | None = None) -> None:

@@ -133,6 +133,11 @@ class Episodes:
         return data.DATASETS[self.dataset].meta_steps
 
     @property
+    def minutes(self) -> float | None:
+        """How many minutes of training from nothing are worth their while before one looks; ``None``: no limit."""
+        return _MINUTES if data.DATASETS[self.dataset].pictures else None
+
+    @property
     def network(self) -> Conv4Config:
         """The network that suits the data set."""
         return Conv4Config(pooling=data.DATASETS[self.dataset].pictures)
@@ -269,6 +274,7 @@ class Episodes:
 _LEAST = {
     "ways": 2, "shots": 1, "queries": 1, "image_size": 8, "train_ways": 2, "train_shots": 1, "train_queries": 1,
 }  # fmt: skip
+_MINUTES = 60.0  # photographs of 84 pixels take a day of a CPU to 10,000 meta-steps
 _MOST_VARIED = 2.0  # twice the usual: strokes as thick or thin as a pixel at each edge makes them
 _FOR = {"train": "training", "val": "validation", "test": "the test"}
 

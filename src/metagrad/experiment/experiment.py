@@ -32,7 +32,8 @@ class Outer:
     optimizer:
         name of a class of ``torch.optim``: ``"Adam"``, ``"AdamW"``, ``"SGD"``, ...
     lr:
-        step size of the optimiser on the meta-learned weights.
+        step size of the optimiser on the meta-learned weights; ``None``: the network's suggestion (of a pretrained
+        one 2e-4), else 0.01.
     schedule:
         course of the step size: ``"cosine"`` falls to 2 % of it at the end, ``"constant"`` stays.
     warmup:
@@ -54,7 +55,7 @@ class Outer:
     """
 
     optimizer: str = "Adam"
-    lr: float = 1e-2
+    lr: float | None = None
     schedule: Schedule = "cosine"
     warmup: int = 0
     weight_decay: float = 0.0
@@ -69,7 +70,8 @@ class Outer:
         object.__setattr__(self, "optimizer", names[self.optimizer.lower()])
         if self.optimizer == "LBFGS":
             raise MetagradError("LBFGS asks for the loss several times a step, which a meta-step gives once: take Adam")
-        _require_between("outer lr", self.lr, 0, _LARGEST)
+        if self.lr is not None:
+            _require_between("outer lr", self.lr, 0, _LARGEST)
         _require_count("warmup", self.warmup, 0)
         if not 0 <= self.weight_decay < math.inf:
             raise MetagradError(f"weight_decay must be finite and not negative, got {self.weight_decay}")
@@ -88,11 +90,14 @@ class Budget:
     Parameters
     ----------
     meta_steps:
-        meta-steps of the whole training; ``None``: the task source's suggestion, else 10,000.
+        meta-steps of the whole training; ``None``: the suggestion of the network (on the features of a pretrained one
+        500) or of the task source, else 10,000.
     minutes:
-        most minutes of training by the clock, all resumes together; ``None``: no limit.
+        most minutes of training by the clock, all resumes together; ``None``: no limit; for mini-imagenet,
+        tiered-imagenet and folder an hour, unless ``meta_steps`` is given or the network is pretrained.
     tasks_per_step:
-        tasks of a meta-step. More make its gradient less noisy and its time proportionally longer.
+        tasks of a meta-step. More make its gradient less noisy and its time proportionally longer; ``None``: the
+        network's suggestion (on the features of a pretrained one 8), else 16.
     val_every:
         meta-steps between validations; ``None``: a tenth of all.
     val_tasks:
@@ -110,7 +115,7 @@ class Budget:
 
     meta_steps: int | None = None
     minutes: float | None = None
-    tasks_per_step: int = 16
+    tasks_per_step: int | None = None
     val_every: int | None = None
     val_tasks: int = 200
     test_tasks: int = 600
@@ -209,15 +214,27 @@ class Experiment:
         if not callable(getattr(self.method, "meta_loss", None)):
             raise MetagradError(f"method must be one of metagrad.fewshot's, or have its functions, got {self.method!r}")
         self._require_ways()
-        suggested = getattr(self.tasks, "meta_steps", None) or 10_000
-        steps = int(suggested) if self.budget.meta_steps is None else self.budget.meta_steps
-        every = self.budget.val_every or max(1, steps // 10)
-        object.__setattr__(self, "budget", replace(self.budget, meta_steps=steps, val_every=every))
         if self.network is None:
             network = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
             if network is None:
                 raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
             object.__setattr__(self, "network", network)
+        self._fill_in()
+
+    def _fill_in(self) -> None:
+        """Fill in what was left open: by what suits the network, then the tasks, then most experiments."""
+        budget, outer = self.budget, self.outer
+        of_network, of_tasks = (getattr(part, "meta_steps", None) for part in (self.network, self.tasks))
+        steps = int(of_network or of_tasks or 10_000) if budget.meta_steps is None else budget.meta_steps
+        minutes = budget.minutes
+        if minutes is None and budget.meta_steps is None and not of_network:
+            minutes = getattr(self.tasks, "minutes", None)
+        tasks = budget.tasks_per_step or getattr(self.network, "tasks_per_step", None) or 16
+        every = budget.val_every or max(1, steps // 10)
+        filled = replace(budget, meta_steps=steps, minutes=minutes, tasks_per_step=tasks, val_every=every)
+        object.__setattr__(self, "budget", filled)
+        if outer.lr is None:
+            object.__setattr__(self, "outer", replace(outer, lr=getattr(self.network, "outer_lr", None) or 1e-2))
 
     def _require_ways(self) -> None:
         """Refuse training tasks of more or fewer classes than the head has learned rows for."""
@@ -236,6 +253,12 @@ class Experiment:
         """Meta-steps in all."""
         assert self.budget.meta_steps is not None
         return self.budget.meta_steps
+
+    @property
+    def tasks_per_step(self) -> int:
+        """Tasks of a meta-step."""
+        assert self.budget.tasks_per_step is not None
+        return self.budget.tasks_per_step
 
     @property
     def val_every(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,9 @@ from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
 from metagrad.experiment.checkpoint import State
 from metagrad.experiment.diagnostics import failure, require_finite, warn_dead, warn_noise, warn_precision
+from metagrad.experiment.estimate import FirstSteps
+from metagrad.experiment.finish import finish
 from metagrad.experiment.init import Weights, copy_weights
-from metagrad.experiment.measure import measure
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
 from metagrad.experiment.precision import precision_context
@@ -41,8 +41,9 @@ LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
 class Event:
     """What the loop reports after ``step`` of ``meta_steps``.
 
-    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation), or ``{"tested": ..., "of": ...}``
-    during the final test. A validation also has ``theta``, the weights that were validated.
+    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation); after a few meta-steps also what
+    :func:`metagrad.experiment.estimate.expected` says of the time left; ``{"tested": ..., "of": ...}`` during the
+    final test. A validation also has ``theta``, the weights that were validated.
     """
 
     step: int
@@ -94,10 +95,13 @@ def train_run(
         run then keeps the state before the step that failed.
     """
     experiment, budget, fixed = run.experiment, run.experiment.budget, sources.fixed
-    _require_ranks(ranks, sources, budget.tasks_per_step)
+    _require_ranks(ranks, sources, experiment.tasks_per_step)
     method, model, state = _begin(run, sources, resume, init, report, ranks)
     theta, generator, progress = state.theta, state.generator, state.progress
     unmeasured = _unmeasured(method)
+    timed = FirstSteps(
+        experiment, state.step, lambda count: _validate(method, model, state.judged, sources, run, ALONE, tasks=count)
+    )
     good: tuple[State, int] | None = None  # the last state with a finite gradient, and the size of metrics.jsonl then
     chunk: Chunks | int | Literal["auto"] = experiment.compute.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
@@ -112,7 +116,7 @@ def train_run(
                     share = 1.0
                 else:
                     logged = step % LOG_EVERY == 0 or step == experiment.meta_steps
-                    tasks, share = _own_tasks(sources, budget.tasks_per_step, generator, ranks)
+                    tasks, share = _own_tasks(sources, experiment.tasks_per_step, generator, ranks)
                     metrics = meta_gradient(method if logged else unmeasured, model, theta, tasks, chunk=chunk)
             chunk = metrics.chunks  # what fits into memory, if the first choice did not
             numbers, stopping = _over_ranks(ranks, theta, share, _numbers(metrics), stop())
@@ -130,6 +134,8 @@ def train_run(
             fixed.warm = ends
         progress["window"].append(numbers)
         progress.update(step=step, seconds=time.monotonic() - began, cpu_seconds=time.process_time() - cpu_began)
+        if ranks.first and (line := timed.after(step, progress["seconds"])) is not None:
+            report(Event(step, experiment.meta_steps, line))
         over = step == experiment.meta_steps or _is_over(budget.minutes, progress["seconds"])
 
         if step % LOG_EVERY == 0 or over:
@@ -139,7 +145,8 @@ def train_run(
                 validation = _validate(method, model, state.judged, sources, run, ranks)
             _keep_best(run, sources, state, validation, report, ranks)
     run.save("last", state.now(generator.get_state()))
-    return Outcome(state.step, _finish(run, sources, progress, report, stop, ranks))
+    at = state.step
+    return Outcome(at, finish(run, sources, progress, lambda line: report(Event(at, at, line)), stop, ranks))
 
 
 def _require_ranks(ranks: Ranks, sources: Sources, tasks: int) -> None:
@@ -170,9 +177,7 @@ def _begin(
         state.begin_average()
         report(Event(0, experiment.meta_steps, {"init": copied.lines()}))
         run.save("last", state.now(generator.get_state()))  # so that resuming does not need those weights
-    few = sources.train(
-        min(2, experiment.budget.tasks_per_step), generator=run.seeds.generator("tasks", sources.draws_on)
-    )
+    few = sources.train(min(2, experiment.tasks_per_step), generator=run.seeds.generator("tasks", sources.draws_on))
     warn_precision(experiment, method, model, state.theta, few, ranks)
     return method, model, state
 
@@ -229,10 +234,6 @@ def _keep_best(
 
 def _is_over(minutes: float | None, seconds: float) -> bool:
     return minutes is not None and seconds >= 60 * minutes
-
-
-class _StoppedError(Exception):
-    """``stop`` ended the final test; the training is complete and saved."""
 
 
 def _unmeasured(algorithm: Algorithm) -> Algorithm:
@@ -293,51 +294,17 @@ def _mean(window: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _validate(
-    method: Algorithm, model: nn.Module, theta: Params, sources: Sources, run: Run, ranks: Ranks
+    method: Algorithm,
+    model: nn.Module,
+    theta: Params,
+    sources: Sources,
+    run: Run,
+    ranks: Ranks,
+    *,
+    tasks: int | None = None,
 ) -> Evaluation:
     # The same tasks every time; the training generator does not move.
     generator, experiment = run.seeds.generator("validation", sources.draws_on), run.experiment
     with precision_context(experiment.compute.precision, sources.device):
-        return evaluate(
-            method, model, theta, sources.val, tasks=experiment.budget.val_tasks, generator=generator, ranks=ranks
-        )
-
-
-def _peak_bytes() -> int:
-    """Return the peak memory of this process."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _finish(
-    run: Run,
-    sources: Sources,
-    progress: dict[str, Any],
-    report: Callable[[Event], None],
-    stop: Callable[[], bool],
-    ranks: Ranks,
-) -> dict[str, Any] | None:
-    """Measure the weights that validation chose on the test tasks, once; ``None`` if ``stop`` ends it."""
-    test_tasks = run.experiment.budget.test_tasks
-    split, tasks = ("test", test_tasks) if test_tasks else ("val", 600)
-
-    def tell(done: int, total: int) -> None:
-        report(Event(progress["step"], progress["step"], {"tested": done, "of": total}))
-        if ranks.sum(torch.tensor(float(stop()))) > 0:
-            raise _StoppedError
-
-    try:
-        result = measure(run, sources, split=split, tasks=tasks, seed=run.test_seed, progress=tell, ranks=ranks)
-    except _StoppedError:
-        return None
-    result |= {
-        "meta_steps": progress["step"],
-        "train_seconds": round(progress["seconds"], 1),
-        "peak_memory_mb": round(_peak_bytes() / 2**20),
-    }
-    run.write_measured("result.json", result, result["weights"])
-    return result
+        count = experiment.budget.val_tasks if tasks is None else tasks
+        return evaluate(method, model, theta, sources.val, tasks=count, generator=generator, ranks=ranks)

@@ -10,11 +10,12 @@ import torch
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
 from metagrad.experiment.precision import precision_context
+from metagrad.experiment.pretrained import Pretrained, trunk_digest
 from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources, TaskSource
 from metagrad.experiment.values import to_json
-from metagrad.fewshot import evaluate
+from metagrad.fewshot import Evaluation, evaluate
 from metagrad.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -53,11 +54,38 @@ def measure(
     MetagradError
         if the run has no best weights yet, or the options do not fit the split.
     """
+    return measured(
+        run,
+        sources,
+        split=split,
+        tasks=tasks,
+        queries=queries,
+        seed=seed,
+        transductive=transductive,
+        progress=progress,
+        ranks=ranks,
+    )[0]
+
+
+def measured(
+    run: Run,
+    sources: Sources,
+    *,
+    split: str,
+    tasks: int,
+    seed: int,
+    queries: int | None = None,
+    transductive: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[dict[str, Any], Evaluation]:
+    """Do what :func:`measure` does; return the evaluation too, which has the score of each task."""
     precision = run.experiment.compute.precision
     state = learned(run, "best", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
     method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
-    source, drawn = _source(run, sources, split, queries)
+    network = run.experiment.network
+    source, drawn = source_of(run, sources, split, queries)
     with precision_context(precision, sources.device):
         evaluation = evaluate(
             method,
@@ -65,14 +93,14 @@ def measure(
             theta,
             source,
             tasks=tasks,
-            generator=_generator(run, seed, sources.draws_on),
+            generator=generator_of(run, seed, sources.draws_on),
             transductive=transductive,
             progress=progress,
             ranks=ranks,
         )
-    network, best = run.experiment.network, state.facts["best_score"]
+    best = state.facts["best_score"]
     by_accuracy = evaluation.metric == "accuracy"
-    return {
+    result = {
         "metric": f"{split}_{evaluation.metric.replace(' ', '_')}",
         "value": evaluation.score,
         "ci95": evaluation.ci95,
@@ -80,6 +108,7 @@ def measure(
         "protocol": {
             **sources.protocol,
             **drawn,
+            **features_of(network),
             "tasks": tasks,
             "task_seed": seed,
             "transductive": evaluation.transductive,
@@ -93,9 +122,17 @@ def measure(
         "seed": run.experiment.seed,
         "versions": versions(),
     }
+    return result, evaluation
 
 
-def _source(run: Run, sources: Sources, split: str, queries: int | None) -> tuple[TaskSource, dict[str, Any]]:
+def features_of(network: Any) -> dict[str, str]:
+    """Return what a protocol says of a pretrained network: which, by its digest, and what of it trains."""
+    if not isinstance(network, Pretrained):
+        return {}
+    return {"backbone": f"{network.name} {trunk_digest(network)[:12]}, body {network.body}"}
+
+
+def source_of(run: Run, sources: Sources, split: str, queries: int | None) -> tuple[TaskSource, dict[str, Any]]:
     """Return where the tasks come from, and what the protocol says of them."""
     source, episodes = sources.test if split == "test" else sources.val, run.episodes
     if episodes is None or sources.dataset is None:
@@ -111,7 +148,7 @@ def _source(run: Run, sources: Sources, split: str, queries: int | None) -> tupl
     }
 
 
-def _generator(run: Run, seed: int, device: torch.device) -> torch.Generator:
+def generator_of(run: Run, seed: int, device: torch.device) -> torch.Generator:
     """Return the generator of the tasks; the first rule of seeds has no stream for them and takes ``seed`` itself."""
     seeds = Seeds(seed, run.seeds.rule)
     return seeds.generator("tasks" if seeds.rule == 1 else "test", device)

@@ -39,6 +39,7 @@ def lr_at(experiment: Experiment, step: int, seconds: float) -> float:
     """Return the outer step size of a meta-step; with a budget in minutes, the nearer end sets the schedule."""
     outer, steps = experiment.outer, experiment.meta_steps
     lr = outer.lr
+    assert lr is not None  # an experiment fills it in
     if outer.schedule == "cosine":
         done = (step - 1) / steps
         if experiment.budget.minutes is not None:

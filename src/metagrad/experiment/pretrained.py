@@ -7,15 +7,15 @@ import functools
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metagrad.data.features import FeatureExtractor, fit_images
 from metagrad.errors import MetagradError
 from metagrad.fewshot.backbones import Backbone, open_backbone
+from metagrad.fewshot.norms import Diagonal, UnitLength
 from metagrad.named_code import NotNamedError
 
 Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
@@ -59,6 +59,12 @@ class Pretrained:
     scale: float = field(default=4.0, kw_only=True)
     weights: str | None = field(default=None, kw_only=True)
 
+    # Found on validation tasks of 16 CIFAR-100 classes, 64 others of 20 pictures to learn from, 5-way 1-shot: 300 steps
+    # gain 4.3, 4.8 and 4.5 points over the class mean at 1e-4, 2e-4 and 3e-4 (each ± 0.9); 150 of them gain most of it.
+    _MANY_STEPS: ClassVar[int] = 500
+    _TASKS: ClassVar[int] = 8
+    _LR: ClassVar[float] = 2e-4
+
     def __post_init__(self) -> None:
         if self.body not in _BODIES:
             raise MetagradError(f"body is one of {', '.join(_BODIES)}, got {self.body!r}")
@@ -76,6 +82,21 @@ class Pretrained:
         return _opened(self.name, self.body, self.weights)
 
     @property
+    def meta_steps(self) -> int | None:
+        """How many meta-steps suit it; ``None``: as many as suit the tasks."""
+        return self._MANY_STEPS if self.has_features else None
+
+    @property
+    def tasks_per_step(self) -> int | None:
+        """How many tasks of a meta-step suit it; ``None``: as many as elsewhere."""
+        return self._TASKS if self.has_features else None
+
+    @property
+    def outer_lr(self) -> float:
+        """The outer step size that suits it."""
+        return self._LR
+
+    @property
     def has_features(self) -> bool:
         """Whether a frozen trunk gives features, which need computing only once a picture."""
         return self.body != "all"
@@ -90,7 +111,7 @@ class Pretrained:
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if tuple(inputs) != feature_shape(self):
             parts["fit"] = FitImages(backbone.image_size)
-            parts["trunk"] = backbone.trunk
+            parts["trunk"] = copy.deepcopy(backbone.trunk)  # a network may be moved to another device
         if backbone.top is not None:
             parts["layer"] = copy.deepcopy(backbone.top).requires_grad_()
         elif self.body == "diagonal":
@@ -172,42 +193,6 @@ class FitImages(nn.Module):
         return fit_images(x, self.size)
 
 
-class Diagonal(nn.Module):
-    """Multiply each feature by a weight of its own; all weights begin at one.
-
-    Parameters
-    ----------
-    num_features:
-        Length of the feature vectors.
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features ``(N, F)``."""
-        return x * self.weight
-
-
-class UnitLength(nn.Module):
-    """Bring feature vectors to one length.
-
-    Parameters
-    ----------
-    scale:
-        That length.
-    """
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features ``(N, F)``, each of length ``scale``."""
-        return self.scale * F.normalize(x, dim=-1)
-
-
 def _identity(num_features: int) -> nn.Linear:
     layer = nn.Linear(num_features, num_features, bias=False)
     nn.init.eye_(layer.weight)
@@ -232,4 +217,5 @@ def _output_shape(backbone: Backbone) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4)
 def _opened(name: str, body: Body, weights: str | None) -> Backbone:
-    return open_backbone(name, body=body, weights=weights, code=(name,))
+    with torch.device("cpu"):  # it is kept, and the first to ask may be somewhere else
+        return open_backbone(name, body=body, weights=weights, code=(name,))

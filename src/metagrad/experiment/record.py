@@ -18,7 +18,7 @@ from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.pretrained import require_named
+from metagrad.experiment.pretrained import Pretrained, require_named, trunk_digest
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.values import CLASS, from_json
 from metagrad.named_code import NotNamedError
@@ -41,7 +41,8 @@ class Record:
     experiment:
         the experiment it describes.
     data:
-        ``digest`` of the data; ``inputs`` and ``outputs`` of the network; ``data_dir`` and ``split`` if there are any.
+        ``digest`` of the data; ``inputs`` and ``outputs`` of the network; ``backbone``, the digest of a pretrained one;
+        ``data_dir`` and ``split`` if there are any.
     """
 
     written: dict[str, Any]
@@ -53,7 +54,9 @@ def new_record(
     experiment: Experiment, sources: Sources, *, command: Sequence[str], launch: str | None, init: str | None
 ) -> dict[str, Any]:
     """Return the ``config.json`` of a new run; refuse a part that has no JSON."""
-    size = {"inputs": list(sources.inputs), "outputs": sources.outputs}
+    size: dict[str, Any] = {"inputs": list(sources.inputs), "outputs": sources.outputs}
+    if isinstance(experiment.network, Pretrained):
+        size["backbone"] = trunk_digest(experiment.network)
     record: dict[str, Any] = {
         "format": FORMAT,
         "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
@@ -183,6 +186,7 @@ def _require_record(record: dict[str, Any]) -> None:
     digest = data.get("data_digest" if record["format"] == 1 else "digest")
     valid = {
         "data digest": isinstance(digest, str),
+        "backbone": isinstance(data.get("backbone", ""), str),
         "command": _are_texts(record.get("command")),
         "versions": isinstance(record.get("versions"), dict) and _are_texts(list(record["versions"].values())),
         "run": isinstance(record.get("run", ""), str),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from metagrad import strict_json
 from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
-from metagrad.experiment import format1, metrics_file, run_files
+from metagrad.experiment import format1, longer, metrics_file, run_files
 from metagrad.experiment.adapt import Adapted, adapt
 from metagrad.experiment.check import check_run
 from metagrad.experiment.checkpoint import State
@@ -291,23 +290,8 @@ class Run:
         return format1.trained_as(self.record) if flat else trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:
-        """Give the run more meta-steps.
-
-        Raises
-        ------
-        MetagradError
-            for fewer steps than it has.
-        """
-        planned = self.experiment.meta_steps
-        if steps < planned:
-            raise MetagradError(f"--meta-steps {steps} is fewer than the run's {planned}: it can only be raised")
-        if steps == planned:
-            return
-        self.experiment = replace(self.experiment, budget=replace(self.experiment.budget, meta_steps=steps))
-        flat = self.record["format"] == 1
-        written = self.record["config"] if flat else self.record["experiment"]["budget"]
-        written["meta_steps"] = steps
-        self.write_json("config.json", self.record)
+        """Give the run more meta-steps, as :func:`metagrad.experiment.longer.raise_meta_steps`."""
+        longer.raise_meta_steps(self, steps)
 
     def rewind(self, state: State | None) -> None:
         """Drop the metrics lines that are later than the checkpoint: the run computes them again.

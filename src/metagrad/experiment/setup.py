@@ -16,7 +16,7 @@ from metagrad.experiment.checkpoint import State, require_theta
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.networks import build_network
 from metagrad.experiment.outer import require_state
-from metagrad.experiment.pretrained import extractor_of
+from metagrad.experiment.pretrained import Pretrained, extractor_of, trunk_digest
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import Algorithm
 from metagrad.fewshot.algorithms.heads import FromFixedHead
@@ -79,6 +79,7 @@ def learned(
     MetagradError
         as :meth:`Run.load` does, and if names, shapes or types differ, or numbers are not finite.
     """
+    require_same_backbone(run)
     state = run.load(name, ranks)
     inputs, outputs = inputs if inputs is not None else run.inputs, run.outputs if outputs is None else outputs
     try:
@@ -95,10 +96,27 @@ def learned(
     return state
 
 
+def require_same_backbone(run: Run) -> None:
+    """Refuse a pretrained network with other weights than it had when the run began.
+
+    Raises
+    ------
+    MetagradError
+        if it has; if its package or its weights are missing.
+    """
+    network, recorded = run.experiment.network, run.data.get("backbone")
+    if isinstance(network, Pretrained) and recorded is not None and trunk_digest(network) != recorded:
+        raise MetagradError(
+            f"{network.name} is another network than the one {run.folder} began with (other weights, layers or "
+            "image size): restore it, or begin a new run"
+        )
+
+
 def open_sources(
     run: Run, *, data_dir: str | Path | None = None, device: str | None = None, progress: Progress | None = None
 ) -> Sources:
     """Open the tasks that a run was made with; see :meth:`Run.open_tasks`."""
+    require_same_backbone(run)
     where, recorded = data_dir, run.data.get("data_dir")
     moved = os.environ.get("METAGRAD_DATA") or not os.path.exists(recorded or "")
     if where is None and ("split" in run.data or not moved):

@@ -110,6 +110,12 @@ class TaskSet:
         return int(getattr(self.tasks, "meta_steps", 10_000))
 
     @property
+    def minutes(self) -> float | None:
+        """How many minutes of training suit the tasks; ``None``: no limit."""
+        minutes: float | None = getattr(self.tasks, "minutes", None)
+        return minutes
+
+    @property
     def network(self) -> Any:
         """The network that suits the tasks, if there is one."""
         return getattr(self.tasks, "network", None)

@@ -16,11 +16,12 @@ from metagrad import tree
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.batch_norm import batch_norm
 from metagrad.fewshot.convolution import Window, conv2d
-from metagrad.fewshot.norms import BatchNorm, uses_batch_statistics
+from metagrad.fewshot.norms import BatchNorm, Diagonal, UnitLength, uses_batch_statistics
 from metagrad.tree import Params
 
 _ELEMENTWISE = (
     nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus,
+    UnitLength,
 )  # fmt: skip
 _DROPOUTS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
@@ -117,7 +118,7 @@ def _known(module: nn.Module) -> bool:
         return all(module._parameters.get(key) is not None for key in ("weight", "bias"))
     if type(module) is nn.MaxPool2d:
         return not module.return_indices
-    return type(module) in (nn.Linear, *_ELEMENTWISE, *_DROPOUTS, *_PER_IMAGE)
+    return type(module) in (nn.Linear, Diagonal, *_ELEMENTWISE, *_DROPOUTS, *_PER_IMAGE)
 
 
 def _plain(conv: nn.Conv2d) -> bool:
@@ -167,6 +168,8 @@ def apply(layer: Layer, params: Params, x: Tensor) -> Tensor:
         weight = own("weight").mT
         y = torch.bmm(rows, weight) if module.bias is None else torch.baddbmm(own("bias").unsqueeze(1), rows, weight)
         return y.view(*x.shape[:-1], -1)
+    if isinstance(module, Diagonal):
+        return x * own("weight").unsqueeze(1)
     if isinstance(module, nn.GroupNorm):
         y = F.group_norm(x.flatten(0, 1), module.num_groups, eps=module.eps).unflatten(0, x.shape[:2])
         weight, bias = (own(key).view(len(x), 1, -1, *[1] * (x.dim() - 3)) for key in ("weight", "bias"))

@@ -22,6 +22,42 @@ _SPECTRAL = getattr(nn.utils.parametrizations, "_SpectralNorm", ())
 MEASURED_TRANSDUCTIVE = "_metagrad_transductive"
 
 
+class Diagonal(nn.Module):
+    """Multiply each feature by a weight of its own; all weights begin at one.
+
+    Parameters
+    ----------
+    num_features:
+        Length of the feature vectors.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features ``(N, F)``."""
+        return x * self.weight
+
+
+class UnitLength(nn.Module):
+    """Bring feature vectors to one length.
+
+    Parameters
+    ----------
+    scale:
+        That length.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features ``(N, F)``, each of length ``scale``."""
+        return self.scale * nn.functional.normalize(x, dim=-1)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with the statistics of the batch at hand, always (no running averages).
 

@@ -99,13 +99,21 @@ def _values(runs: Sequence[RunView]) -> tuple[str, list[tuple[str, str]]]:
 
 def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Return rows of what else came of the runs, those that some run has."""
-    names = ("on", "validation, each image by itself", "probabilities off by", "training", "peak memory")
+    names = (
+        "on",
+        "over the class mean of its frozen features",
+        "validation, each image by itself",
+        "probabilities off by",
+        "training",
+        "peak memory",
+    )
     columns = []
     for run in runs:
         result, calibration = run.result, run.calibration
         last = next((line for line in reversed(run.lines) if "seconds" in line), None)
         columns.append([
             protocol_text(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
+            _gain(result["class_mean"]) if "class_mean" in result else "–",
             f"{calibration.own.accuracy:.1%}" if calibration else "–",
             f"{calibration.own.ece:.1%}" if calibration else "–",
             f"{_duration(last['seconds'])}, {last['step']} meta-steps" if last else "–",
@@ -113,6 +121,10 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
         ])  # fmt: skip
     rows = [(name, list(cells)) for name, *cells in zip(names, *columns, strict=True)]
     return [(name, cells) for name, cells in rows if set(cells) != {"–"}]
+
+
+def _gain(found: dict[str, Any]) -> str:
+    return f"{100 * found['gain']:+.1f} ± {100 * found['gain_ci95']:.1f} points, task by task ({found['value']:.1%})"
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,31 @@ def metric_of_result(result: dict[str, Any]) -> str:
     return str(result.get("metric", "accuracy")).removeprefix("test_").removeprefix("val_").replace("_", " ")
 
 
+def gain_text(found: Mapping[str, Any]) -> str:
+    """Return what was gained over the class mean of frozen features, in words.
+
+    Parameters
+    ----------
+    found:
+        of :func:`metagrad.experiment.class_mean.gained`.
+
+    Examples
+    --------
+    >>> gain_text({"gain": 0.123, "gain_ci95": 0.011, "tasks": 600})
+    'meta-training gained 12.3 ± 1.1 points over the class mean of the frozen features (same 600 tasks)'
+    >>> gain_text({"gain": 0.003, "gain_ci95": 0.011, "tasks": 600}).partition(":")[0]
+    'meta-training gained nothing measurable over the class mean of the frozen features'
+    """
+    points, width = 100 * found["gain"], 100 * found["gain_ci95"]
+    told, tasks = f"{abs(points):.1f} ± {width:.1f} points", f"(same {found['tasks']} tasks)"
+    if abs(points) <= width:
+        told = f"{points:.1f} ± {width:.1f} points"
+        return f"meta-training gained nothing measurable over the class mean of the frozen features: {told} {tasks}"
+    if points < 0:
+        return f"meta-training lost {told} against the class mean of the frozen features {tasks}"
+    return f"meta-training gained {told} over the class mean of the frozen features {tasks}"
+
+
 def protocol_text(protocol: dict[str, Any]) -> str:
     """Return how the tasks of a result were drawn, in words, as far as its protocol tells."""
     words = [f"{protocol['dataset']} {protocol['split']}"]
@@ -113,6 +138,8 @@ def protocol_text(protocol: dict[str, Any]) -> str:
         words.append(f"trained on {protocol['training']}")
     if "variation" in protocol:
         words.append(str(protocol["variation"]))
+    if "backbone" in protocol:
+        words.append(f"on features of {protocol['backbone']}")
     words.append(f"{protocol['tasks']} tasks")
     if protocol["transductive"] or "ways" in protocol:
         words.append("transductive" if protocol["transductive"] else "not transductive")

@@ -108,6 +108,9 @@ def write_page(runs: list[RunView], out: Path, *, follow: bool = False, busy: Bu
     write_text(out, text, refused=refused, follow=follow)
 
 
+_GAIN = ("value", "ci95", "gain", "gain_ci95", "tasks")
+
+
 def _result(run: Run, weights: str | None) -> dict[str, Any]:
     """Return the result of a run that is finished; of another, nothing."""
     result = run.read_measured("result.json", weights)
@@ -116,6 +119,7 @@ def _result(run: Run, weights: str | None) -> dict[str, Any]:
     try:
         protocol = result["protocol"]
         numbers = [result["value"], result["ci95"], result.get("peak_memory_mb", 0)]
+        numbers += [result[key][name] for key in ("class_mean",) if key in result for name in _GAIN]
         numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
         texts = [protocol["dataset"], protocol["split"], result.get("metric", "")]
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
