@@ -24,7 +24,7 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of the run whose learning is used; glyphs: a model of drawn characters that comes with metagrad."""
+    """Directory of the run whose learning is used; glyphs: a model of drawings that comes with metagrad."""
     support: Path = arg(positional=True, metavar="SUPPORT")
     """Folder, or zip, with one folder a class and a few pictures in each, in folders of its own or not: any number of
     classes and pictures, any sizes, grey or colour."""
