@@ -347,9 +347,9 @@ def test_exported_networks_say_the_same_without_metagrad(learned, pictures, caps
 
 
 def test_the_model_that_comes_along(pictures, capsys):
-    """Nothing was trained, nothing is downloaded: drawings by a run on letters."""
+    """Nothing was trained, nothing is downloaded: a run on letters and handwriting."""
     assert main(["adapt", "glyphs", "known", "--out", "my.model"]) == 0
-    assert "on glyphs" in capsys.readouterr().out
+    assert "60-way 1-shot on drawings" in capsys.readouterr().out
     rows = rows_of(capsys, "my.model", "new")
     assert sum(row["picture"].split("/")[1] == row["class"] for row in rows) >= 13
     shipped = Path(metagrad.__file__).parent / "classifier" / "models"

@@ -77,5 +77,7 @@ def test_temperature_error_and_ranks():
 def test_the_model_that_comes_along_says_what_it_is_worth_on_handwriting():
     learner = Learner.of(Path("glyphs"))
     assert learner.calibration.of == "validation classes of omniglot"
-    assert 0.8 < learner.calibration.at(5, 1).accuracy < learner.facts["val_accuracy"], "letters of fonts are easier"
+    assert learner.calibration.at(5, 1).accuracy > 0.93
+    assert learner.calibration.at(5, 5).accuracy > 0.98
+    assert learner.facts["dataset"] == "drawings"
     assert learner.calibration.at(300, 50) == learner.calibration.at(20, 5), "more was not measured"

@@ -1,10 +1,14 @@
 """Glyphs and Omniglot as one data set: both splits kept, no script on both sides."""
 
+from pathlib import Path
+
 import torch
 
 from metagrad import data
+from metagrad.classifier.learner import Learner
 from metagrad.data import Dataset, ImageClasses, drawings, glyphs, omniglot
 from metagrad.data.class_splits import SPLITS, published_split
+from metagrad.fewshot import EpisodeSampler
 
 
 def small(name, split, seed=0):
@@ -84,3 +88,14 @@ def test_it_is_loaded_by_its_name(monkeypatch):
     assert found.digest == expected.digest
     assert str(asked[1]["data_dir"]) == "somewhere"
     assert asked[1]["anew"] is True
+
+
+def test_the_model_that_comes_along_tells_letters_of_unseen_scripts_apart():
+    learner, letters = Learner.of(Path("glyphs")), glyphs.load().test
+    assert learner.experiment.tasks.dataset == "drawings"
+    source = EpisodeSampler(classes=letters, ways=5, shots=1, queries=5)
+    drawn = source(40, generator=torch.Generator().manual_seed(0))
+    networks = learner.solved((drawn.support.x * 255).round().to(torch.uint8), drawn.support.y, 5)
+    with torch.inference_mode():  # each image by itself: the networks have no batch statistics
+        scores = torch.stack([network(x) for (network, _), x in zip(networks, drawn.query.x, strict=True)])
+    assert (scores.argmax(-1) == drawn.query.y).float().mean() > 0.93

@@ -47,7 +47,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     run:
-        run directory, or ``"glyphs"``: the model of drawn characters that comes with metagrad.
+        run directory, or ``"glyphs"``: the model of drawings that comes with metagrad.
     class_weight:
         how much each class counts: ``"balanced"``, all alike however many pictures there are of each; ``None``, all
         pictures alike; or numbers by label, 1 for those that are left out.

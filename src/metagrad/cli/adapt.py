@@ -24,7 +24,8 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of a finished run, or glyphs: a model of drawn characters that comes with metagrad."""
+    """Directory of a finished run; or what comes with metagrad: glyphs, a model of drawings, or photos, a pretrained
+    network for photographs."""
     support: Path = arg(positional=True, metavar="SUPPORT")
     """Folder or zip with one folder for each class and a few pictures in each. Any number of classes and pictures will
     do, of any sizes, grey or colour."""
