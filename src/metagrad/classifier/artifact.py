@@ -128,6 +128,7 @@ class Classifier:
             "temperature": self.temperature,
             "ood_threshold": self.ood_threshold,
             "spread": self.prototypes.spread,
+            "cosine": self.prototypes.cosine,
             "trunk": None if self.trunk is None else trunk_digest(self.network_config),
             "facts": self.facts,
         }
@@ -197,7 +198,7 @@ class Classifier:
             classes,
             reading,
             network_config,
-            Prototypes(tensors["prototypes"], facts["spread"]),
+            Prototypes(tensors["prototypes"], facts["spread"], facts["cosine"]),
             temperature=facts["temperature"],
             ood_threshold=facts["ood_threshold"],
             trunk=trunk,
@@ -263,6 +264,7 @@ def _require_sound(facts: dict[str, Any]) -> None:
         "reading": reading["kind"] in get_args(Kind)
         and type(reading["size"]) is int
         and 0 < reading["size"] <= LARGEST_IMAGE,
+        "cosine": isinstance(facts["cosine"], bool),
         "trunk": facts["trunk"] is None or isinstance(facts["trunk"], str),
         "facts": isinstance(facts["facts"], dict),
     }
@@ -283,7 +285,7 @@ def _of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[s
         raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 to {FORMAT}")
     facts, tensors = dict(facts), dict(tensors)
     if facts["format"] < 3:
-        facts["ood_threshold"], facts["trunk"] = facts.pop("strange"), None
+        facts["ood_threshold"], facts["trunk"], facts["cosine"] = facts.pop("strange"), None, False
         tensors["prototypes"] = tensors.pop("landmarks")
     _require_sound(facts)
     return facts, tensors

@@ -87,7 +87,7 @@ class Learner:
         models = Path(str(resources.files("metagrad.classifier") / "models"))
         if not isinstance(run, Run) and not run.exists():
             if str(run) == "photos":
-                learner = cls.untrained(Pretrained("efficientnet-lite0"))
+                learner = cls.untrained(Pretrained("efficientnet-lite0", centred=True))
                 found = Calibration.read(models / "photos.json") if calibrated else None
                 return replace(learner, calibration=found, facts={**learner.facts, "run": "photos"})
             if str(run) == "glyphs":

@@ -140,20 +140,32 @@ class Prototypes:
         ``(classes, F)``, the mean of each class's support images.
     spread:
         mean distance between them.
+    cosine:
+        whether features have one length, so that their directions alone are compared.
     """
 
     means: Tensor
     spread: float
+    cosine: bool = False
 
     @classmethod
     def of(cls, features: Tensor, y: Tensor, ways: int) -> Prototypes:
         """Take them from the support images' features and labels."""
         hot = torch.nn.functional.one_hot(y, ways).to(features)
         means = hot.T @ features / hot.sum(0)[:, None]
-        return cls(means, float(torch.pdist(means).mean()))
+        lengths = features.norm(dim=1)
+        cosine = bool((lengths - lengths[0]).abs().amax() < 1e-3 * lengths[0])
+        return cls(means, float(torch.pdist(means).mean()), cosine)
 
     def ood_score(self, features: Tensor) -> Tensor:
-        """Return each image's distance from the nearest class, in units of the mean distance between classes."""
+        """Return how unlike all classes each image is, ``(N,)``.
+
+        That is its distance from the nearest prototype, in units of the mean distance between prototypes; of features
+        of one length, 1 − the cosine to the nearest prototype.
+        """
+        if self.cosine:
+            directions = torch.nn.functional.normalize(self.means, dim=1)
+            return 1 - (torch.nn.functional.normalize(features, dim=1) @ directions.T).amax(1)
         return torch.cdist(features, self.means).amin(1) / max(self.spread, 1e-12)
 
 

@@ -7,9 +7,11 @@ import functools
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metagrad.data.features import FeatureExtractor, fit_images
@@ -19,6 +21,7 @@ from metagrad.fewshot.norms import Diagonal, UnitLength
 from metagrad.named_code import NotNamedError
 
 Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
+_CENTRED = "efficientnet-lite0"
 _PACKAGES = ("timm", "torchvision", "hf")
 _BODIES = ("nothing", "diagonal", "linear", "last-block", "all")
 
@@ -39,6 +42,9 @@ class Pretrained:
         of it, which is slow.
     scale:
         Length of the features that the head sees; their direction alone counts.
+    centred:
+        Subtract the mean feature of photographs, which comes with metagrad for efficientnet-lite0, before features
+        are brought to one length. For body ``"nothing"`` on photographs; a layer on top learns as much.
     weights:
         safetensors file with a ``state_dict`` to read in place of the package's own weights.
 
@@ -57,6 +63,7 @@ class Pretrained:
     name: str = "efficientnet-lite0"
     body: Body = field(default="nothing", kw_only=True)
     scale: float = field(default=4.0, kw_only=True)
+    centred: bool = field(default=False, kw_only=True)
     weights: str | None = field(default=None, kw_only=True)
 
     # Found on validation tasks of 16 CIFAR-100 classes, 64 others of 20 pictures to learn from, 5-way 1-shot: 300 steps
@@ -70,6 +77,8 @@ class Pretrained:
             raise MetagradError(f"body is one of {', '.join(_BODIES)}, got {self.body!r}")
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < 1e6:
             raise MetagradError(f"scale must be positive and finite, got {self.scale!r}")
+        if self.centred and (self.body != "nothing" or self.name != _CENTRED or self.weights is not None):
+            raise MetagradError(f"centred is for {_CENTRED} as it is, body nothing: leave it out")
 
     def backbone(self) -> Backbone:
         """Return the pretrained network, cut where training begins.
@@ -118,7 +127,7 @@ class Pretrained:
             parts["layer"] = Diagonal(backbone.num_features)
         elif self.body == "linear":
             parts["layer"] = _identity(backbone.num_features)
-        parts["unit"] = UnitLength(self.scale)
+        parts["unit"] = UnitLength(self.scale, _centre() if self.centred else None)
         parts["head"] = _head(backbone.num_features, outputs, generator)
         return nn.Sequential(parts)
 
@@ -191,6 +200,12 @@ class FitImages(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return images ``(N, 3, size, size)`` of images ``(N, C, H, W)``, both in [0, 1]."""
         return fit_images(x, self.size)
+
+
+def _centre() -> Tensor:
+    """Return 0.8 of the mean of features of length one, of photographs of 120 classes of Tiny-ImageNet (RESULTS.md)."""
+    path = Path(__file__).parent / "efficientnet-lite0-centre.safetensors"
+    return load_file(path)["centre"].to(torch.empty(0).device)  # which may be meta, where shapes alone are wanted
 
 
 def _identity(num_features: int) -> nn.Linear:

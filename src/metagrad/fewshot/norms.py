@@ -47,14 +47,22 @@ class UnitLength(nn.Module):
     ----------
     scale:
         That length.
+    centre:
+        ``(F,)``, subtracted from features of length one before they are brought to ``scale``; ``None``: nothing is.
+        Features of all photographs have a direction in common, which tells none of them apart.
     """
 
-    def __init__(self, scale: float) -> None:
+    centre: Tensor | None
+
+    def __init__(self, scale: float, centre: Tensor | None = None) -> None:
         super().__init__()
         self.scale = scale
+        self.register_buffer("centre", centre)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features ``(N, F)``, each of length ``scale``."""
+        if self.centre is not None:
+            x = nn.functional.normalize(x, dim=-1) - self.centre
         return self.scale * nn.functional.normalize(x, dim=-1)
 
 
