@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -88,7 +89,8 @@ class Learner:
         if not isinstance(run, Run) and not run.exists():
             if str(run) == "photos":
                 learner = cls.untrained(Pretrained("efficientnet-lite0"))
-                found = Calibration.read(models / "photos.json") if calibrated else None
+                measured = models / "photos.json"
+                found = Calibration.read(measured) if calibrated and measured.exists() else None
                 return replace(learner, calibration=found, facts={**learner.facts, "run": "photos"})
             if str(run) == "glyphs":
                 run = models / "glyphs"
@@ -226,7 +228,7 @@ class Learner:
         facts = {
             **self.facts,
             "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
-            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
+            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")) if self.facts.get("step") else None,
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((logits.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
@@ -246,6 +248,31 @@ class Learner:
             examples=(x, y) if feature_shape(self.experiment.network) else None,
             facts=facts,
         )
+
+    def extended(
+        self, classifier: Classifier, x: Tensor, labels: Sequence[str], *, class_weight: ClassWeight = "balanced"
+    ) -> Classifier:
+        """Adapt to what a classifier was adapted to, and to more, of its classes or of new ones.
+
+        Parameters
+        ----------
+        classifier:
+            what this learner gave before; it keeps the features of its examples.
+        x, labels, class_weight:
+            as of :meth:`adapt_inputs`.
+
+        Raises
+        ------
+        MetagradError
+            If the classifier is another learner's, or keeps no examples.
+        """
+        if classifier.examples is None:
+            raise MetagradError("the model keeps no examples to add to: adapt again with all pictures")
+        if classifier.facts.get("digest") != self.facts.get("digest"):
+            raise MetagradError("the model was adapted with another network: name the one that it was adapted with")
+        old, y = classifier.examples
+        names = [classifier.classes[number] for number in y.tolist()]
+        return self.adapt_inputs(torch.cat([old, x]), [*names, *labels], class_weight=class_weight)
 
     @default_modes()
     def solved(self, x: Tensor, y: Tensor, ways: int, weight: Tensor | None = None) -> list[tuple[nn.Module, float]]:
@@ -300,7 +327,8 @@ class Learner:
         turns = min(_TURNS, int(counts.max()))
         if turns < 2:
             return None
-        numbers, labelled = [], []
+        temperature = self._temperature(len(classes), int(counts.median()))
+        numbers, labelled, sure = [], [], []
         head = self._head(x, y, ways)
         for done in range(turns):
             out = (turn == done) & (counts[y] > 1)
@@ -313,9 +341,14 @@ class Learner:
             else:
                 logits = head.logits(rest, y[rest], out, weight)
             numbers += out.nonzero().flatten().tolist()
-            labelled += [classes[way] for way in logits.argmax(-1).tolist()]
+            best, way = (logits / temperature).softmax(-1).max(-1)
+            labelled += [classes[number] for number in way.tolist()]
+            sure += best.tolist()
             progress(done + 1, turns)
-        return LeftOut(tuple(numbers), tuple(labelled), tuple(labels[number] for number in numbers))
+        return LeftOut(tuple(numbers), tuple(labelled), tuple(labels[number] for number in numbers), tuple(sure))
+
+    def _temperature(self, ways: int, shots: int) -> float:
+        return 1.0 if self.calibration is None else self.calibration.at(ways, shots).temperature
 
     def _head(self, x: Tensor, y: Tensor, ways: int) -> _HeadAlone | None:
         """Return the head with the images' features, where the method adapts nothing else."""
@@ -346,11 +379,14 @@ class LeftOut:
         which images, by their places among all.
     predicted, labels:
         the class that each was taken for, and its own.
+    probabilities:
+        of the class that each was taken for.
     """
 
     numbers: tuple[int, ...]
     predicted: tuple[str, ...]
     labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
 
     @property
     def mistakes(self) -> list[int]:
@@ -361,6 +397,13 @@ class LeftOut:
         """Return the fraction that was right, and of how many."""
         count = len(self.numbers)
         return {"accuracy": 1 - len(self.mistakes) / count, "images": count}
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the accuracy: Wilson 1927."""
+        count, right, z2 = len(self.numbers), len(self.numbers) - len(self.mistakes), 1.96**2
+        middle = (right + z2 / 2) / (count + z2)
+        half = 1.96 / (count + z2) * math.sqrt(right * (count - right) / count + z2 / 4)
+        return middle - half, middle + half
 
 
 @dataclass(frozen=True)
