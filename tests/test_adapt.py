@@ -277,7 +277,8 @@ def test_every_method_adapts(tmp_path):
         again = Classifier.load(folder / "m")
         for a, b in zip(classifier.classify(images), again.classify(images), strict=True):
             assert torch.equal(a, b)
-        assert Learner.of(folder).leave_one_out(images, labels)["images"] == 16
+        learner = Learner.of(folder)
+        assert learner.leave_one_out(learner.network_inputs(images), labels).as_json()["images"] == 16
 
 
 def test_leaving_out_says_about_what_new_pictures_say(learned):
@@ -287,15 +288,16 @@ def test_leaving_out_says_about_what_new_pictures_say(learned):
         drawn = 255 - torch.from_numpy(drawings(5, 10, 20 + seed))[:, :, ::2, ::2]
         few, more = drawn[:, :2].flatten(0, 1)[:, None], drawn[:, 2:].flatten(0, 1)[:, None]
         labels = [f"k{i // 2}" for i in range(10)]
-        left = learner.leave_one_out(few, labels)
+        x = learner.network_inputs(few)
+        left = learner.leave_one_out(x, labels).as_json()
         assert left["images"] == 10
         classifier = learner.adapt(few, labels)
         truth = torch.arange(5).repeat_interleave(8)
         several.append((left["accuracy"], float((classifier.classify(more)[0].argmax(-1) == truth).float().mean())))
     said, so = torch.tensor(several).mean(0).tolist()
     assert so - 0.25 < said <= so + 0.1, "a picture less of each class is worth something"
-    assert learner.leave_one_out(few[:3], labels[:3])["images"] == 2
-    assert learner.leave_one_out(few[::2], labels[::2]) is None
+    assert learner.leave_one_out(x[:3], labels[:3]).as_json()["images"] == 2
+    assert learner.leave_one_out(x[::2], labels[::2]) is None
 
 
 @pytest.mark.parametrize("method", ["anil", "itd-bio", "memory-reduced", "protonet", "r2d2"])
@@ -312,9 +314,10 @@ def test_left_out_by_the_head_alone_is_left_out_by_the_whole(tmp_path, method, w
     images = 255 - torch.from_numpy(drawings(ways, 3, 3))[:, :, ::2, ::2].flatten(0, 1)[:, None]
     y = torch.arange(ways).repeat_interleave(3)
     out = torch.arange(len(y)) % 3 == 1
-    ((network, _),) = learner.solved(images[~out][None], y[~out][None], ways)
-    whole = network(images[out].float() / 255)
-    found = learner._head(images, y, ways).scores(~out, y[~out], out)
+    x = learner.network_inputs(images)
+    ((network, _),) = learner.solved(x[~out][None], y[~out][None], ways)
+    whole = network(x[out])
+    found = learner._head(x, y, ways).logits(~out, y[~out], out)
     # ProtoNet's networks leave out what all classes share.
     torch.testing.assert_close(found - found.mean(1, keepdim=True), whole - whole.mean(1, keepdim=True),
                                rtol=1e-3, atol=1e-4)  # fmt: skip
