@@ -1,6 +1,7 @@
 """From a folder of pictures to labels: ``metagrad adapt`` and ``predict``."""
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from strokes import dataset, drawings
-from toyruns import experiment, train
+from toyruns import config, experiment, train
 
 import metagrad
 from metagrad import MetagradError, strict_json, tensorfile
@@ -110,6 +111,34 @@ def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
     shutil.copy(learned / "best.safetensors", "other")
     assert main(["predict", "other", "new"]) == 2
     assert "other weights, and no facts of metagrad's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_models_of_older_formats_are_read(learned, pictures, number):
+    """Format 2 called prototypes landmarks and the threshold strange; format 1 had a run's flat options, too."""
+    adapt(learned)
+    with safe_open("my.model", framework="pt") as file:
+        facts = json.loads(file.metadata()["metagrad"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["landmarks"] = tensors.pop("prototypes")
+    facts["strange"], facts["format"] = facts.pop("ood_threshold"), number
+    assert facts.pop("trunk") is None
+    if number == 1:
+        assert facts.pop("network")["filters"] == 8
+        facts["config"] = dataclasses.asdict(config(filters=8))
+    _written("old.model", tensors, facts)
+    now, old = Classifier.load(Path("my.model")), Classifier.load(Path("old.model"))
+    assert old.ood_threshold == now.ood_threshold
+    assert old.network_config == now.network_config
+    images = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for one, other in zip(old.classify(images), now.classify(images), strict=True):
+        assert torch.equal(one, other)
+    old.save("new.model")
+    assert b"landmarks" not in Path("new.model").read_bytes()
+    facts["format"] = 3
+    _written("mixed.model", tensors, facts)
+    with pytest.raises(MetagradError, match="is damaged, or was written by another version"):
+        Classifier.load(Path("mixed.model"))
 
 
 def _written(path, tensors, facts):

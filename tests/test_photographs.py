@@ -41,7 +41,7 @@ def place(tmp_path_factory, monkeypatch):
 
 def photo(kind, seed, size=(30, 24)):
     g = np.random.default_rng(seed)
-    colour = np.array(COLOURS[kind]) + g.integers(-25, 26, 3)
+    colour = np.array(COLOURS[kind]) + g.integers(-12, 13, 3)
     return (colour + g.integers(-30, 31, (*size[::-1], 3))).clip(0, 255).astype(np.uint8)
 
 
@@ -93,7 +93,9 @@ def test_a_pretrained_network_by_its_name_adapts_and_labels(photos, capsys):
 def test_a_wrong_label_is_named(photos, capsys):
     (photos / "known/red/3.png").rename(photos / "known/blue/9.png")
     assert main(["adapt", OWN, "known", "--out", "p.model", *CODE]) == 0
-    named = re.findall(r"(\S+) looks like (\w+) \(\d+%\), not like (\w+): is its label right\?", capsys.readouterr().out)
+    named = re.findall(
+        r"(\S+) looks like (\w+) \(\d+%\), not like (\w+): is its label right\?", capsys.readouterr().out
+    )
     assert named == [("blue/9.png", "red", "blue")]
 
 

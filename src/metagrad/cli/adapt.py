@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metagrad.classifier.left_out import LeftOut
     from metagrad.classifier.support import Support
 
-_SURE = 0.8  # probability above which a mistake may be a wrong label
+_SURE = 0.8  # probability above which a mistake may be a wrong label, where it is calibrated
 _NAMED = 5
 _FAR = 4.0  # standard deviations of the training images
 
@@ -154,10 +154,23 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
 
 
 def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
-    """Name pictures that look like another class than theirs, the surest first."""
+    """Name pictures that look like another class than theirs, the surest first.
+
+    These are mistakes with a probability above 0.8, or above that of every picture which is rightly of that class:
+    probabilities that nobody calibrated may all be small.
+    """
     if left is None:
         return []
-    sure = sorted((-left.probabilities[place], place) for place in left.mistakes if left.probabilities[place] > _SURE)
+    right: dict[str, list[float]] = {}
+    for one, label, probability in zip(left.predicted, left.labels, left.probabilities, strict=True):
+        if one == label:
+            right.setdefault(label, []).append(probability)
+    limits = {label: min(_SURE, max(some)) for label, some in right.items() if len(some) > 1}
+    sure = sorted(
+        (-left.probabilities[place], place)
+        for place in left.mistakes
+        if left.probabilities[place] > limits.get(left.predicted[place], _SURE)
+    )
     lines = [
         f"  {printable(files[left.numbers[place]])} looks like {printable(left.predicted[place])} ({-minus:.0%}), not "
         f"like {printable(left.labels[place])}: is its label right?"
