@@ -48,8 +48,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for first in range(0, options.tasks, 16):
         drawn = sampler(min(16, options.tasks - first), generator=generator)
-        images, y = (drawn.support.x * 255).round().to(torch.uint8), drawn.support.y
-        solved = {run.method_name: learner.solved(images, y, ways), "from equal rows": level.solved(images, y, ways)}
+        x, y = drawn.support.x, drawn.support.y
+        solved = {run.method_name: learner.solved(x, y, ways), "from equal rows": level.solved(x, y, ways)}
         for task in range(len(y)):
             x, truth = drawn.query.x[task], drawn.query.y[task]
             with torch.inference_mode():

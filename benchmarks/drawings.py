@@ -77,7 +77,7 @@ def by_itself(learner: Learner, classes: Classes, ways: int, shots: int, tasks: 
     found = []
     for first in range(0, tasks, 20):
         drawn = source(min(20, tasks - first), generator=generator)
-        networks = learner.solved((drawn.support.x * 255).round().to(torch.uint8), drawn.support.y, ways)
+        networks = learner.solved(drawn.support.x, drawn.support.y, ways)
         for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
                 right = network(drawn.query.x[number]).argmax(-1) == drawn.query.y[number]

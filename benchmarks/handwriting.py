@@ -2,9 +2,9 @@
 
     python benchmarks/handwriting.py --data-dir data      # where Omniglot's two archives lie
 
-It learned from letters of fonts and characters by hand. What it is worth on drawings by people, how sure it is of them
-and when it should say that it knows no such thing are found on Omniglot's validation characters, each read from its
-file as metagrad predict reads it. Writes src/metagrad/classifier/models/glyphs/calibration.json.
+It learned from letters of fonts and characters by hand. What it is worth on drawings by people, how sure it is of
+them and when it should say that it knows no such thing are found on Omniglot's validation characters, each read from
+its file as metagrad predict reads it. Writes src/metagrad/classifier/models/glyphs/calibration.json.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From a folder of pictures to labels: ``metagrad adapt`` and ``predict``."""
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -14,13 +15,14 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from strokes import dataset, drawings
-from toyruns import experiment, train
+from toyruns import config, experiment, train
 
 import metagrad
 from metagrad import MetagradError, strict_json, tensorfile
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import CALIBRATION
 from metagrad.classifier.learner import Learner
+from metagrad.classifier.left_out import HeadAlone
 from metagrad.classifier.support import read_support
 from metagrad.cli.main import main
 from metagrad.data.reading import Reading
@@ -109,6 +111,34 @@ def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
     shutil.copy(learned / "best.safetensors", "other")
     assert main(["predict", "other", "new"]) == 2
     assert "other weights, and no facts of metagrad's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_models_of_older_formats_are_read(learned, pictures, number):
+    """Format 2 called prototypes landmarks and the threshold strange; format 1 had a run's flat options, too."""
+    adapt(learned)
+    with safe_open("my.model", framework="pt") as file:
+        facts = json.loads(file.metadata()["metagrad"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["landmarks"] = tensors.pop("prototypes")
+    facts["strange"], facts["format"] = facts.pop("ood_threshold"), number
+    assert facts.pop("trunk") is None
+    if number == 1:
+        assert facts.pop("network")["filters"] == 8
+        facts["config"] = dataclasses.asdict(config(filters=8))
+    _written("old.model", tensors, facts)
+    now, old = Classifier.load(Path("my.model")), Classifier.load(Path("old.model"))
+    assert old.ood_threshold == now.ood_threshold
+    assert old.network_config == now.network_config
+    images = torch.randint(0, 256, (5, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for one, other in zip(old.classify(images), now.classify(images), strict=True):
+        assert torch.equal(one, other)
+    old.save("new.model")
+    assert b"landmarks" not in Path("new.model").read_bytes()
+    facts["format"] = 3
+    _written("mixed.model", tensors, facts)
+    with pytest.raises(MetagradError, match="is damaged, or was written by another version"):
+        Classifier.load(Path("mixed.model"))
 
 
 def _written(path, tensors, facts):
@@ -277,7 +307,8 @@ def test_every_method_adapts(tmp_path):
         again = Classifier.load(folder / "m")
         for a, b in zip(classifier.classify(images), again.classify(images), strict=True):
             assert torch.equal(a, b)
-        assert Learner.of(folder).leave_one_out(images, labels)["images"] == 16
+        learner = Learner.of(folder)
+        assert learner.leave_one_out(learner.network_inputs(images), labels).as_json()["images"] == 16
 
 
 def test_leaving_out_says_about_what_new_pictures_say(learned):
@@ -287,15 +318,16 @@ def test_leaving_out_says_about_what_new_pictures_say(learned):
         drawn = 255 - torch.from_numpy(drawings(5, 10, 20 + seed))[:, :, ::2, ::2]
         few, more = drawn[:, :2].flatten(0, 1)[:, None], drawn[:, 2:].flatten(0, 1)[:, None]
         labels = [f"k{i // 2}" for i in range(10)]
-        left = learner.leave_one_out(few, labels)
+        x = learner.network_inputs(few)
+        left = learner.leave_one_out(x, labels).as_json()
         assert left["images"] == 10
         classifier = learner.adapt(few, labels)
         truth = torch.arange(5).repeat_interleave(8)
         several.append((left["accuracy"], float((classifier.classify(more)[0].argmax(-1) == truth).float().mean())))
     said, so = torch.tensor(several).mean(0).tolist()
     assert so - 0.25 < said <= so + 0.1, "a picture less of each class is worth something"
-    assert learner.leave_one_out(few[:3], labels[:3])["images"] == 2
-    assert learner.leave_one_out(few[::2], labels[::2]) is None
+    assert learner.leave_one_out(x[:3], labels[:3]).as_json()["images"] == 2
+    assert learner.leave_one_out(x[::2], labels[::2]) is None
 
 
 @pytest.mark.parametrize("method", ["anil", "itd-bio", "memory-reduced", "protonet", "r2d2"])
@@ -312,9 +344,10 @@ def test_left_out_by_the_head_alone_is_left_out_by_the_whole(tmp_path, method, w
     images = 255 - torch.from_numpy(drawings(ways, 3, 3))[:, :, ::2, ::2].flatten(0, 1)[:, None]
     y = torch.arange(ways).repeat_interleave(3)
     out = torch.arange(len(y)) % 3 == 1
-    ((network, _),) = learner.solved(images[~out][None], y[~out][None], ways)
-    whole = network(images[out].float() / 255)
-    found = learner._head(images, y, ways).scores(~out, y[~out], out)
+    x = learner.network_inputs(images)
+    ((network, _),) = learner.solved(x[~out][None], y[~out][None], ways)
+    whole = network(x[out])
+    found = HeadAlone.of(learner, x, y, ways).logits(~out, y[~out], out)
     # ProtoNet's networks leave out what all classes share.
     torch.testing.assert_close(found - found.mean(1, keepdim=True), whole - whole.mean(1, keepdim=True),
                                rtol=1e-3, atol=1e-4)  # fmt: skip

@@ -67,7 +67,7 @@ def test_temperature_error_and_ranks():
     assert ece(sure, torch.tensor([0, 1])) == pytest.approx((0.1 + 0.7) / 2)
     assert auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == pytest.approx(3.5 / 4)
     with pytest.raises(MetagradError, match="at least two"):
-        Learner(None, None, {}).adapt(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), ["a"])
+        Learner(None, None, {}, (1, 4, 4)).adapt_inputs(torch.zeros(1, 1, 4, 4), ["a"])
     dark, light = (torch.full((5, 1, 4, 4), v, dtype=torch.uint8) for v in (10, 200))
     noisy = dark + torch.randint(0, 9, dark.shape, generator=g, dtype=torch.uint8)
     assert farthest_statistic(light, pixels(noisy))[0] > 10

@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from strokes import drawings
 
 from metagrad import FewShotClassifier, MetagradError
-from metagrad.classifier.learner import Learner, example_weights
+from metagrad.classifier.class_weight import example_weights
+from metagrad.classifier.learner import Learner
 from metagrad.fewshot import ANIL, IMAML, MAML, R2D2, Batch, ITDBiO, MemoryReduced, WeightedBatch
 
 METHODS = {
@@ -86,7 +87,7 @@ def test_leaving_one_out_weighs_too(learned):
     images = np.concatenate([few[:2], many])[:, None, ::2, ::2]
     learner, labels = Learner.of(learned), ["few"] * 2 + ["many"] * 20
     found = [
-        learner.leave_one_out(torch.from_numpy(255 - images), labels, class_weight=weight)
+        learner.leave_one_out(learner.network_inputs(torch.from_numpy(255 - images)), labels, class_weight=weight)
         for weight in ("balanced", {"few": 1e-6})
     ]
-    assert found[0]["accuracy"] != found[1]["accuracy"]
+    assert found[0].as_json()["accuracy"] != found[1].as_json()["accuracy"]

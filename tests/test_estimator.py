@@ -16,8 +16,12 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_estimator
 from strokes import drawings
 
-from metagrad import FewShotClassifier
+from metagrad import FewShotClassifier, MetagradError
 from metagrad.classifier import estimator
+from metagrad.classifier.artifact import Classifier
+from metagrad.classifier.export import export
+from metagrad.classifier.learner import Learner
+from metagrad.experiment.pretrained import Pretrained
 
 # What an estimator of pictures cannot do, and why; docs/howto/own-images.md says it.
 EXPECTED = {
@@ -26,6 +30,7 @@ EXPECTED = {
     "check_methods_subset_invariance": "torch sums in another order for another number of pictures: probabilities "
     "differ in the seventh digit",
 }
+ON_ROWS = {"check_methods_subset_invariance": EXPECTED["check_methods_subset_invariance"]}
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def test_copies_and_what_is_wrong(learned, drawn):
     model = FewShotClassifier(str(learned)).fit(pictures, y)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(pictures), model.predict_proba(pictures))
-    assert clone(model).get_params() == {"run": str(learned), "class_weight": "balanced"}
+    assert clone(model).get_params() == {"run": str(learned), "network": None, "class_weight": "balanced"}
     assert model.ood_score(pictures).shape == (24,)
     assert list(model.classes_) == sorted(set(y))
     with pytest.raises(ValueError, match="one class"):
@@ -157,7 +162,7 @@ def test_bits_and_what_is_no_list_of_pictures(learned, drawn):
         (FewShotClassifier(learned), "a.png", ["a"], ValueError, r"not one name: \['a.png'\]"),
         (FewShotClassifier(learned), pictures, [y[0], None, *y[2:]], ValueError, "several kinds"),
         (FewShotClassifier(learned), np.ones((2, 4, 200)), ["a", "b"], ValueError, "too long for a drawing"),
-        (FewShotClassifier(None), pictures, y, TypeError, 'run is a directory or "glyphs", not None'),
+        (FewShotClassifier(7), pictures, y, TypeError, 'run is a directory or "glyphs", not 7'),
     ]
     for model, X, labels, kind, says in cases:
         with pytest.raises(kind, match=says):
@@ -225,3 +230,97 @@ def test_weights_by_label(learned, drawn):
     assert heavy.predict_proba(pictures)[:, 0].mean() > even.predict_proba(pictures)[:, 0].mean()
     with pytest.raises(ValueError, match="class_weight names 7, which is none of the labels"):
         FewShotClassifier(learned, class_weight={7: 1.0}).fit(pictures, number)
+
+
+# --- on a pretrained network -------------------------------------------------------------------------------
+
+OWN = "own_backbones:Stages"
+
+
+def rows_of_features(seed=0, count=30, length=12):
+    """Give rows that lie about three directions."""
+    g = np.random.default_rng(seed)
+    y = np.repeat([2, 0, 1], count // 3)
+    return np.random.default_rng(7).normal(size=(3, length))[y] + 0.3 * g.normal(size=(count, length)), y
+
+
+def colours(seeds):
+    """Give photographs of three colours, as arrays, and their names."""
+    g = np.random.default_rng(0)
+    base = {"red": (200, 60, 40), "green": (50, 190, 70), "blue": (40, 70, 210)}
+    shown = [
+        (np.array(colour) + g.integers(-30, 31, (20, 20, 3))).clip(0, 255).astype(np.uint8)
+        for colour in base.values()
+        for _ in range(seeds)
+    ]
+    return np.stack(shown), np.repeat(list(base), seeds)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let no pretrained network be opened."""
+    monkeypatch.setattr("metagrad.experiment.pretrained.open_backbone", lambda *a, **k: pytest.fail("it was opened"))
+
+
+def test_scikit_learn_s_own_checks_on_rows_of_features(no_network):
+    """Points of 1 to 20 numbers are features as they are: nothing has to be filled up."""
+    results = check_estimator(
+        FewShotClassifier(network="timm:not_here"), expected_failed_checks=ON_ROWS, on_skip=None, on_fail="raise"
+    )
+    passed = {result["check_name"] for result in results if result["status"] == "passed"}
+    assert len(passed) >= 40
+    assert {"check_n_features_in", "check_estimators_pickle", "check_fit2d_1feature"} <= passed
+
+
+def test_rows_are_features_where_there_is_a_network(no_network, tmp_path):
+    X, y = rows_of_features()
+    model = FewShotClassifier(network=Pretrained("timm:not_here")).fit(X, y)
+    asked, truth = rows_of_features(seed=1)
+    assert (model.predict(asked) == truth).mean() > 0.9
+    assert model.n_features_in_ == 12
+    longer = FewShotClassifier(network="timm:not_here").fit(np.tile(X, 3), y)  # 36, which is no square either
+    assert longer.score(np.tile(asked, 3), truth) > 0.9
+    square = np.hstack([X, X[:, :4]])  # 16 numbers, no picture of 4 by 4
+    assert FewShotClassifier(network="timm:not_here").fit(square, y).form_ == "rows of features"
+    again = clone(model)
+    assert again.get_params()["network"] == Pretrained("timm:not_here")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(asked), model.predict_proba(asked))
+    with pytest.raises(ValueError, match="7 features"):
+        model.predict(X[:, :7])
+    model.classifier_.save(tmp_path / "rows.model")
+    found = Classifier.load(tmp_path / "rows.model")
+    x = torch.from_numpy(asked).float()
+    torch.testing.assert_close(found.classify_inputs(x)[0], model.classifier_.classify_inputs(x)[0])
+    for refused in (found.require_pictures, lambda: export(found, tmp_path / "a.pt2", "pt2")):
+        with pytest.raises(MetagradError, match="adapted to rows of 12 features, not to pictures"):
+            refused()
+
+
+def test_pictures_and_rows_of_one_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("METAGRAD_CACHE", str(tmp_path))
+    pictures, y = colours(6)
+    seen = FewShotClassifier(network=OWN).fit(pictures[::2], y[::2])
+    assert seen.score(pictures[1::2], y[1::2]) > 0.9
+    learner = Learner.untrained(Pretrained(OWN))
+    images = torch.from_numpy(np.stack([learner.reading.pixels(one) for one in pictures]))
+    features = learner.network_inputs(images).numpy()
+    told = FewShotClassifier(network=OWN).fit(features[::2], y[::2])
+    for asked in (features[1::2], pictures[1::2]):  # the lengths agree
+        np.testing.assert_allclose(told.predict_proba(asked), seen.predict_proba(pictures[1::2]), atol=1e-4)
+    np.testing.assert_allclose(seen.predict_proba(features), told.predict_proba(features), atol=1e-4)
+    shorter = FewShotClassifier(network=OWN).fit(features[:, :7], y)
+    with pytest.raises(ValueError, match=r"fitted on rows of 7 features, asked about pictures, .* gives 12"):
+        shorter.predict(pictures)
+    with pytest.raises(ValueError, match="X has 7 features, the model was fitted on 12"):
+        seen.predict(features[:, :7])
+
+
+def test_a_run_or_a_network(learned, drawn):
+    pictures, y = drawn
+    for run in (str(learned), "glyphs"):
+        with pytest.raises(ValueError, match="a run or a network, not both"):
+            FewShotClassifier(run, network=OWN).fit(pictures, y)
+    with pytest.raises(TypeError, match="network is the name of a pretrained network"):
+        FewShotClassifier(network=3).fit(pictures, y)
+    with pytest.raises(MetagradError, match="take body nothing"):
+        FewShotClassifier(network=Pretrained(OWN, body="all")).fit(pictures, y)

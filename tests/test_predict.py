@@ -165,6 +165,6 @@ def test_folders_of_any_name(learned, pictures, capsys, monkeypatch):
         assert "4 classes, 2 pictures each" in capsys.readouterr().out
     monkeypatch.chdir("known/kind 0 ё")
     assert adapt(learned, known="..", out="../../up.model") == 0
-    monkeypatch.setattr("metagrad.classifier.learner._MOST", 5 * 28**2)
+    monkeypatch.setattr("metagrad.classifier.learner._MOST", 5)
     assert adapt(learned, known="..", out="../../up.model") == 2
     assert "has 8 pictures, more than 5" in capsys.readouterr().err

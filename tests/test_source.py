@@ -56,7 +56,8 @@ def test_calibration_asks_the_call_alone(learned, monkeypatch):
 def test_the_report_asks_the_call_alone_and_names_the_classes_it_shows(learned, monkeypatch):
     whole, drawn = Episodes.sampler, dataset()
     monkeypatch.setattr(Episodes, "sampler", lambda *args, **options: bare(whole(*args, **options)))
-    grids, _ = report.looked_at(Learner.of(learned), drawn, tasks=4, shown=3)
+    learner = Learner.of(learned)
+    grids, _ = report.judge_tasks(learner, learner.episodes.of(drawn), tasks=4, shown=3)
     names = [row.name for grid in grids for row in grid]
     assert len(names) == 9
     for row in (row for grid in grids for row in grid):

@@ -250,8 +250,9 @@ def test_runs_and_classifiers_have_settings_of_their_own(tmp_path):
         classifier = known.adapt(DRAWINGS, LABELS)
         with new_run(tmp_path / name, dataset=data, meta_steps=4, val_every=2) as run:
             train(run, data)
-        left = torch.tensor(known.leave_one_out(DRAWINGS, LABELS)["accuracy"], **CPU)
-        return *classifier.judge(DRAWINGS), left, tensors(tmp_path / name)["theta/head.weight"]
+        kept_back = known.leave_one_out(known.network_inputs(DRAWINGS), LABELS)
+        left = torch.tensor(kept_back.probabilities, **CPU)
+        return *classifier.classify(DRAWINGS), left, tensors(tmp_path / name)["theta/head.weight"]
 
     expected = all_of_it("usual")
     for name, setting in (SETTINGS | SWITCHED_OFF | AUTOCAST).items():
@@ -372,7 +373,7 @@ def test_four_threads_evaluate_and_judge_with_one_network():
 
     def work(number):
         if number % 2:
-            return torch.cat([part.flatten() for part in classifier.judge(DRAWINGS[number:])])
+            return torch.cat([part.flatten() for part in classifier.classify(DRAWINGS[number:])])
         found = evaluate(IMAML(), model, theta, Given(), tasks=8 + number, generator=torch.Generator())
         return torch.tensor([found.accuracy, found.loss])
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metagrad import tensorfile
+from metagrad.classifier.linear_probe import LinearProbe
 from metagrad.classifier.network import Prototypes, fused, logits_and_features, standalone
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
@@ -32,7 +33,7 @@ from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 
 FORMAT = 3
-_BATCH = 64  # images at once: enough for two cores, little memory
+_BATCH = 64  # images at once, of 84 pixels a side: enough for two cores, little memory
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,39 @@ class Classifier:
         A picture's OOD (out-of-distribution) score is the distance of its features from the nearest class's prototype,
         in units of the mean distance between prototypes.
         """
+        most = max(1, min(_BATCH, _BATCH * 84**2 // self.reading.size**2))
         with torch.inference_mode():
-            parts = [self.classify_inputs(self.network_inputs(part)) for part in images.split(_BATCH)]
+            parts = [self.classify_inputs(self.network_inputs(part)) for part in images.split(most)]
         return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
 
     def network_inputs(self, images: Tensor) -> Tensor:
-        """Return what :attr:`network` takes of images uint8 ``(N, C, H, W)``."""
+        """Return what :attr:`network` takes of images uint8 ``(N, C, H, W)``.
+
+        Raises
+        ------
+        MetagradError
+            As :meth:`require_pictures` does.
+        """
+        self.require_pictures()
         x = images.float() / 255
         if self.trunk is None:
             return x.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.trunk(x)
         return features
+
+    def require_pictures(self) -> None:
+        """Refuse a classifier that knows of features alone, not of the network that computed them.
+
+        Raises
+        ------
+        MetagradError
+            If this is one.
+        """
+        if isinstance(self.network_config, LinearProbe):
+            raise MetagradError(
+                f"the model was adapted to rows of {self.network_config.num_features} features, not to pictures: adapt "
+                "again to pictures"
+            )
 
     @default_modes()
     def classify_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +194,10 @@ class Classifier:
                 raise ValueError("it has no digest")
             facts, tensors = _of_today(stored.facts, stored.tensors)
             network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
-            trunk = None if facts["trunk"] is None else _trunk(network_config, code)  # may lack a package
+            require_named(network_config, code)
+            trunk = None if facts["trunk"] is None else _trunk(network_config)  # may lack a package
             return cls._of(facts, tensors, network_config, trunk)
-        except (NotNamedError, MissingTrunkError):
+        except (NotNamedError, MissingTrunkError):  # what to do is another thing
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, MetagradError) as error:
             raise MetagradError(
@@ -191,8 +215,12 @@ class Classifier:
                 "metagrad adapt"
             )
         reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
-        examples = tensors.pop("examples", None), tensors.pop("example_classes", None)
-        inputs = feature_shape(network_config) or (reading.channels, reading.size, reading.size)
+        shape = feature_shape(network_config)
+        if (shape is None) != (trunk is None):
+            raise ValueError("trunk cannot be so")
+        probe = (network_config.num_features,) if isinstance(network_config, LinearProbe) else None
+        inputs = shape or probe or (reading.channels, reading.size, reading.size)
+        examples = _sound_examples(tensors, inputs, len(classes))
         return cls(
             _rebuilt(network_config, inputs, len(classes), tensors),
             classes,
@@ -202,7 +230,7 @@ class Classifier:
             temperature=facts["temperature"],
             ood_threshold=facts["ood_threshold"],
             trunk=trunk,
-            examples=_sound_examples(*examples, len(classes)),
+            examples=examples,
             facts=facts["facts"],
         )
 
@@ -211,15 +239,14 @@ class MissingTrunkError(MetagradError):
     """The pretrained network that a model file stands on is not here, or is here with other weights."""
 
 
-def _trunk(network_config: Any, code: Collection[str]) -> nn.Module:
+def _trunk(network_config: Any) -> nn.Module:
     """Return the frozen part of the network that a model file names.
 
     Raises
     ------
-    NotNamedError, MissingTrunkError
-        If it is code that nobody named again, or is not here.
+    MissingTrunkError
+        If it is not here.
     """
-    require_named(network_config, code)
     try:
         trunk = trunk_of(network_config)
     except MetagradError as error:
@@ -229,19 +256,20 @@ def _trunk(network_config: Any, code: Collection[str]) -> nn.Module:
     return trunk
 
 
-def _sound_examples(x: Tensor | None, y: Tensor | None, ways: int) -> tuple[Tensor, Tensor] | None:
-    """Return what was adapted to, as it was written.
+def _sound_examples(tensors: dict[str, Tensor], inputs: tuple[int, ...], ways: int) -> tuple[Tensor, Tensor] | None:
+    """Take what was adapted to out of a file's tensors.
 
     Raises
     ------
     ValueError
         If features and classes do not belong together.
     """
-    if x is None or y is None:
+    if "examples" not in tensors and "example_classes" not in tensors:
         return None
-    if x.dtype != torch.float32 or y.dtype != torch.int64 or y.shape != x.shape[:1] or not bool(x.isfinite().all()):
+    x, y = tensors.pop("examples"), tensors.pop("example_classes")
+    if x.dtype != torch.float32 or x.shape[1:] != inputs or not bool(x.isfinite().all()):
         raise ValueError("examples cannot be so")
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < ways:
+    if y.dtype != torch.int64 or y.shape != x.shape[:1] or y.unique().tolist() != list(range(ways)):
         raise ValueError("example_classes cannot be so")
     return x, y
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration.json"
 _SIDE = 84  # pixels: larger images are made as small before they are compared
+_AT_ONCE = 64  # images
 FACTS = ("brightness", "contrast", "detail")
 _OLD_THRESHOLD = "strangeness"  # what metagrad 0.1 called it
 _MAYBE = ("unknown_rejected", "auroc")  # not known where no class is left that a task is not told of
@@ -191,6 +192,8 @@ def pixels(images: Tensor) -> dict[str, list[float]]:
 
 def pixel_statistics(images: Tensor) -> Tensor:
     """Return each image's mean, standard deviation and mean step from pixel to pixel, ``(N, 3)``, in [0, 1]."""
+    if len(images) > _AT_ONCE:
+        return torch.cat([pixel_statistics(some) for some in images.split(_AT_ONCE)])
     x = images.float() / 255
     if x.shape[-1] > _SIDE:
         x = fit_images(x, _SIDE)

@@ -32,6 +32,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.data.decoding import reason
 from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError, in_short
+from metagrad.experiment.pretrained import Pretrained
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -47,7 +48,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     run:
-        run directory, or ``"glyphs"``: the model of drawings that comes with metagrad.
+        run directory, ``"glyphs"``: the model of drawings that comes with metagrad, or ``"photos"``. Default:
+        ``"glyphs"``, where no network is given.
+    network:
+        In place of a run: a pretrained network as it is, by its name (``"efficientnet-lite0"``, ``"timm:resnet18"``) or
+        as a :class:`~metagrad.experiment.pretrained.Pretrained`. A matrix then holds features, one picture a row, and
+        no pixels: of any length, and whatever they are features of. The network itself is needed for pictures alone.
     class_weight:
         how much each class counts: ``"balanced"``, all alike however many pictures there are of each; ``None``, all
         pictures alike; or numbers by label, 1 for those that are left out.
@@ -72,23 +78,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, run: str | Path = "glyphs", *, class_weight: str | Mapping[Any, float] | None = "balanced"
+        self,
+        run: str | Path | None = None,
+        *,
+        network: str | Pretrained | None = None,
+        class_weight: str | Mapping[Any, float] | None = "balanced",
     ) -> None:
         self.run = run
+        self.network = network
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
-        """Adapt to the pictures ``X`` and their labels ``y``.
+        """Adapt to the pictures ``X``, or to rows of features, and their labels ``y``.
 
         Raises
         ------
         TypeError
-            if ``run`` is no path.
+            if ``run`` is no path, or ``network`` no network.
         ValueError
-            for fewer than two classes, labels that are no classes, or pictures that are none.
+            for fewer than two classes, labels that are no classes, pictures that are none, or a run and a network.
         """
-        if not isinstance(self.run, str | Path):
-            raise TypeError(f'run is a directory or "glyphs", not {self.run!r}')
+        self._require_one()
         pictures, form = self._pictures(X, y)
         y = column_or_1d(y, warn=True)
         try:
@@ -100,14 +110,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X has {len(pictures)} pictures, y has {len(y)} labels")
         if len(classes) < 2:
             raise ValueError(f"FewShotClassifier needs two classes at least, y has one class: {classes[0]}")
-        learner = Learner.of(Path(self.run))
-        span = None if are_files(pictures) else span_of(pictures)
+        learner = self._learner(pictures.shape[1] if form == _FEATURES else None)  # type: ignore[union-attr]
+        span = None if form == _FEATURES or are_files(pictures) else span_of(pictures)
         digits = len(str(len(classes)))
         called = [f"{number:0{digits}}" for number in range(len(classes))]  # in the order of the labels, as text too
         weight = _by_name(self.class_weight, classes, called)
         try:
-            images = _images(pictures, learner.reading, span)
-            adapted = learner.adapt(images, [called[number] for number in index], class_weight=weight)
+            labels = [called[number] for number in index]
+            if form == _FEATURES:
+                adapted = learner.adapt_inputs(_rows(pictures), labels, class_weight=weight)
+            else:
+                adapted = learner.adapt(_images(pictures, learner.reading, span), labels, class_weight=weight)
         except MetagradError as error:
             raise ValueError(str(error)) from error
         # Only now, so that what was fitted before stays whole where this fit fails.
@@ -132,14 +145,52 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _judged(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         pictures, form = self._pictures(X)
-        if form != self.form_:
-            raise ValueError(f"fitted on {self.form_}, asked about {form}")
-        if self.range_ is not None:
-            require_alike(pictures, self.range_)
-        images = _images(pictures, self.classifier_.reading, self.range_)
-        probabilities, ood_score = self.classifier_.classify(images)
+        if form == _FEATURES:
+            probabilities, ood_score = self.classifier_.classify_inputs(self._of_length(_rows(pictures)))
+        elif self.form_ == _FEATURES:
+            probabilities, ood_score = self.classifier_.classify_inputs(self._features(pictures))
+        else:
+            if form != self.form_:
+                raise ValueError(f"fitted on {self.form_}, asked about {form}")
+            if self.range_ is not None:
+                require_alike(pictures, self.range_)
+            images = _images(pictures, self.classifier_.reading, self.range_)
+            probabilities, ood_score = self.classifier_.classify(images)
         probabilities = probabilities.double()
         return (probabilities / probabilities.sum(1, keepdim=True)).numpy(), ood_score.numpy()
+
+    def _require_one(self) -> None:
+        if self.run is not None and self.network is not None:
+            raise ValueError("give a run or a network, not both: a run has its own network")
+        if not isinstance(self.run, str | Path | None):
+            raise TypeError(f'run is a directory or "glyphs", not {self.run!r}')
+        if not isinstance(self.network, str | Pretrained | None):
+            raise TypeError(f"network is the name of a pretrained network, or a Pretrained, not {self.network!r}")
+
+    def _learner(self, num_features: int | None = None) -> Learner:
+        """Return what learns: from pictures, or from rows of features of this length."""
+        if self.network is None:
+            return Learner.of(Path("glyphs" if self.run is None else self.run))
+        network = Pretrained(self.network) if isinstance(self.network, str) else self.network
+        return Learner.untrained(network) if num_features is None else Learner.on_rows(network, num_features)
+
+    def _of_length(self, rows: torch.Tensor) -> torch.Tensor:
+        assert self.classifier_.examples is not None
+        length = self.classifier_.examples[0].shape[1]
+        if rows.shape[1] != length:
+            raise ValueError(f"X has {rows.shape[1]} features, the model was fitted on {length} of each picture")
+        return rows
+
+    def _features(self, pictures: Pictures) -> torch.Tensor:
+        """Return the network's features of pictures, where a model was fitted on rows."""
+        learner = self._learner()
+        if learner.inputs != (self.n_features_in_,):
+            raise ValueError(
+                f"fitted on rows of {self.n_features_in_} features, asked about pictures, of which the network gives "
+                f"{learner.inputs[0]}: ask about rows, or fit on pictures"
+            )
+        span = None if are_files(pictures) else span_of(pictures)
+        return learner.network_inputs(_images(pictures, learner.reading, span))
 
     def _pictures(self, X: Any, y: Any = "no_validation") -> tuple[Pictures, str]:
         """Check what was given; return file names, or pictures, and what they were given as."""
@@ -149,6 +200,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         found = arrays(X)
         if found is not None:
             return found, "an array of pictures"
+        if self.network is not None:
+            if isinstance(y, str):
+                return validate_data(self, X, reset=False, dtype=np.float64), _FEATURES
+            return validate_data(self, X, y, dtype=np.float64)[0], _FEATURES
         if isinstance(y, str):
             if getattr(self, "form_", _ROWS) != _ROWS:
                 raise ValueError(f"fitted on {self.form_}, asked about {_ROWS}")
@@ -157,13 +212,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False  # not any: rows are square pictures
+        tags.input_tags.two_d_array = self.network is not None  # else not any: rows are square pictures
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
         return tags
 
 
 _ROWS = "rows of a matrix"
+_FEATURES = "rows of features"
+
+
+def _rows(rows: Pictures) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32))
 
 
 def _by_name(class_weight: Any, classes: np.ndarray, called: list[str]) -> Any:

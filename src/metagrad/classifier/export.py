@@ -48,8 +48,9 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
     Raises
     ------
     MetagradError
-        if ``onnx`` is not installed, or the file cannot be written.
+        if the classifier takes no pictures, ``onnx`` is not installed, or the file cannot be written.
     """
+    classifier.require_pictures()
     module = _Probabilities(classifier).eval()
     reading = classifier.reading
     example = torch.zeros(2, reading.channels, reading.size, reading.size)

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metagrad.classifier.artifact import Classifier
 from metagrad.classifier.calibration import Calibration
+from metagrad.classifier.class_weight import ClassWeight, batch_of, example_weights
+from metagrad.classifier.left_out import LeftOut, leave_one_out
+from metagrad.classifier.linear_probe import LinearProbe
 from metagrad.classifier.network import Prototypes, for_ways, logits_and_features, standalone
 from metagrad.data import DATASETS, Progress
 from metagrad.data.features import features_of_images
-from metagrad.data.names import short
 from metagrad.data.reading import Reading
-from metagrad.errors import MetagradError, in_short
+from metagrad.errors import MetagradError
 from metagrad.experiment.episodes import Episodes, episodes_of
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.pretrained import Pretrained, extractor_of, feature_shape, trunk_of
+from metagrad.experiment.pretrained import Pretrained, extractor_of, feature_shape, require_named, trunk_of
 from metagrad.experiment.record import versions
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, learned
-from metagrad.fewshot import R2D2, Algorithm, Batch, MemoryReduced, ProtoNet, WeightedBatch
-from metagrad.fewshot.algorithms.heads import AdaptsHead
-from metagrad.fewshot.head import last_layer
-from metagrad.fewshot.tasks import AnyBatch
-from metagrad.strict_json import is_number
+from metagrad.fewshot import Algorithm, MemoryReduced
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 
-_MOST = 2000 * 28**2  # pixels of support images in one adaptation: memory follows them
+_MOST = 2000  # support images in one adaptation, of 28 pixels a side; of others as many pixels: memory follows them
+_MOST_BYTES = 2**29  # of pictures whose features are computed: no more than they are held
+_PHOTOS = Pretrained("efficientnet-lite0", centred=True)
+_PRETRAINED = re.compile(r"efficientnet-lite.*|(timm|torchvision|hf):.+|[A-Za-z_][\w.]+:[A-Za-z_][\w.]*")
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
-ClassWeight = Literal["balanced"] | Mapping[str, float] | None
+_UNREAD = 224  # pixels a side of pictures, where none are read
 _ANY_WAYS = 2  # weights of a head that was never trained serve any number of classes
 # Logistic regression on features of unit length, C = 10 at 25 pictures: chosen in RESULTS.md.
 ON_FEATURES = MemoryReduced(l2=1e-2)
-_TURNS = 10  # at most so many times one image of each class is left out
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,27 @@ class Learner:
     def of(cls, run: Path | Run, *, calibrated: bool = True, code: Collection[str] = ()) -> Learner:
         """Return what a run learned, or what comes with metagrad.
 
-        ``glyphs``, a model of drawn characters, and ``photos``, a pretrained network for photographs, come with
-        metagrad; a folder of that name goes first. A run that is open already has its code: nothing has to be named.
+        ``glyphs``, a model of drawn characters, comes with metagrad; ``photos`` is a pretrained network for
+        photographs, ``efficientnet-lite0``, and any name that :class:`~metagrad.experiment.pretrained.Pretrained` knows
+        is such a network as it is. A folder of that name goes first. A run that is open already has its code: nothing
+        has to be named.
 
         ``calibrated=False`` leaves aside what was found about its probabilities, if anything was.
 
         Raises
         ------
         MetagradError
-            if it is not a run, or has no validated weights yet.
+            if it is not a run, has no validated weights yet, or is a pretrained network whose package or weights are
+            missing.
         """
-        models = Path(str(resources.files("metagrad.classifier") / "models"))
         if not isinstance(run, Run) and not run.exists():
-            if str(run) == "photos":
-                learner = cls.untrained(Pretrained("efficientnet-lite0", centred=True))
-                found = Calibration.read(models / "photos.json") if calibrated else None
-                return replace(learner, calibration=found, facts={**learner.facts, "run": "photos"})
+            if _PRETRAINED.fullmatch(run.as_posix()) or str(run) == "photos":
+                network = _PHOTOS if str(run) == "photos" else Pretrained(run.as_posix())
+                require_named(network, code)
+                found = cls.untrained(network, calibrated=calibrated)
+                return replace(found, facts={**found.facts, "run": run.as_posix()})
             if str(run) == "glyphs":
-                run = models / "glyphs"
+                run = _models() / "glyphs"
         opened = run if isinstance(run, Run) else Run.open(run, code=code)
         state = learned(opened, "best")
         facts = {
@@ -105,13 +108,15 @@ class Learner:
         return replace(cls.now(opened, state.theta), facts=facts, calibration=calibration)
 
     @classmethod
-    def untrained(cls, network: Pretrained, *, method: Algorithm = ON_FEATURES) -> Learner:
+    def untrained(cls, network: Pretrained, *, method: Algorithm = ON_FEATURES, calibrated: bool = True) -> Learner:
         """Return a pretrained network as it is: nothing is meta-learned, and a task adapts the head on its features.
+
+        ``calibrated=False`` leaves aside what was measured of its probabilities, if anything was.
 
         Raises
         ------
         MetagradError
-            If its package or its weights are missing.
+            If its package or its weights are missing, or something below the head is to train.
 
         Examples
         --------
@@ -119,19 +124,40 @@ class Learner:
         >>> Learner.untrained(Pretrained("efficientnet-lite0")).inputs  # doctest: +SKIP
         (1280,)
         """
-        experiment = Experiment(tasks=Episodes("folder"), network=network, method=method)
-        extractor = extractor_of(network)
+        extractor = extractor_of(network) if network.body == "nothing" else None
         if extractor is None:
             raise MetagradError("without training a pretrained network is left as it is: take body nothing")
-        built, model = build(experiment, extractor.shape, _ANY_WAYS)
-        facts = {"run": network.name, "dataset": None, "digest": extractor.digest, "step": 0, "val_accuracy": None}
-        reading = Reading("photograph", extractor.image_size)
-        return cls(experiment, reading, built.init(model), extractor.shape, facts)
+        measured = _models() / "photos.json"
+        known = calibrated and (network, method) == (_PHOTOS, ON_FEATURES) and measured.exists()
+        facts = {"run": network.name, "digest": extractor.digest}
+        found = cls._as_it_is(network, method, Reading("photograph", extractor.image_size), extractor.shape, facts)
+        return replace(found, calibration=Calibration.read(measured)) if known else found
+
+    @classmethod
+    def on_rows(cls, network: Pretrained, num_features: int) -> Learner:
+        """Return the same for features that were computed elsewhere: the network itself is not opened.
+
+        It adapts to rows float32 ``(N, num_features)`` (:meth:`adapt_inputs`), and its classifiers take such rows.
+        """
+        probe, facts = LinearProbe(num_features, scale=network.scale), {"run": network.name, "digest": None}
+        return cls._as_it_is(probe, ON_FEATURES, Reading("photograph", _UNREAD), (num_features,), facts)
+
+    @classmethod
+    def _as_it_is(
+        cls, network: Any, method: Algorithm, reading: Reading, inputs: tuple[int, ...], facts: dict[str, Any]
+    ) -> Learner:
+        experiment = Experiment(tasks=Episodes("folder"), network=network, method=method)
+        built, model = build(experiment, inputs, _ANY_WAYS)
+        facts = {**facts, "dataset": None, "step": 0, "val_accuracy": None}
+        return cls(experiment, reading, built.init(model), inputs, facts)
 
     @property
     def most(self) -> int:
         """How many images one adaptation takes at most."""
-        return _MOST // self.reading.size**2
+        pixels = self.reading.size**2
+        if self.on_features:  # these are small
+            return min(_MOST, _MOST_BYTES // (self.reading.channels * pixels))
+        return _MOST * 28**2 // pixels
 
     @classmethod
     def now(cls, run: Run, theta: Params) -> Learner:
@@ -148,13 +174,19 @@ class Learner:
         return cls(run.experiment, Reading.of(run.dataset, size), theta, run.inputs)
 
     @property
+    def on_features(self) -> bool:
+        """Whether the trained network takes features, which need computing only once a picture."""
+        network = self.experiment.network
+        return isinstance(network, LinearProbe) or feature_shape(network) is not None
+
+    @property
     def episodes(self) -> Episodes:
         """How the run's tasks are drawn."""
         found = episodes_of(self.experiment.tasks)
         assert found is not None
         return found
 
-    def _built(self, ways: int) -> tuple[Any, nn.Module]:
+    def built(self, ways: int) -> tuple[Any, nn.Module]:
         """Return the method and a network of so many outputs."""
         return build(self.experiment, self.inputs, ways)
 
@@ -226,7 +258,7 @@ class Learner:
         facts = {
             **self.facts,
             "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
-            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
+            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")) if self.facts.get("step") else None,
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((logits.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
@@ -243,7 +275,7 @@ class Learner:
             temperature=expected.temperature if expected else 1.0,
             ood_threshold=expected.ood_threshold if expected else None,
             trunk=trunk_of(self.experiment.network),
-            examples=(x, y) if feature_shape(self.experiment.network) else None,
+            examples=(x, y) if self.on_features else None,
             facts=facts,
         )
 
@@ -258,7 +290,7 @@ class Learner:
         weight:
             ``(N,)``, how much each image counts, 1 in the mean; ``None``: all alike.
         """
-        method, model = self._built(ways)
+        method, model = self.built(ways)
         theta = for_ways(self.theta, method.init(model))
         networks: list[tuple[nn.Module, float]] = []
         size = max(1, _AT_ONCE * 28**2 // (x.shape[1] * torch.Size(self.inputs[-2:]).numel()))
@@ -293,92 +325,11 @@ class Learner:
         x, labels:
             as of :meth:`adapt_inputs`.
         """
-        classes = sorted(set(labels))
-        y, ways = torch.tensor([classes.index(label) for label in labels]), len(classes)
-        counts = torch.bincount(y, minlength=ways)
-        turn = torch.stack([(y[:index] == y[index]).sum() for index in range(len(y))])  # the how-manieth of its class
-        turns = min(_TURNS, int(counts.max()))
-        if turns < 2:
-            return None
-        numbers, labelled = [], []
-        head = self._head(x, y, ways)
-        for done in range(turns):
-            out = (turn == done) & (counts[y] > 1)
-            rest = ~out
-            weight = example_weights(y[rest], classes, class_weight)
-            if head is None:
-                ((network, _),) = self.solved(x[rest][None], y[rest][None], ways, weight)
-                with torch.inference_mode():
-                    logits = network(x[out])
-            else:
-                logits = head.logits(rest, y[rest], out, weight)
-            numbers += out.nonzero().flatten().tolist()
-            labelled += [classes[way] for way in logits.argmax(-1).tolist()]
-            progress(done + 1, turns)
-        return LeftOut(tuple(numbers), tuple(labelled), tuple(labels[number] for number in numbers))
-
-    def _head(self, x: Tensor, y: Tensor, ways: int) -> _HeadAlone | None:
-        """Return the head with the images' features, where the method adapts nothing else."""
-        method, model = self._built(ways)
-        if not isinstance(method, AdaptsHead | ProtoNet | R2D2):
-            return None
-        ((network, _),) = self.solved(x[None], y[None], ways)
-        with torch.inference_mode():
-            features = logits_and_features(network, x)[1]
-        path = last_layer(model)
-        alone = nn.Sequential(OrderedDict(body=nn.Identity(), head=model.get_submodule(path)))
-        theta = {".features": features[0, 0]}  # of these digits; a name that is no weight
-        for name, leaf in for_ways(self.theta, method.init(model)).items():
-            if name.startswith("."):
-                theta[name] = leaf
-            elif name.startswith(f"{path}."):
-                theta[name.replace(path, "head", 1)] = leaf
-        return _HeadAlone(replace(method, head="head.*"), alone, theta, features)
+        return leave_one_out(self, x, labels, class_weight=class_weight, progress=progress)
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """What became of images that were left out of the adaptation in turn.
-
-    Attributes
-    ----------
-    numbers:
-        which images, by their places among all.
-    predicted, labels:
-        the class that each was taken for, and its own.
-    """
-
-    numbers: tuple[int, ...]
-    predicted: tuple[str, ...]
-    labels: tuple[str, ...]
-
-    @property
-    def mistakes(self) -> list[int]:
-        """Places in :attr:`numbers` of the images that were taken for another class."""
-        return [place for place, one in enumerate(self.predicted) if one != self.labels[place]]
-
-    def as_json(self) -> dict[str, float]:
-        """Return the fraction that was right, and of how many."""
-        count = len(self.numbers)
-        return {"accuracy": 1 - len(self.mistakes) / count, "images": count}
-
-
-@dataclass(frozen=True)
-class _HeadAlone:
-    """A method on features that were computed once."""
-
-    method: AdaptsHead | ProtoNet | R2D2
-    model: nn.Module
-    theta: Params
-    features: Tensor
-
-    def logits(self, learned: Tensor, y: Tensor, asked: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the logits of the images ``asked``, adapted to those ``learned`` and their labels."""
-        with torch.no_grad():
-            solution = self.method.adapt(
-                self.model, self.theta, batch_of(self.features[learned][None], y[None], weight)
-            )
-            return self.method.predict(self.model, self.theta, solution, self.features[asked][None])[0]
+def _models() -> Path:
+    return Path(str(resources.files("metagrad.classifier") / "models"))
 
 
 def _image_size(experiment: Experiment) -> int | None:
@@ -388,34 +339,3 @@ def _image_size(experiment: Experiment) -> int | None:
     if not DATASETS[episodes.dataset].pictures or extractor is None:
         return None
     return episodes.image_size or extractor.image_size
-
-
-def example_weights(y: Tensor, classes: Sequence[str], class_weight: ClassWeight) -> Tensor | None:
-    """Return how much each image counts, 1 in the mean, or ``None`` where all count alike.
-
-    Raises
-    ------
-    MetagradError
-        for weights of classes that there are none of, or that are not positive numbers.
-    """
-    if class_weight is None:
-        return None
-    counts = torch.bincount(y, minlength=len(classes)).double()
-    if class_weight == "balanced":
-        each = 1 / counts.clamp(min=1)
-    elif isinstance(class_weight, Mapping):
-        if stray := sorted(str(name) for name in class_weight if name not in classes):
-            raise MetagradError(f"class_weight names {short(stray[0])!r}: the classes are {short(', '.join(classes))}")
-        for name, value in class_weight.items():
-            if not is_number(value) or value <= 0:
-                raise MetagradError(f"class_weight of {short(name)!r} must be a positive number, got {in_short(value)}")
-        each = torch.tensor([float(class_weight.get(name, 1.0)) for name in classes], dtype=torch.float64)
-    else:
-        raise MetagradError(f'class_weight is "balanced", None or numbers by class, not {in_short(class_weight)}')
-    weight = each[y]
-    return None if (weight == weight[0]).all() else (weight / weight.mean()).float()
-
-
-def batch_of(x: Tensor, y: Tensor, weight: Tensor | None) -> AnyBatch:
-    """Return support sets whose examples all count as ``weight``, ``(N,)``, says."""
-    return Batch(x, y) if weight is None else WeightedBatch(x, y, weight.expand_as(y))

@@ -41,12 +41,15 @@ class Support:
         uint8 ``(N, C, H, W)``.
     labels:
         the class of each: the folders it lies in.
+    names:
+        the file of each, as people see it.
     notes:
         what a person should know of how they were read.
     """
 
     images: Tensor
     labels: tuple[str, ...]
+    names: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -78,7 +81,7 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
                 (there.pictures[name], result) for name, result in zip(names, results, strict=True)
             )
         coloured = _coloured(members, names[:: len(names) // _LOOKED_AT + 1], reading)
-    labels = tuple(label for label, _ in images)
+    labels = tuple(label for label, _, _ in images)
     empty = sorted({one.label for one in there.pictures.values()} - set(labels))
     if empty:
         raise MetagradError(
@@ -106,7 +109,8 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         lines.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
     if archives:
         lines.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
-    return Support(torch.stack([image for _, image in images]), labels, tuple(lines))
+    files = tuple(name for _, name, _ in images)
+    return Support(torch.stack([image for _, _, image in images]), labels, files, tuple(lines))
 
 
 class _LeftOut(NamedTuple):
@@ -119,8 +123,8 @@ class _LeftOut(NamedTuple):
 
 def _without_repeats(
     results: Iterable[tuple[Candidate, tuple[np.ndarray, bytes] | str]],
-) -> tuple[list[tuple[str, Tensor]], _LeftOut]:
-    """Return the class and image of each picture that can be read and repeats no other of its class."""
+) -> tuple[list[tuple[str, str, Tensor]], _LeftOut]:
+    """Return the class, file and image of each picture that can be read and repeats no other of its class."""
     images, left_out = [], _LeftOut([], [], [])
     by_digest: dict[bytes, Candidate] = {}
     by_image: dict[bytes, Candidate] = {}
@@ -141,7 +145,7 @@ def _without_repeats(
         like = by_image.setdefault(image.tobytes(), place)
         if like.label != label:
             left_out.same.append(f"{short(like.shown)} and {short(name)}")
-        images.append((label, torch.from_numpy(image)))
+        images.append((label, name, torch.from_numpy(image)))
     return images, left_out
 
 

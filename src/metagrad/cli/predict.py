@@ -50,6 +50,7 @@ class Predict:
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
         classifier = Classifier.load(self.model, code=self.code)
+        classifier.require_pictures()
         if self.reject and classifier.ood_threshold is None:
             raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
