@@ -75,8 +75,8 @@ def by_itself(learner: Learner, classes: Classes, ways: int, shots: int, tasks: 
     """Return each task's accuracy, ``(tasks,)``, of networks that are taken away."""
     source, generator = sampler(classes, ways, shots), torch.Generator().manual_seed(5)
     found = []
-    for first in range(0, tasks, 20):
-        drawn = source(min(20, tasks - first), generator=generator)
+    for first in range(0, tasks, 32):
+        drawn = source(min(32, tasks - first), generator=generator)  # as evaluate draws them
         networks = learner.solved(drawn.support.x, drawn.support.y, ways)
         for number, (network, _) in enumerate(networks):
             with torch.inference_mode():
