@@ -219,6 +219,17 @@ def test_a_run_is_opened_evaluated_checked_and_adapted(tmp_path):
     assert Run.open(tmp_path / "run", experiment=rhythm()).experiment == rhythm()
 
 
+@pytest.mark.parametrize("method", [IMAML, MAML])
+def test_a_plain_loss_on_float_targets_is_checked(tmp_path, method):
+    """Inputs and targets, of support and query, follow the weights into float64: huber_loss mixes no dtypes."""
+    experiment = Experiment(
+        tasks=CURVES, network=MLPConfig(hidden=(8,)), method=method(loss=nn.functional.huber_loss), budget=SHORT
+    )
+    train(experiment, tmp_path / "run")
+    found = Run.open(tmp_path / "run", experiment=experiment).check(tasks=2)
+    assert found["error" if method is MAML else "arithmetic"] < 1e-3
+
+
 def test_another_experiment_does_not_go_on_with_a_run_but_a_longer_one_does(tmp_path):
     one = Experiment(tasks=CURVES, network=MLPConfig(hidden=(8,)), method=STEPS, budget=SHORT)
     train(one, tmp_path / "run")

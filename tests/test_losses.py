@@ -253,12 +253,18 @@ def test_an_own_metric_is_shown_and_may_replace_the_loss_in_evaluate():
     assert (without.metric, without.score) == ("loss", pytest.approx(without.loss))
 
 
+NUMBERS = r"set's targets are numbers to regress, not probabilities: give loss=SquaredError\(\) \(--loss squared-"
+
+
 @pytest.mark.parametrize(
     ("loss", "targets", "says"),
     [
         (CrossEntropy(), labels(T, N, 1), r"labels for logits \(5, 3\) must be \(5,\) a task, got \(5, 1\)"),
-        (CrossEntropy(), randn(T, N), r"probabilities for logits \(5, 3\) must be \(5, 3\) a task, got \(5,\)"),
-        (CrossEntropy(), randn(T, N, 4), r"must be \(5, 3\) a task, got \(5, 4\)"),
+        (CrossEntropy(), randn(T, N), NUMBERS),
+        (CrossEntropy(), torch.ones(T, N, 1), NUMBERS),
+        (CrossEntropy(), randn(T, N, C), NUMBERS),
+        (CrossEntropy(), 1.1 * SOFT, NUMBERS),
+        (CrossEntropy(), randn(T, N, 4).softmax(-1), r"probabilities for logits \(5, 3\) must be \(5, 3\) a task, got"),
         (CrossEntropy(), torch.full((T, N), 3), "a label is 3, but the network has 3 outputs, for labels 0 to 2"),
         (CrossEntropy(), torch.full((T, N), -1), "has a label -1: labels are 0, 1, …, or -100 to ignore"),
         (CrossEntropy(), torch.full((T, N), -100), "the support set of task 0 has no label that counts"),
@@ -278,6 +284,21 @@ def test_targets_that_do_not_fit_are_refused_in_one_line(method, loss, targets, 
     chosen = method(loss=loss)
     with pytest.raises(ValueError, match=says):
         meta_gradient(chosen, model, chosen.init(model), Tasks((randn(T, N, 4), targets), (randn(T, N, 4), targets)))
+
+
+def test_probabilities_in_few_digits_are_probabilities():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        CrossEntropy().require_targets(randn(T, N, 100).softmax(-1).to(dtype), "support")
+        CrossEntropy().require_targets(F.one_hot(labels(T, N)).to(dtype), "support")
+
+
+def test_a_regression_whose_loss_is_forgotten_is_refused_at_the_door(tmp_path):
+    from metagrad.experiment import Experiment, MLPConfig, train
+
+    experiment = Experiment(tasks=Sinusoids(shots=5, queries=5), network=MLPConfig(hidden=(4,)), method=MAML())
+    with pytest.raises(MetagradError, match=NUMBERS):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_need_a_loss_of_examples():

@@ -18,6 +18,7 @@ from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
 from metagrad.fewshot.algorithms.base import HasInner, judge_query
 from metagrad.fewshot.algorithms.heads import AdaptsHead
+from metagrad.fewshot.tasks import AnyBatch
 from metagrad.implicit import (
     GradientDescent,
     Implicit,
@@ -81,10 +82,16 @@ def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[P
     def outer(phi: Params, theta: Params) -> Tensor:
         like = next(iter(phi.values()))
         steps = torch.zeros(len(like), dtype=torch.int64)
-        x = tree.map_tensors(lambda leaf: leaf.to(like.dtype) if leaf.is_floating_point() else leaf, tasks.query.x)
-        return judge_query(method, model, theta, Solution(phi, steps), tasks.query._replace(x=x)).losses.mean()
+        query = _to_digits(tasks.query, like.dtype)
+        return judge_query(method, model, theta, Solution(phi, steps), query).losses.mean()
 
     return outer
+
+
+def _to_digits(batch: AnyBatch, dtype: torch.dtype) -> AnyBatch:
+    """Return a batch whose floating tensors, inputs and targets alike, have this dtype: a user's loss may need it."""
+    cast: AnyBatch = tree.map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, batch)
+    return cast
 
 
 def _implicit(
@@ -137,8 +144,7 @@ def _unrolled(
     for dtype in (torch.float32, torch.float64):
         report(f"the gradient in {str(dtype).removeprefix('torch.')}")
         leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in theta.items()}
-        support = tasks.support._replace(x=tasks.support.x.to(dtype))
-        inner = method.inner(model, leaves, support)
+        inner = method.inner(model, leaves, _to_digits(tasks.support, dtype))
         adjoint = inner.adjoint if dtype == torch.float32 else Unroll()
         solution = inner._replace(adjoint=adjoint).solve()
         parts = torch.autograd.grad(outer(solution.value, leaves), list(leaves.values()), materialize_grads=True)

@@ -22,6 +22,7 @@ from metagrad.implicit import host
 
 Loss = Callable[[Tensor, Any], Tensor]
 Metric = Callable[[Tensor, Any], Tensor | float]
+_SUM_TOLERANCE = 0.02  # of probabilities in bfloat16, some hundred classes
 
 
 class ExampleLoss(ABC):
@@ -101,14 +102,19 @@ class CrossEntropy(ExampleLoss):
             raise MetagradError(f"label_smoothing must be in [0, 1), got {self.label_smoothing!r}")
 
     def require_targets(self, targets: Tensor, what: str) -> None:
-        """Refuse labels below zero, and a task without a label that counts; labels that the host may not read pass.
+        """Refuse numbers that are no probabilities, labels below zero, and a task without a label that counts.
+
+        Of targets that the host may not read, only the shape is looked at.
 
         Raises
         ------
         ValueError
-            naming the label, or the task.
+            naming the label, or the task; saying which loss is for numbers.
         """
-        if targets.is_floating_point() or not host.may_read(targets):
+        if targets.is_floating_point():
+            _require_probabilities(targets, what)
+            return
+        if not host.may_read(targets):
             return
         counted = targets != self.ignore_index
         if (least := int(torch.where(counted, targets, 0).min())) < 0:
@@ -277,6 +283,22 @@ def mean_of_tasks(values: Tensor, counts: Tensor | None, weight: Tensor | None) 
         values = values * weight
     total = values.flatten(1).sum(1)
     return total / (values[0].numel() if counts is None else counts.flatten(1).sum(1))
+
+
+def _require_probabilities(targets: Tensor, what: str) -> None:
+    """Refuse float targets whose classes, the third axis, are fewer than two or do not sum to 1.
+
+    With one output their cross-entropy is 0 whatever the network says.
+    """
+    fit = targets.dim() > 2 and targets.shape[2] > 1
+    if fit and host.may_read(targets):
+        off = targets.sum(2, dtype=torch.float64) - 1
+        fit = bool((targets >= 0).all()) and bool((off.abs() <= _SUM_TOLERANCE).all())
+    if not fit:
+        raise ValueError(
+            f"the {what} set's targets are numbers to regress, not probabilities: give loss=SquaredError() (--loss "
+            "squared-error); labels of classes are whole numbers"
+        )
 
 
 def _over_outputs(values: Tensor) -> Tensor:
