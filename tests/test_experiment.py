@@ -22,6 +22,7 @@ from metagrad.experiment import (
     TaskSet,
     train,
 )
+from metagrad.experiment.experiment import described
 from metagrad.experiment.values import from_json, to_json
 from metagrad.fewshot import (
     ANIL,
@@ -217,6 +218,18 @@ def test_a_run_is_opened_evaluated_checked_and_adapted(tmp_path):
     adapted = run.adapt(task.support)
     assert adapted.predict(task.query.x).shape == (3, 8, 2)
     assert Run.open(tmp_path / "run", experiment=rhythm()).experiment == rhythm()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(own_code.Slow, "slow"), (own_code.Quick, "the quick one"), (MAML, "maml")]
+)
+def test_a_method_of_ones_own_has_its_own_name(tmp_path, method, name):
+    experiment = Experiment(tasks=CURVES, network=MLPConfig(hidden=(4,)), method=method(loss=SquaredError()),
+                            budget=SHORT)  # fmt: skip
+    assert train(experiment, tmp_path / "run").result["method"] == name
+    run = Run.open(tmp_path / "run", experiment=experiment)
+    assert run.method_name == run.check(tasks=1)["method"] == name
+    assert described(experiment)["method"] == name
 
 
 @pytest.mark.parametrize("method", [IMAML, MAML])

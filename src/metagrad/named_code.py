@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import types
 from collections.abc import Collection
@@ -45,6 +46,18 @@ def imported(path: Any, *, code: Collection[str] = ()) -> Any:
     ):  # what a module imported is not its own
         raise MetagradError(f"{path} is no function or class of metagrad or torch.nn")
     return target
+
+
+def name_of(method: Any) -> str:
+    """Return a method's short name: the ``name`` that its own class sets, else the class's in the command's form."""
+    kind = type(method)
+    name = vars(kind).get("name", getattr(method, "__dict__", {}).get("name"))
+    return name if isinstance(name, str) else hyphened(kind)
+
+
+def hyphened(kind: type) -> str:
+    """Return a class's name in the command's form: ``"gradient-descent"`` for ``GradientDescent``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
 _OURS = ("metagrad:", "metagrad.", "torch.nn:", "torch.nn.")

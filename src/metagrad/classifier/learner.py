@@ -30,6 +30,7 @@ from metagrad.fewshot import R2D2, Algorithm, Batch, MemoryReduced, ProtoNet, We
 from metagrad.fewshot.algorithms.heads import AdaptsHead
 from metagrad.fewshot.head import last_layer
 from metagrad.fewshot.tasks import AnyBatch
+from metagrad.named_code import name_of
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
@@ -225,7 +226,7 @@ class Learner:
         expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
             **self.facts,
-            "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
+            "method": name_of(self.experiment.method),
             "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((logits.argmax(-1) == y).float().mean()),

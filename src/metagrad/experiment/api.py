@@ -21,6 +21,7 @@ from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import evaluate
+from metagrad.named_code import name_of
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
 
@@ -190,10 +191,9 @@ def require_learns(experiment: Experiment) -> None:
         return
     method, model = build(experiment, shape, episodes.ways if episodes else 2)
     if not method.init(model):
-        name = getattr(method, "name", type(method).__name__)
         raise MetagradError(
-            f"{name} has nothing to learn on frozen features: train a layer on them (--body linear), or use them as "
-            "they are, without training (metagrad adapt photos)"
+            f"{name_of(method)} has nothing to learn on frozen features: train a layer on them (--body linear), or "
+            "use them as they are, without training (metagrad adapt photos)"
         )
 
 
