@@ -208,7 +208,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path, experiment):
 @pytest.mark.filterwarnings("ignore:.*one by one")
 def test_a_run_is_opened_evaluated_checked_and_adapted(tmp_path):
     outcome = train(rhythm(), tmp_path / "run")
-    with pytest.raises(MetagradError, match=r"own_code:rhythms, own_code:Rhythm, own_code:smooth are code outside"):
+    with pytest.raises(MetagradError, match=r"own_code:rhythms, own_code:smooth, own_code:Rhythm are code outside"):
         Run.open(tmp_path / "run")
     run = Run.open(tmp_path / "run", code=OWN)
     assert run.experiment == rhythm()
