@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from metagrad import CG, MINRES, Adam, FirstOrder, HessianFree, Implicit, MetagradError, Nesterov, Unroll, Woodbury
+from metagrad import (
+    CG,
+    MINRES,
+    Adam,
+    FirstOrder,
+    GradientDescent,
+    HessianFree,
+    Implicit,
+    MetagradError,
+    Nesterov,
+    Unroll,
+    Woodbury,
+)
 from metagrad.experiment import (
     Budget,
     Compute,
@@ -288,6 +300,22 @@ def test_a_network_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, n
     with pytest.raises(MetagradError, match=says):
         train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_does_not_go_with_its_adjoint_is_refused_before_a_folder_is_made(tmp_path):
+    def experiment(tasks=CURVES, method=own_code.Sparse, **options):
+        return Experiment(tasks=tasks, network=MLPConfig(hidden=(4,)), method=method(loss=SquaredError(), **options),
+                          budget=SHORT)  # fmt: skip
+
+    for wrong, says in (
+        (experiment(), "use curvature='hessian'"),
+        (experiment(TaskSet(tasks=CURVES, count=2), MAML), "only if the method differentiates implicitly"),
+    ):
+        with pytest.raises(MetagradError, match=says):
+            train(wrong, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    gentle = GradientDescent(lr=0.01, max_steps=3)
+    train(experiment(adjoint=Implicit(curvature="hessian"), solver=gentle), tmp_path / "run")
 
 
 def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path):
