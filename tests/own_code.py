@@ -1,13 +1,14 @@
 """Code of a user's own that experiments name: a network, a task source, a loss, a method."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from metagrad import GradientDescent
-from metagrad.fewshot import MAML, Bilevel, Sinusoids, Tasks
+from metagrad.fewshot import IMAML, MAML, Bilevel, Sinusoids, Tasks
 
 
 class Rhythm(nn.Module):
@@ -48,6 +49,30 @@ class Slow(MAML):
     """A method of one's own, with a field of its own."""
 
     patience: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quick(Slow):
+    """One that says its name."""
+
+    name: ClassVar[str] = "the quick one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(IMAML):
+    """iMAML with an objective that does not show its structure."""
+
+    l1: float = 0.01
+
+    def inner(self, model, theta, support):
+        inner = super().inner(model, theta, support)
+
+        def objective(phi, theta, batch):
+            return inner.objective(phi, theta, batch) + self.l1 * sum(
+                (w.square() + 1e-4).sqrt().sum() for w in phi.values()
+            )
+
+        return inner._replace(objective=objective)
 
 
 class Curves:

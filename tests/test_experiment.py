@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from metagrad import CG, MINRES, Adam, FirstOrder, HessianFree, Implicit, MetagradError, Nesterov, Unroll, Woodbury
+from metagrad import (
+    CG,
+    MINRES,
+    Adam,
+    FirstOrder,
+    GradientDescent,
+    HessianFree,
+    Implicit,
+    MetagradError,
+    Nesterov,
+    Unroll,
+    Woodbury,
+)
 from metagrad.experiment import (
     Budget,
     Compute,
@@ -22,6 +34,7 @@ from metagrad.experiment import (
     TaskSet,
     train,
 )
+from metagrad.experiment.experiment import described
 from metagrad.experiment.values import from_json, to_json
 from metagrad.fewshot import (
     ANIL,
@@ -207,7 +220,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path, experiment):
 @pytest.mark.filterwarnings("ignore:.*one by one")
 def test_a_run_is_opened_evaluated_checked_and_adapted(tmp_path):
     outcome = train(rhythm(), tmp_path / "run")
-    with pytest.raises(MetagradError, match=r"own_code:rhythms is code outside of metagrad"):
+    with pytest.raises(MetagradError, match=r"own_code:rhythms, own_code:smooth, own_code:Rhythm are code outside"):
         Run.open(tmp_path / "run")
     run = Run.open(tmp_path / "run", code=OWN)
     assert run.experiment == rhythm()
@@ -217,6 +230,18 @@ def test_a_run_is_opened_evaluated_checked_and_adapted(tmp_path):
     adapted = run.adapt(task.support)
     assert adapted.predict(task.query.x).shape == (3, 8, 2)
     assert Run.open(tmp_path / "run", experiment=rhythm()).experiment == rhythm()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(own_code.Slow, "slow"), (own_code.Quick, "the quick one"), (MAML, "maml")]
+)
+def test_a_method_of_ones_own_has_its_own_name(tmp_path, method, name):
+    experiment = Experiment(tasks=CURVES, network=MLPConfig(hidden=(4,)), method=method(loss=SquaredError()),
+                            budget=SHORT)  # fmt: skip
+    assert train(experiment, tmp_path / "run").result["method"] == name
+    run = Run.open(tmp_path / "run", experiment=experiment)
+    assert run.method_name == run.check(tasks=1)["method"] == name
+    assert described(experiment)["method"] == name
 
 
 @pytest.mark.parametrize("method", [IMAML, MAML])
@@ -275,6 +300,22 @@ def test_a_network_that_cannot_be_is_refused_before_a_folder_is_made(tmp_path, n
     with pytest.raises(MetagradError, match=says):
         train(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_does_not_go_with_its_adjoint_is_refused_before_a_folder_is_made(tmp_path):
+    def experiment(tasks=CURVES, method=own_code.Sparse, **options):
+        return Experiment(tasks=tasks, network=MLPConfig(hidden=(4,)), method=method(loss=SquaredError(), **options),
+                          budget=SHORT)  # fmt: skip
+
+    for wrong, says in (
+        (experiment(), "use curvature='hessian'"),
+        (experiment(TaskSet(tasks=CURVES, count=2), MAML), "only if the method differentiates implicitly"),
+    ):
+        with pytest.raises(MetagradError, match=says):
+            train(wrong, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    gentle = GradientDescent(lr=0.01, max_steps=3)
+    train(experiment(adjoint=Implicit(curvature="hessian"), solver=gentle), tmp_path / "run")
 
 
 def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path):

@@ -81,7 +81,10 @@ def test_code_of_ones_own_is_trained_and_named_again(own, capsys):
     words = f"train my_code:waves --network my_code:network --loss my_code:loss --metric my_code:worst {SHORT}"
     assert main([*words.split(), "--run", "r"]) == 0
     assert "test worst" in capsys.readouterr().out
-    assert "my_code:" in complaint(capsys, "train --resume r --meta-steps 6")
+    assert " ".join(CODE) in complaint(capsys, "train --resume r --meta-steps 6"), "all of it at once, to paste"
+    some = complaint(capsys, "evaluate r --code my_code:network --code my_code:loss")
+    assert "my_code:waves, my_code:worst are code outside" in some
+    assert all(f"--code my_code:{name}" in some for name in ("waves", "network", "loss", "worst"))
     assert main(["train", "--resume", "r", "--meta-steps", "6", *CODE]) == 0
     assert main(["evaluate", "r", "--tasks", "3", *CODE]) == 0
     assert main(["check", "r", "--tasks", "2", *CODE]) == 0

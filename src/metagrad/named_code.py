@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from metagrad.errors import MetagradError, in_short
@@ -26,12 +27,9 @@ def imported(path: Any, *, code: Collection[str] = ()) -> Any:
     """
     if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
         raise MetagradError(f"{in_short(repr(path), 60)} is no import path: write package.module:name")
-    ours = path.startswith(_OURS)
-    if not ours and path not in code:
-        raise NotNamedError(
-            f"{path} is code outside of metagrad, which opening a file does not run: name it again if you trust it "
-            f"(code=[{path!r}], or --code {path})"
-        )
+    ours = is_ours(path)
+    if not ours:
+        require_named([path], code)
     module, name = path.split(":")
     target: Any = _module(module, path)
     for part in name.split("."):
@@ -45,6 +43,41 @@ def imported(path: Any, *, code: Collection[str] = ()) -> Any:
     ):  # what a module imported is not its own
         raise MetagradError(f"{path} is no function or class of metagrad or torch.nn")
     return target
+
+
+def is_ours(path: str) -> bool:
+    """Whether an import path leads into metagrad or torch.nn."""
+    return path.startswith(_OURS)
+
+
+def require_named(paths: Iterable[str], code: Collection[str]) -> None:
+    """Refuse import paths that the caller did not name, all of them at once.
+
+    Raises
+    ------
+    NotNamedError
+        with what to add.
+    """
+    missing = [path for path in dict.fromkeys(paths) if path not in code]
+    if missing:
+        are, it = ("is", "it") if len(missing) == 1 else ("are", "them")
+        whole = [*code, *missing]
+        raise NotNamedError(
+            f"{', '.join(missing)} {are} code outside of metagrad, which opening a file does not run: name {it} again "
+            f"if you trust {it} ({' '.join(f'--code {path}' for path in whole)}, or code={whole!r})"
+        )
+
+
+def name_of(method: Any) -> str:
+    """Return a method's short name: the ``name`` that its own class sets, else the class's in the command's form."""
+    kind = type(method)
+    name = vars(kind).get("name", getattr(method, "__dict__", {}).get("name"))
+    return name if isinstance(name, str) else hyphened(kind)
+
+
+def hyphened(kind: type) -> str:
+    """Return a class's name in the command's form: ``"gradient-descent"`` for ``GradientDescent``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
 _OURS = ("metagrad:", "metagrad.", "torch.nn:", "torch.nn.")

@@ -24,11 +24,11 @@ from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
-from metagrad.experiment.pretrained import feature_shape, require_named, trunk_digest, trunk_of
+from metagrad.experiment.pretrained import feature_shape, own_path, trunk_digest, trunk_of
 from metagrad.experiment.record import LARGEST_IMAGE
-from metagrad.experiment.values import from_json, to_json
+from metagrad.experiment.values import from_json, paths_in, to_json
 from metagrad.files import require_readable, require_text
-from metagrad.named_code import NotNamedError
+from metagrad.named_code import NotNamedError, require_named
 from metagrad.strict_json import is_number
 from metagrad.torch_modes import default_modes
 
@@ -193,6 +193,7 @@ class Classifier:
             if stored.digest is None:
                 raise ValueError("it has no digest")
             facts, tensors = _of_today(stored.facts, stored.tensors)
+            require_named(paths_in(facts.get("network")), code)
             network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
             require_named(network_config, code)
             trunk = None if facts["trunk"] is None else _trunk(network_config)  # may lack a package
@@ -247,6 +248,10 @@ def _trunk(network_config: Any) -> nn.Module:
     MissingTrunkError
         If it is not here.
     """
+<<<<<<< HEAD
+=======
+    require_named(own_path(network_config), code)
+>>>>>>> x-newcomer
     try:
         trunk = trunk_of(network_config)
     except MetagradError as error:

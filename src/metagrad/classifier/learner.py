@@ -28,7 +28,16 @@ from metagrad.experiment.pretrained import Pretrained, extractor_of, feature_sha
 from metagrad.experiment.record import versions
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, learned
+<<<<<<< HEAD
 from metagrad.fewshot import Algorithm, MemoryReduced
+=======
+from metagrad.fewshot import R2D2, Algorithm, Batch, MemoryReduced, ProtoNet, WeightedBatch
+from metagrad.fewshot.algorithms.heads import AdaptsHead
+from metagrad.fewshot.head import last_layer
+from metagrad.fewshot.tasks import AnyBatch
+from metagrad.named_code import name_of
+from metagrad.strict_json import is_number
+>>>>>>> x-newcomer
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 
@@ -257,8 +266,13 @@ class Learner:
         expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
             **self.facts,
+<<<<<<< HEAD
             "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
             "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")) if self.facts.get("step") else None,
+=======
+            "method": name_of(self.experiment.method),
+            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
+>>>>>>> x-newcomer
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((logits.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,

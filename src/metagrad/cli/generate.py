@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from metagrad.cli.parts import OPTIONS
 from metagrad.experiment.values import path_of, to_json
 from metagrad.fewshot.backbones.efficientnet_lite import NAMES
 from metagrad.fewshot.losses import ExampleLoss
+from metagrad.named_code import hyphened
 
 # What training does not look at, what it decides itself, and the positional argument.
 _LEFT_OUT = {(implicit.CG, "history"), (implicit.Implicit, "measure"), (experiment.Episodes, "dataset"),
@@ -29,7 +29,7 @@ def table() -> dict[str, Any]:
     """Return the choices there are, what each is made by, and the options of that."""
     choices: dict[str, dict[str, Made]] = {
         "method": _methods(),
-        "loss": {_name(made): made for made in _classes(fewshot) if issubclass(made, ExampleLoss)},
+        "loss": {hyphened(made): made for made in _classes(fewshot) if issubclass(made, ExampleLoss)},
         "inner-solver": _of_package("metagrad.implicit.solvers."),
         "linear-solver": _of_package("metagrad.implicit.linear."),
         "network": {
@@ -70,13 +70,13 @@ def _methods() -> dict[str, Made]:
         if isinstance(made, types.FunctionType):
             returned = hints_of(made).get("return")
             if isinstance(returned, type) and isinstance(getattr(returned, "name", None), str):
-                methods[_name(made)] = made
+                methods[hyphened(made)] = made
     return {name: made for name, made in methods.items() if isinstance(name, str) and name and _is_made_of_words(made)}
 
 
 def _of_package(package: str) -> dict[str, Made]:
     """Return the solvers of a package that can be made from numbers and texts."""
-    solvers = {_name(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
+    solvers = {hyphened(made): made for made in _classes(implicit) if made.__module__.startswith(package)}
     return {name: made for name, made in solvers.items() if "__call__" in vars(made) and _is_made_of_words(made)}
 
 
@@ -99,10 +99,6 @@ def _offered(package: Any) -> list[Any]:
 
 def _classes(package: Any) -> list[type]:
     return [made for made in _offered(package) if isinstance(made, type) and dataclasses.is_dataclass(made)]
-
-
-def _name(made: Any) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", made.__name__).lower()
 
 
 if __name__ == "__main__":

@@ -275,9 +275,10 @@ _WITH_RESUME = (
 def _default_folder(experiment: Experiment) -> Path:
     """Make a folder that nobody has, named by what is trained and when."""
     from metagrad.experiment.episodes import episodes_of
+    from metagrad.named_code import name_of
 
     now = time.strftime("%Y%m%d-%H%M%S")
-    method = getattr(experiment.method, "name", type(experiment.method).__name__)
+    method = name_of(experiment.method)
     episodes = episodes_of(experiment.tasks)
     if episodes is not None:
         name = f"{episodes.dataset}-{method}-{episodes.ways}way-{episodes.shots}shot-{now}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
 
 from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks
-from metagrad.errors import MetagradError, MetagradWarning, in_short
+from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError, in_short
 from metagrad.experiment.episodes import episodes_of
 from metagrad.experiment.estimate import in_words
 from metagrad.experiment.experiment import Experiment
@@ -20,9 +25,12 @@ from metagrad.experiment.pretrained import extractor_of, feature_shape
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
-from metagrad.fewshot import evaluate
+from metagrad.fewshot import Algorithm, evaluate, meta_gradient, warm_meta_gradient
+from metagrad.fewshot.algorithms.base import HasInner
+from metagrad.named_code import name_of
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import default_modes
+from metagrad.tree import Params
 
 
 @default_modes()
@@ -116,7 +124,7 @@ class _PrintValidations:
             return
         began, before = self._first = self._first or (now, event.step)
         for line in event.line.get("init", ()):
-            print(line)
+            print(line, flush=True)
         names = [name for name in event.line if name.startswith("val_") and name != "val_ci95"]
         if not names:
             return
@@ -190,15 +198,14 @@ def require_learns(experiment: Experiment) -> None:
         return
     method, model = build(experiment, shape, episodes.ways if episodes else 2)
     if not method.init(model):
-        name = getattr(method, "name", type(method).__name__)
         raise MetagradError(
-            f"{name} has nothing to learn on frozen features: train a layer on them (--body linear), or use them as "
-            "they are, without training (metagrad adapt photos)"
+            f"{name_of(method)} has nothing to learn on frozen features: train a layer on them (--body linear), or "
+            "use them as they are, without training (metagrad adapt photos)"
         )
 
 
 def require_fit(experiment: Experiment, sources: Sources, init: Weights | None = None) -> None:
-    """Try the network, the method and the initial weights on one task.
+    """Try the network, the method and the initial weights on one task, its meta-gradient too.
 
     Raises
     ------
@@ -213,7 +220,19 @@ def require_fit(experiment: Experiment, sources: Sources, init: Weights | None =
     generator = Seeds(experiment.seed).generator("validation", sources.draws_on)
     try:
         evaluate(method, model, theta, sources.val, tasks=1, generator=generator)
+        _try_gradient(method, model, theta, sources, experiment.seed)
     except MetagradError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise MetagradError(f"the network, the tasks and the loss do not fit together: {in_short(error)}") from error
+
+
+def _try_gradient(method: Algorithm, model: nn.Module, theta: Params, sources: Sources, seed: int) -> None:
+    """Take one training task's meta-gradient: an adjoint that the inner problem does not fit shows up only there."""
+    # Numbers that go astray are not a matter of fit: training names the meta-step, and what to change.
+    with contextlib.suppress(NotFiniteError, DivergedError, torch.linalg.LinAlgError):
+        if sources.fixed is not None:
+            warm_meta_gradient(cast(HasInner, method), model, theta, sources.fixed.tasks.part(0, 1), None)
+        else:
+            task = sources.train(1, generator=Seeds(seed).generator("tasks", sources.draws_on))
+            meta_gradient(method, model, theta, task)

@@ -16,6 +16,7 @@ from metagrad.experiment.episodes import episodes_of
 from metagrad.experiment.networks import NetworkConfig
 from metagrad.experiment.values import to_json
 from metagrad.fewshot.algorithms.base import Algorithm
+from metagrad.named_code import name_of
 
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -242,7 +243,7 @@ class Experiment:
         if episodes is None or getattr(self.method, "any_ways", False):
             return
         if episodes.train_ways not in (None, episodes.ways):
-            name = getattr(self.method, "name", type(self.method).__name__)
+            name = name_of(self.method)
             raise MetagradError(
                 f"train_ways must equal ways for {name}, got {episodes.train_ways} and {episodes.ways}: its head has "
                 "one learned row for each output; take ProtoNet or R2D2, or a method with any_ways = True"
@@ -295,7 +296,7 @@ def described(experiment: Experiment) -> dict[str, Any]:
             choices[holder] = value if plain else getattr(value, "__qualname__", type(value).__qualname__)
             return
         if holder and not isinstance(value, Outer | Budget | Compute):
-            choices[holder] = getattr(value, "name", type(value).__name__)
+            choices[holder] = name_of(value) if holder == "method" else getattr(value, "name", type(value).__name__)
         for one in dataclasses.fields(value):
             inner = getattr(value, one.name)
             name = one.name if one.name not in choices else f"{holder} {one.name}"

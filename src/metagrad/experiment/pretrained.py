@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,6 @@ from metagrad.data.features import FeatureExtractor, fit_images
 from metagrad.errors import MetagradError
 from metagrad.fewshot.backbones import Backbone, open_backbone
 from metagrad.fewshot.norms import Diagonal, UnitLength
-from metagrad.named_code import NotNamedError
 
 Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
 _CENTRED = "efficientnet-lite0"
@@ -143,22 +141,12 @@ def trunk_of(network: Any) -> nn.Module | None:
     return nn.Sequential(FitImages(backbone.image_size), backbone.trunk).eval()
 
 
-def require_named(network: Any, code: Collection[str]) -> None:
-    """Refuse a pretrained network of the user's own code that the caller did not name again.
-
-    Raises
-    ------
-    NotNamedError
-        If it is one.
-    """
+def own_path(network: Any) -> tuple[str, ...]:
+    """Return the import path of a pretrained network of the user's own code, if it is one."""
     if not isinstance(network, Pretrained):
-        return
+        return ()
     package, colon, _ = network.name.partition(":")
-    if colon and package not in _PACKAGES and network.name not in code:
-        raise NotNamedError(
-            f"the network names {network.name}, code outside of metagrad, which opening a file does not run: name it "
-            f"again if you trust it (code=[{network.name!r}], or --code {network.name})"
-        )
+    return (network.name,) if colon and package not in _PACKAGES else ()
 
 
 def trunk_digest(network: Pretrained) -> str:

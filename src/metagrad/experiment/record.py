@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from metagrad.data import DATASETS
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment import format1
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.pretrained import Pretrained, require_named, trunk_digest
-from metagrad.experiment.sources import Sources
-from metagrad.experiment.values import CLASS, from_json
-from metagrad.named_code import NotNamedError
+from metagrad.experiment.pretrained import Pretrained, own_path, trunk_digest
+from metagrad.experiment.sources import Sources, TaskSet
+from metagrad.experiment.values import CLASS, from_json, paths_in
+from metagrad.named_code import NotNamedError, require_named
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
 from metagrad.version import VERSION
@@ -131,17 +131,32 @@ def _experiment(written: Any, code: Collection[str]) -> Experiment:
             f"the run's network was given as a module of {network['module']}: give the experiment again "
             "(Run.open(folder, experiment=...))"
         )
+    require_named(_code_of(written), code)
     experiment = from_json(written, code=code)
     if not isinstance(experiment, Experiment):
         raise ValueError("it holds no experiment")
-    require_named(experiment.network, code)
-    for named in (experiment.network, experiment.tasks):
-        if isinstance(named, str) and named not in code:
-            raise NotNamedError(
-                f"the run names {named}, code outside of metagrad, which opening it does not run: name it again if you "
-                f"trust it (code=[{named!r}], or --code {named})"
-            )
+    require_named([*_called(experiment)], code)
     return experiment
+
+
+def _code_of(written: Any) -> Iterator[str]:
+    """Yield the code outside of metagrad that an experiment's JSON names, so that one refusal names all of it."""
+    for part in ("tasks", "network"):
+        named = written.get(part) if isinstance(written, dict) else None
+        while isinstance(named, dict) and part == "tasks" and str(named.get(CLASS)).endswith(":TaskSet"):
+            named = named.get("tasks")
+        if isinstance(named, str) and named.count(":") == 1:
+            yield named
+    yield from paths_in(written)
+
+
+def _called(experiment: Experiment) -> Iterator[str]:
+    """Yield the import paths that opening an experiment's tasks or network calls, metagrad's own too."""
+    tasks = experiment.tasks
+    while isinstance(tasks, TaskSet):
+        tasks = tasks.tasks
+    yield from (named for named in (tasks, experiment.network) if isinstance(named, str))
+    yield from own_path(experiment.network)
 
 
 def _same(written: Any, given: Experiment, folder: Path) -> Experiment:

@@ -34,6 +34,7 @@ from metagrad.experiment.setup import open_sources
 from metagrad.experiment.sources import Sources
 from metagrad.experiment.storage import APPENDED, require_own, require_unused, storage_error
 from metagrad.files import remove_leftovers, require_text, sync_folder
+from metagrad.named_code import name_of
 from metagrad.seeds import Seeds
 
 
@@ -135,7 +136,7 @@ class Run:
     @property
     def method_name(self) -> str:
         """The short name of the method."""
-        return str(getattr(self.experiment.method, "name", type(self.experiment.method).__name__))
+        return name_of(self.experiment.method)
 
     @staticmethod
     def made_by(launch: str | None, where: Path) -> Path | None:

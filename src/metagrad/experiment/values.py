@@ -10,12 +10,12 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from metagrad.errors import MetagradError, in_short
-from metagrad.named_code import imported
+from metagrad.named_code import imported, is_ours
 
 CLASS, CODE = "class", "code"  # the keys that say what a JSON object stands for
 
@@ -93,6 +93,15 @@ def from_json(written: Any, *, code: Collection[str] = ()) -> Any:
         raise MetagradError(f"{in_short(written[CLASS])} is no class of values")
     fields = {key: from_json(part, code=code) for key, part in written.items() if key != CLASS}
     return build(dataclass, fields)
+
+
+def paths_in(written: Any) -> Iterator[str]:
+    """Yield the import paths outside of metagrad that the JSON of a value names."""
+    if isinstance(written, dict):
+        found = [written.get(key) for key in (CLASS, CODE)]
+        yield from (path for path in found if isinstance(path, str) and path.count(":") == 1 and not is_ours(path))
+    for part in written.values() if isinstance(written, dict) else written if isinstance(written, list) else ():
+        yield from paths_in(part)
 
 
 def build(dataclass: Callable[..., Any], given: Mapping[str, Any]) -> Any:
