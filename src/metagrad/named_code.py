@@ -75,8 +75,8 @@ def name_of(method: Any) -> str:
     return name if isinstance(name, str) else hyphened(kind)
 
 
-def hyphened(kind: type) -> str:
-    """Return a class's name in the command's form: ``"gradient-descent"`` for ``GradientDescent``."""
+def hyphened(kind: type | types.FunctionType) -> str:
+    """Return the name of a class or function in the form of the command: ``"gradient-descent"`` for ``GradientDescent``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 

@@ -195,7 +195,7 @@ class Classifier:
             facts, tensors = _of_today(stored.facts, stored.tensors)
             require_named(paths_in(facts.get("network")), code)
             network_config = _of_format1(facts) if facts["format"] == 1 else from_json(facts["network"], code=code)
-            require_named(network_config, code)
+            require_named(own_path(network_config), code)
             trunk = None if facts["trunk"] is None else _trunk(network_config)  # may lack a package
             return cls._of(facts, tensors, network_config, trunk)
         except (NotNamedError, MissingTrunkError):  # what to do is another thing
@@ -248,10 +248,6 @@ def _trunk(network_config: Any) -> nn.Module:
     MissingTrunkError
         If it is not here.
     """
-<<<<<<< HEAD
-=======
-    require_named(own_path(network_config), code)
->>>>>>> x-newcomer
     try:
         trunk = trunk_of(network_config)
     except MetagradError as error:

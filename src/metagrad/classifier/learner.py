@@ -24,20 +24,12 @@ from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 from metagrad.experiment.episodes import Episodes, episodes_of
 from metagrad.experiment.experiment import Experiment
-from metagrad.experiment.pretrained import Pretrained, extractor_of, feature_shape, require_named, trunk_of
+from metagrad.experiment.pretrained import Pretrained, extractor_of, feature_shape, own_path, trunk_of
 from metagrad.experiment.record import versions
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, learned
-<<<<<<< HEAD
 from metagrad.fewshot import Algorithm, MemoryReduced
-=======
-from metagrad.fewshot import R2D2, Algorithm, Batch, MemoryReduced, ProtoNet, WeightedBatch
-from metagrad.fewshot.algorithms.heads import AdaptsHead
-from metagrad.fewshot.head import last_layer
-from metagrad.fewshot.tasks import AnyBatch
-from metagrad.named_code import name_of
-from metagrad.strict_json import is_number
->>>>>>> x-newcomer
+from metagrad.named_code import name_of, require_named
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 
@@ -99,7 +91,7 @@ class Learner:
         if not isinstance(run, Run) and not run.exists():
             if _PRETRAINED.fullmatch(run.as_posix()) or str(run) == "photos":
                 network = _PHOTOS if str(run) == "photos" else Pretrained(run.as_posix())
-                require_named(network, code)
+                require_named(own_path(network), code)
                 found = cls.untrained(network, calibrated=calibrated)
                 return replace(found, facts={**found.facts, "run": run.as_posix()})
             if str(run) == "glyphs":
@@ -266,13 +258,8 @@ class Learner:
         expected = self.calibration.at(len(classes), int(counts.median())) if self.calibration else None
         facts = {
             **self.facts,
-<<<<<<< HEAD
-            "method": getattr(self.experiment.method, "name", type(self.experiment.method).__name__),
-            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")) if self.facts.get("step") else None,
-=======
             "method": name_of(self.experiment.method),
-            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")),
->>>>>>> x-newcomer
+            "trained": "{}-way {}-shot".format(*self.episodes.sizes("train")) if self.facts.get("step") else None,
             "images": dict(zip(classes, counts.tolist(), strict=True)),
             "fit": float((logits.argmax(-1) == y).float().mean()),
             "inner_grad_norm": grad_norm,
