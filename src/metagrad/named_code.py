@@ -76,7 +76,7 @@ def name_of(method: Any) -> str:
 
 
 def hyphened(kind: type | types.FunctionType) -> str:
-    """Return the name of a class or function in the form of the command: ``"gradient-descent"`` for ``GradientDescent``."""
+    """Return a name in the form of the command: ``"gradient-descent"`` for the class ``GradientDescent``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 
