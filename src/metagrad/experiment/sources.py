@@ -216,10 +216,10 @@ def _makes_tasks(tasks: Any) -> bool:
     if not callable(tasks) or hasattr(tasks, "train") or (hasattr(tasks, "open") and not isinstance(tasks, type)):
         return False
     try:
-        takes = inspect.signature(tasks).parameters
+        takes = inspect.signature(tasks).parameters.values()
     except (TypeError, ValueError):
-        takes = {}
-    return "generator" not in takes and not any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        return True
+    return not any(one.name == "generator" or one.kind is one.VAR_KEYWORD for one in takes)
 
 
 def _made(tasks: Any, name: str) -> Any:
