@@ -83,6 +83,11 @@ class Curves:
     test = Sinusoids(shots=4, queries=8)
 
 
+def curves():
+    """Make a source."""
+    return Sinusoids(shots=4, queries=4)
+
+
 def columns(num_tasks, *, generator):
     """Draw regressions in which two of four columns say nothing."""
     x = torch.randn(num_tasks, 24, 4, generator=generator)

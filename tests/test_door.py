@@ -292,3 +292,9 @@ def test_what_is_listed_is_there():
         assert getattr(metagrad, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = metagrad.nothing
+
+
+def test_packages_are_there_after_import_metagrad():
+    program = "import metagrad; print(metagrad.report.write.__name__, metagrad.fewshot.IMAML.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["write", "IMAML"], done.stderr

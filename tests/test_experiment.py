@@ -17,6 +17,7 @@ from metagrad import (
     HessianFree,
     Implicit,
     MetagradError,
+    MetagradWarning,
     Nesterov,
     Unroll,
     Woodbury,
@@ -60,7 +61,7 @@ CURVES = Sinusoids(shots=4, queries=4)
 STEPS = MAML(inner_lr=0.02, loss=SquaredError())
 OWN = tuple(
     f"own_code:{name}"
-    for name in ("Rhythm", "rhythms", "smooth", "margin", "Slow", "Curves", "columns", "misfit", "ridge",
+    for name in ("Rhythm", "rhythms", "smooth", "margin", "Slow", "Curves", "curves", "columns", "misfit", "ridge",
                  "zero_strengths", "zero_weights")
 )  # fmt: skip
 # A new value joins by a line.
@@ -185,6 +186,9 @@ EXPERIMENTS = {
     "a source with splits, averaged weights": Experiment(
         tasks="own_code:Curves", network=MLPConfig(hidden=(8,)), method=STEPS, budget=SHORT,
         outer=Outer(average=0.9, optimizer="AdamW", weight_decay=0.1, warmup=3, clip_norm=1.0),
+    ),
+    "a function that makes a source": Experiment(
+        tasks=own_code.curves, network=MLPConfig(hidden=(8,)), method=STEPS, budget=SHORT
     ),
     "momentum, a constant step": Experiment(
         tasks=CURVES, network=MLPConfig(hidden=(8,)), method=STEPS, budget=SHORT,
@@ -316,6 +320,23 @@ def test_a_method_that_does_not_go_with_its_adjoint_is_refused_before_a_folder_i
         assert not (tmp_path / "run").exists()
     gentle = GradientDescent(lr=0.01, max_steps=3)
     train(experiment(adjoint=Implicit(curvature="hessian"), solver=gentle), tmp_path / "run")
+
+
+def test_a_source_that_draws_other_tasks_than_before_is_said_to(tmp_path, monkeypatch, recwarn):
+    from toyruns import rewritten
+
+    experiment = Experiment(tasks=own_code.curves, network=MLPConfig(hidden=(4,)), method=STEPS, budget=SHORT)
+    train(experiment, tmp_path / "run", stop=lambda: True)
+    run = Run.open(tmp_path / "run", experiment=experiment)
+    run.open_tasks()
+    assert not [one for one in recwarn if "other tasks" in str(one.message)]
+    monkeypatch.setattr(Sinusoids, "__call__", lambda self, num_tasks, **drawn: own_code.columns(num_tasks, **drawn))
+    with pytest.warns(MetagradWarning, match="draws other tasks than when .* began"):
+        run.open_tasks()
+    rewritten(tmp_path / "run" / "config.json", lambda config: config["data"].pop("drawn"))  # a run of before
+    recwarn.clear()
+    Run.open(tmp_path / "run", experiment=experiment).open_tasks()
+    assert not recwarn.list
 
 
 def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path):

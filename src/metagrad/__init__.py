@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # typing's takes 10 ms, in which Ctrl-C would end the com
 if TYPE_CHECKING:
     from typing import Any
 
+    from metagrad import report as report
     from metagrad.classifier.estimator import FewShotClassifier as FewShotClassifier
     from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError
@@ -99,6 +100,8 @@ _HOMES = {
     "FewShotClassifier": "metagrad.classifier.estimator",
 }
 
+_PACKAGES = ("classifier", "data", "experiment", "fewshot", "implicit", "report", "tree")  # as metagrad.report, too
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for (PEP 562)."""
@@ -108,6 +111,10 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
+    if name in _PACKAGES:
+        from importlib import import_module
+
+        return import_module(f"metagrad.{name}")
     raise AttributeError(f"module 'metagrad' has no attribute {name!r}")
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from metagrad.errors import MetagradError, in_short
@@ -75,8 +75,8 @@ def name_of(method: Any) -> str:
     return name if isinstance(name, str) else hyphened(kind)
 
 
-def hyphened(kind: type | types.FunctionType) -> str:
-    """Return a name in the form of the command: ``"gradient-descent"`` for the class ``GradientDescent``."""
+def hyphened(kind: Callable[..., Any]) -> str:
+    """Return a class's or function's name in the command's form: ``"gradient-descent"`` for ``GradientDescent``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__).lower()
 
 

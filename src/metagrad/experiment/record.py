@@ -42,7 +42,7 @@ class Record:
         the experiment it describes.
     data:
         ``digest`` of the data; ``inputs`` and ``outputs`` of the network; ``backbone``, the digest of a pretrained one;
-        ``data_dir`` and ``split`` if there are any.
+        ``drawn``, that of the first tasks of a source of one's own; ``data_dir`` and ``split`` if there are any.
     """
 
     written: dict[str, Any]
@@ -201,6 +201,7 @@ def _require_record(record: dict[str, Any]) -> None:
     digest = data.get("data_digest" if record["format"] == 1 else "digest")
     valid = {
         "data digest": isinstance(digest, str),
+        "drawn": isinstance(data.get("drawn", ""), str),
         "backbone": isinstance(data.get("backbone", ""), str),
         "command": _are_texts(record.get("command")),
         "versions": isinstance(record.get("versions"), dict) and _are_texts(list(record["versions"].values())),

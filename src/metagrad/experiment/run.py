@@ -172,7 +172,9 @@ class Run:
         data_dir: str | Path | None = None,
         device: str | None = None,
     ) -> dict[str, Any]:
-        """Return the score of the best weights on new tasks, with its interval and protocol.
+        """Return the score of the best weights on tasks drawn with ``seed``, with its interval and protocol.
+
+        With the run's own seed (:attr:`test_seed`) these are the test tasks that ``result.json`` is of.
 
         Parameters and errors as of :func:`metagrad.experiment.measure.measure`.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks, local_device
-from metagrad.errors import MetagradError, in_short
+from metagrad.errors import MetagradError, MetagradWarning, in_short
 from metagrad.experiment.checkpoint import State, require_theta
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.networks import build_network
@@ -134,6 +135,14 @@ def open_sources(
         raise MetagradError(
             f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} began with: "
             "restore the files as they were, pass another --data-dir, or begin a new run"
+        )
+    drawn = run.data.get("drawn")
+    if drawn is not None and sources.record.get("drawn") not in (None, drawn):
+        warnings.warn(
+            f"the task source draws other tasks than when {run.folder} began: its code, its data or torch's version "
+            "has changed, and results may not be those of the whole run",
+            MetagradWarning,
+            stacklevel=2,
         )
     return sources
 

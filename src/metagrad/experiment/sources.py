@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from metagrad.data import Dataset, Progress
 from metagrad.data.features import FeatureDataset, FeatureExtractor
@@ -164,6 +166,8 @@ def open_tasks(
         return tasks.of(sources, seeds)
     if isinstance(tasks, str):
         tasks = named_tasks(tasks)
+    elif _makes_tasks(tasks):
+        tasks = _made(tasks, getattr(tasks, "__qualname__", "the task source"))
     if hasattr(tasks, "open"):
         more = {"features": features} if getattr(tasks, "gives_features", False) else {}
         opened: Sources = tasks.open(
@@ -179,10 +183,19 @@ def open_tasks(
             )
         splits = [tasks] * 3
     train, val, test = (_moved(source, device) for source in splits)
-    inputs, outputs = _form(train)
+    first = groups_of(train(4, generator=torch.Generator().manual_seed(0)))
+    inputs, outputs = _form(first)
     name = getattr(tasks, "__qualname__", type(tasks).__qualname__)
     return Sources(
-        train, val, test, inputs, outputs, device, torch.device("cpu"), protocol={"dataset": name, "preprocessing": ""}
+        train,
+        val,
+        test,
+        inputs,
+        outputs,
+        device,
+        torch.device("cpu"),
+        protocol={"dataset": name, "preprocessing": ""},
+        record={"drawn": _digest(first)},
     )
 
 
@@ -195,19 +208,29 @@ def named_tasks(path: str) -> Any:
         if there is none.
     """
     tasks = imported(path, code=(path,))
+    return _made(tasks, path) if isinstance(tasks, type) or _makes_tasks(tasks) else tasks
+
+
+def _makes_tasks(tasks: Any) -> bool:
+    """Whether something is called without arguments to make a source, and is none itself."""
+    if not callable(tasks) or hasattr(tasks, "train") or (hasattr(tasks, "open") and not isinstance(tasks, type)):
+        return False
     try:
-        takes = inspect.signature(tasks).parameters if callable(tasks) else {}
+        takes = inspect.signature(tasks).parameters.values()
     except (TypeError, ValueError):
-        takes = {}
-    if isinstance(tasks, type) or (callable(tasks) and "generator" not in takes and not hasattr(tasks, "train")):
-        try:
-            tasks = tasks()
-        except TypeError as error:
-            raise MetagradError(
-                f"{path} is called without arguments to make a task source, or is one that takes (num_tasks, *, "
-                f"generator): {in_short(error)}"
-            ) from error
-    return tasks
+        return True
+    return not any(one.name == "generator" or one.kind is one.VAR_KEYWORD for one in takes)
+
+
+def _made(tasks: Any, name: str) -> Any:
+    """Call what makes a source."""
+    try:
+        return tasks()
+    except TypeError as error:
+        raise MetagradError(
+            f"{name} is called without arguments to make a task source, or is one that takes (num_tasks, *, "
+            f"generator): {in_short(error)}"
+        ) from error
 
 
 def _moved(source: TaskSource, device: torch.device) -> TaskSource:
@@ -220,9 +243,18 @@ def _moved(source: TaskSource, device: torch.device) -> TaskSource:
     return draw
 
 
-def _form(source: TaskSource) -> tuple[tuple[int, ...], int]:
+def _digest(groups: list[Tasks]) -> str:
+    """Return a sha256 over tasks: a source of one's own has no data to compare, only what it draws."""
+    digest = hashlib.sha256()
+    for leaf in pytree.tree_leaves([(group.support, group.query) for group in groups]):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _form(groups: list[Tasks]) -> tuple[tuple[int, ...], int]:
     """Return an input's shape and the number of outputs, from a few tasks."""
-    groups = groups_of(source(4, generator=torch.Generator().manual_seed(0)))
     x = groups[0].support.x
     inputs = tuple(x.shape[2:]) if isinstance(x, Tensor) else ()
     targets = [batch.y for group in groups for batch in group if isinstance(batch.y, Tensor)]

@@ -187,7 +187,12 @@ class FromFixedHead(AdaptsHead):
         """Return the model's weights but the head's: none where the body is frozen."""
         weights, head = super().init(model), adapted(model, self.head)
         last = last_layer(model)
-        behind = bool(last) and all(name.startswith(f"{last}.") for name in head)  # of a body that has no weights
+        # A body that has no weights, such as one that brings features to one length, still stands before the head.
+        behind = (
+            "." not in last
+            and last in dict(list(model.named_children())[1:])
+            and all(name.startswith(f"{last}.") for name in head)
+        )
         if set(module_lock.weights(model)) <= set(head) and not behind:
             raise MetagradError(f"the head {self.head!r} is the whole network: there is no body to meta-learn")
         return {name: leaf for name, leaf in weights.items() if name not in head}
