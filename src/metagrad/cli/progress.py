@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from metagrad.experiment.estimate import in_words
 from metagrad.report.quantities import metric_of, number
 
 if TYPE_CHECKING:
@@ -107,6 +106,8 @@ class TrainProgress(Progress):
         if "tested" in line:
             self.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
         elif "seconds_left" in line:
+            from metagrad.experiment.estimate import in_words  # which loads torch
+
             self._log(in_words(line, event.meta_steps))
         elif "init" in line:
             self.screen.write_line("\n".join(line["init"]))
