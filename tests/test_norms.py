@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metagrad import GradientDescent
-from metagrad.classifier.network import ordinary
+from metagrad.classifier.network import standalone
 from metagrad.errors import MetagradWarning
 from metagrad.fewshot import (
     FOMAML,
@@ -86,7 +86,7 @@ def test_a_pretrained_batch_norm_stays_as_it_was_trained(door, recwarn):
     phi = {name: leaf.detach().expand(2, *leaf.shape) for name, leaf in theta.items()}
     with torch.no_grad():
         torch.testing.assert_close(batched_forward.outputs(model, phi, x), torch.stack([net(part) for part in x]))
-        taken = ordinary(model, dict(theta), x[0])
+        taken = standalone(model, dict(theta), x[0])
         torch.testing.assert_close(taken(x[1]), net(x[1]))
     assert not recwarn.list
 
@@ -100,7 +100,7 @@ def test_a_batch_norm_that_trains_goes_by_the_batch_and_says_so():
     meta_gradient(FOMAML(), model, theta, drawn())
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     x = drawn().support.x[0]
-    said = ordinary(model, dict(model.named_parameters()), x)(x)
+    said = standalone(model, dict(model.named_parameters()), x)(x)
     torch.testing.assert_close(said, model(x))
 
 

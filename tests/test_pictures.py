@@ -113,7 +113,7 @@ def test_decoded_once_and_again_when_something_changes(tmp_path, monkeypatch, ca
     first = pictures.load(root, size=SIZE)
     images = first.images.clone()  # the file they are in is cut below
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "decoded", None)
+        patch.setattr(pictures, "decode_member", None)
         again = pictures.load(root, size=SIZE)
     assert torch.equal(first.images, again.images)
     assert first.digest == again.digest

@@ -257,3 +257,14 @@ def test_a_run_gets_more_time_but_not_less(tmp_path):
     assert Run.open(tmp_path / "run", experiment=run.experiment).record["experiment"]["budget"]["minutes"] == 2
     with pytest.raises(MetagradError, match="--minutes 1 is less than the run's 2"):
         longer.raise_minutes(run, 1)
+
+
+def test_features_are_centred_for_one_network_as_it_is():
+    with pytest.raises(MetagradError, match="centred is for efficientnet-lite0 as it is"):
+        Pretrained("efficientnet-lite0", body="linear", centred=True)
+    with pytest.raises(MetagradError, match="centred is for efficientnet-lite0 as it is"):
+        Pretrained("timm:resnet18", centred=True)
+    unit = Pretrained("efficientnet-lite0", centred=True).build((1280,), 5).get_submodule("unit")
+    features = torch.rand(4, 1280, generator=torch.Generator().manual_seed(0))
+    assert unit(features).norm(dim=1).allclose(torch.tensor(4.0))
+    assert not unit(features).allclose(4 * torch.nn.functional.normalize(features, dim=1), atol=1e-2)

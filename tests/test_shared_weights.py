@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metagrad.classifier.network import ordinary
+from metagrad.classifier.network import standalone
 from metagrad.errors import MetagradError
 from metagrad.fewshot import ANIL, MAML, Batch, Tasks, admit, batched_forward, meta_gradient, module_lock
 from metagrad.fewshot.head import adapted, last_layer
@@ -108,7 +108,7 @@ def test_what_is_taken_away_says_what_the_method_predicts(made):
     with torch.no_grad():
         solution = method.adapt(model, theta, support)
         weights = {name: leaf[0] for name, leaf in method.weights(model, theta, solution).items()}
-        network = ordinary(model, weights, support.x[0])
+        network = standalone(model, weights, support.x[0])
         said = network(support.x[0])
         expected = method.predict(model, theta, solution, support.x)[0]
         assert (said - model(support.x[0])).norm() > 0.1 * said.norm(), "nothing was adapted"
@@ -126,7 +126,7 @@ def test_batch_norms_of_anything_are_frozen(norm, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=f64)
     with pytest.warns(UserWarning, match="replaced 0"):
         model = admit(model, x)
-    network = ordinary(model, dict(model.named_parameters()), x)
+    network = standalone(model, dict(model.named_parameters()), x)
     assert type(network[0]) is norm
     torch.testing.assert_close(network(x), model(x), rtol=1e-10, atol=1e-10)
 
@@ -135,7 +135,7 @@ def test_a_batch_norm_that_runs_twice_cannot_be_frozen():
     norm = BatchNorm(4)
     model = nn.Sequential(norm, nn.Tanh(), norm)
     with pytest.raises(MetagradError, match="runs twice in one pass"):
-        ordinary(model, dict(model.named_parameters()), torch.rand(5, 4))
+        standalone(model, dict(model.named_parameters()), torch.rand(5, 4))
 
 
 def test_the_last_layer_is_the_one_that_was_added_last_whatever_its_weights():
