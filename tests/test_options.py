@@ -99,11 +99,15 @@ def other(option):
     return [option.flag, *[word] * count], (made(word),) * count
 
 
+# EfficientNet-Lite 1 and 2 have the options of 0.
+NETWORKS = [
+    name for name in [*sorted(table()["choices"]["network"]), "conv4-pool"] if name[-5:] not in ("lite1", "lite2")
+]
 CHOICES = [
     *[f"glyphs --method {method}" for method in METHODS],
     *[f"glyphs --inner-solver {solver}" for solver in sorted(table()["choices"]["inner-solver"])],
     *[f"glyphs --linear-solver {solver}" for solver in sorted(table()["choices"]["linear-solver"])],
-    *[f"glyphs --network {network}" for network in [*sorted(table()["choices"]["network"]), "conv4-pool"]],
+    *[f"glyphs --network {network}" for network in NETWORKS],
     *[f"glyphs --loss {loss}" for loss in sorted(table()["choices"]["loss"])],
     "mini-imagenet --method memory-reduced",
 ]
