@@ -103,7 +103,7 @@ def test_a_head_with_a_row_for_each_class_is_refused_by_its_option():
     plan = Plan.of(words)
     with pytest.raises(MetagradError, match=r"^--train-ways must equal ways for imaml, got 8 and 5"):
         plan.experiment({"tasks.train_ways": 8}, task_set=None, seed=0)
-    with pytest.raises(MetagradError, match="train_ways must equal ways for Own"):
+    with pytest.raises(MetagradError, match="train_ways must equal ways for own"):
         Experiment(tasks=TASKS, method=Own())
     Experiment(tasks=Episodes("omniglot", train_ways=5), method=IMAML())
 
