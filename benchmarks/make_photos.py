@@ -57,7 +57,7 @@ def main() -> None:
     images, labels = images_of(options.source, plain)
     x = plain.network_inputs(images, progress=lambda done, total, _: print(f"\r{done} of {total}", end="", flush=True))
     centre = SHARE * F.normalize(x[: FOR_CENTRE * EACH], dim=-1).mean(0)
-    save_file({"centre": centre}, package / "experiment" / "efficientnet-lite0-centre.safetensors")
+    save_file({"centre": centre}, package / "fewshot" / "backbones" / "efficientnet-lite0-centre.safetensors")
 
     learner = dataclasses.replace(Learner.of(Path("photos"), calibrated=False))
     counts = torch.full((len(labels),), EACH)

@@ -15,7 +15,18 @@ from metagrad import data
 from metagrad.cli.main import main
 from metagrad.data import feature_folders
 from metagrad.errors import MetagradError
-from metagrad.experiment import Budget, Episodes, Experiment, Outer, Pretrained, Run, TaskSet, longer, pretrained, train
+from metagrad.experiment import (
+    Budget,
+    Episodes,
+    Experiment,
+    Outer,
+    Pretrained,
+    Run,
+    TaskSet,
+    extend_budget,
+    pretrained,
+    train,
+)
 from metagrad.experiment.class_mean import class_mean, gained
 from metagrad.experiment.estimate import expected, in_words
 from metagrad.experiment.measure import generator_of
@@ -253,10 +264,10 @@ def test_a_run_gets_more_time_but_not_less(tmp_path):
     found = asked(ProtoNet(scale=1.0), budget=Budget(meta_steps=6, minutes=1, tasks_per_step=2, val_tasks=4))
     run = Run.create(tmp_path / "run", found, TASKS.of(toy()))
     with run:
-        longer.raise_minutes(run, 2)
+        extend_budget.raise_minutes(run, 2)
     assert Run.open(tmp_path / "run", experiment=run.experiment).record["experiment"]["budget"]["minutes"] == 2
     with pytest.raises(MetagradError, match="--minutes 1 is less than the run's 2"):
-        longer.raise_minutes(run, 1)
+        extend_budget.raise_minutes(run, 1)
 
 
 def test_features_are_centred_for_one_network_as_it_is():

@@ -171,12 +171,12 @@ class Train:
         return opened
 
     def _lengthen(self, run: Run) -> None:
-        from metagrad.experiment import longer
+        from metagrad.experiment import extend_budget
 
         if "budget.meta_steps" in self.given:
-            longer.raise_meta_steps(run, self.given["budget.meta_steps"])
+            extend_budget.raise_meta_steps(run, self.given["budget.meta_steps"])
         if "budget.minutes" in self.given:
-            longer.raise_minutes(run, self.given["budget.minutes"])
+            extend_budget.raise_minutes(run, self.given["budget.minutes"])
 
     def experiment(self) -> Experiment:
         """Return what the options ask for."""

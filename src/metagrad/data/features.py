@@ -147,9 +147,8 @@ def at_size(images: Tensor, size: int) -> Tensor:
 
 def fit_images(images: Tensor, size: int) -> Tensor:
     """Return images ``(B, C, H, W)`` in [0, 1] with three channels, resized to ``size`` by bicubic interpolation."""
-    if images.shape[-2:] != (size, size) and len(images):
-        smaller = images.shape[-1] > size  # what is enlarged needs no low-pass filter, and exports to ONNX without
-        images = functional.interpolate(images, (size, size), mode="bicubic", antialias=smaller).clamp(0, 1)
+    if images.shape[-2:] != (size, size) and len(images):  # as Pillow does; without antialias torch has other weights
+        images = functional.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     return images.expand(-1, 3, *images.shape[-2:])
 
 

@@ -17,7 +17,7 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.checkpoint import State
 from metagrad.experiment.diagnostics import failure, require_finite, warn_dead, warn_noise, warn_precision
 from metagrad.experiment.estimate import FirstSteps
-from metagrad.experiment.finish import finish
+from metagrad.experiment.final_test import final_test
 from metagrad.experiment.init import Weights, copy_weights
 from metagrad.experiment.metrics_file import size_of
 from metagrad.experiment.outer import OuterState, lr_at
@@ -146,7 +146,7 @@ def train_run(
             _keep_best(run, sources, state, validation, report, ranks)
     run.save("last", state.now(generator.get_state()))
     at = state.step
-    return Outcome(at, finish(run, sources, progress, lambda line: report(Event(at, at, line)), stop, ranks))
+    return Outcome(at, final_test(run, sources, progress, lambda line: report(Event(at, at, line)), stop, ranks))
 
 
 def _require_ranks(ranks: Ranks, sources: Sources, tasks: int) -> None:

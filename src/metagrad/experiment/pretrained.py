@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metagrad.data.features import FeatureExtractor, fit_images
 from metagrad.errors import MetagradError
+from metagrad.fewshot import backbones
 from metagrad.fewshot.backbones import Backbone, open_backbone
 from metagrad.fewshot.norms import Diagonal, UnitLength
 
@@ -192,7 +193,7 @@ class FitImages(nn.Module):
 
 def _centre() -> Tensor:
     """Return 0.8 of the mean of features of length one, of photographs of 120 classes of Tiny-ImageNet (RESULTS.md)."""
-    path = Path(__file__).parent / "efficientnet-lite0-centre.safetensors"
+    path = Path(backbones.__file__).parent / "efficientnet-lite0-centre.safetensors"
     return load_file(path)["centre"].to(torch.empty(0).device)  # which may be meta, where shapes alone are wanted
 
 

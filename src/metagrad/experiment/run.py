@@ -22,7 +22,7 @@ from metagrad import strict_json
 from metagrad.data import Progress
 from metagrad.distributed import ALONE, Ranks
 from metagrad.errors import MetagradError
-from metagrad.experiment import format1, longer, metrics_file, run_files
+from metagrad.experiment import extend_budget, format1, metrics_file, run_files
 from metagrad.experiment.adapt import Adapted, adapt
 from metagrad.experiment.check import check_run
 from metagrad.experiment.checkpoint import State
@@ -293,8 +293,8 @@ class Run:
         return format1.trained_as(self.record) if flat else trained_as(self.experiment.as_json())
 
     def raise_meta_steps(self, steps: int) -> None:
-        """Give the run more meta-steps, as :func:`metagrad.experiment.longer.raise_meta_steps`."""
-        longer.raise_meta_steps(self, steps)
+        """Give the run more meta-steps, as :func:`metagrad.experiment.extend_budget.raise_meta_steps`."""
+        extend_budget.raise_meta_steps(self, steps)
 
     def rewind(self, state: State | None) -> None:
         """Drop the metrics lines that are later than the checkpoint: the run computes them again.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from metagrad.data.features import fit_images
 from metagrad.errors import MetagradError
 
 
@@ -52,7 +52,4 @@ def to_images(pictures: Tensor, size: int) -> Tensor:
         raise MetagradError(f"pictures must have pixels, got {tuple(pictures.shape)}")
     top, left = (high - side) // 2, (wide - side) // 2
     images = pictures[:, :, top : top + side, left : left + side].to(torch.float32) / 255
-    if side != size and len(images):  # torch refuses to resize no pictures
-        images = F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False)
-        images = images.clamp(0, 1)  # bicubic weights overshoot at edges
-    return images.new_zeros(0, 3, size, size) if not len(images) else images.expand(-1, 3, -1, -1)
+    return fit_images(images, size) if len(images) else images.new_zeros(0, 3, size, size)

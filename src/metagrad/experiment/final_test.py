@@ -18,7 +18,7 @@ from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Evaluation
 
 
-def finish(
+def final_test(
     run: Run,
     sources: Sources,
     progress: dict[str, Any],
