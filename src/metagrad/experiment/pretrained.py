@@ -43,7 +43,7 @@ class Pretrained:
         Length of the features that the head sees; their direction alone counts.
     centred:
         Subtract the mean feature of photographs, which comes with metagrad for efficientnet-lite0, before features
-        are brought to one length. For body ``"nothing"`` on photographs; a layer on top learns as much.
+        are brought to one length. Only for photographs, with body ``"nothing"``.
     weights:
         safetensors file with a ``state_dict`` to read in place of the package's own weights.
 
