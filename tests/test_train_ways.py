@@ -11,7 +11,7 @@ from metagrad.cli.choices import Plan
 from metagrad.errors import MetagradError
 from metagrad.experiment import Budget, Conv4Config, Episodes, Experiment, Run
 from metagrad.experiment.loop import train_run
-from metagrad.fewshot import IMAML, R2D2, ProtoNet, Variation
+from metagrad.fewshot import ANIL, IMAML, R2D2, MemoryReduced, ProtoNet, Variation
 from metagrad.report.quantities import protocol_text
 
 TASKS = Episodes("omniglot", ways=3, queries=2, train_ways=8, train_shots=1, train_queries=3, variation=0.5)
@@ -64,7 +64,11 @@ def trained(folder, method, *, stop=lambda: False, resume=False):
         return train_run(run, sources, resume=resume, stop=stop)
 
 
-@pytest.mark.parametrize("method", [ProtoNet(scale=0.1), R2D2(l2=1.0)], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method",
+    [ProtoNet(scale=0.1), R2D2(l2=1.0), IMAML(start="shared"), ANIL(start="prototypes"), MemoryReduced(start="zero")],
+    ids=lambda method: method.name,
+)
 def test_a_run_is_stated_written_down_and_resumed_bit_for_bit(tmp_path, method):
     result = trained(tmp_path / "whole", method).result
     assert protocol_text(result["protocol"]) == (
@@ -82,7 +86,8 @@ def test_a_run_is_stated_written_down_and_resumed_bit_for_bit(tmp_path, method):
     assert Run.open(tmp_path / "whole").experiment.tasks == TASKS
     written = json.loads((tmp_path / "whole" / "config.json").read_text())["experiment"]["tasks"]
     assert (written["train_ways"], written["variation"]) == (8, 0.5)
-    assert any(line.get("scale", 0) > 0 for line in Run.open(tmp_path / "whole").metrics())
+    learned_scale = isinstance(method, ProtoNet | R2D2 | ANIL)
+    assert any(line.get("scale", 0) > 0 for line in Run.open(tmp_path / "whole").metrics()) == learned_scale
 
 
 def test_what_was_learned_adapts_to_any_number_of_classes(tmp_path):

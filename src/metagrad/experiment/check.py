@@ -66,6 +66,11 @@ def check_run(
         raise MetagradError(
             f"{run.method_name} has no inner problem whose solution is differentiated: nothing to check"
         )
+    if getattr(method, "start", "rows") in ("shared", "prototypes"):
+        raise MetagradError(
+            f"check is for heads that begin at learned rows, not at start={method.start!r}: train with start='rows' to "
+            "have the gradient checked"
+        )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
     precision = run.experiment.compute.precision
     with precision_context(precision, sources.device):  # leaves float64 alone

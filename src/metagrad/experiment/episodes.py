@@ -40,8 +40,9 @@ class Episodes:
         side of the pictures in pixels, for mini-imagenet, tiered-imagenet and folder; time grows with its square.
         ``None``: 84.
     train_ways:
-        classes a training task, for methods whose head has no learned row for each class (protonet, r2d2): more make a
-        harder task, and better features. ``None``: as many as elsewhere.
+        classes a training task, for methods whose head has no learned row for each class (protonet, r2d2, and the
+        others with another start than rows): more make a harder task, and better features. ``None``: as many as
+        elsewhere.
     train_shots:
         support images a class of training tasks; ``None``: as many as elsewhere.
     train_queries:

@@ -246,7 +246,7 @@ class Experiment:
             name = name_of(self.method)
             raise MetagradError(
                 f"train_ways must equal ways for {name}, got {episodes.train_ways} and {episodes.ways}: its head has "
-                "one learned row for each output; take ProtoNet or R2D2, or a method with any_ways = True"
+                "one learned row for each output; take another start, such as start='shared', or ProtoNet or R2D2"
             )
 
     @property

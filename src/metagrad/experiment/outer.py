@@ -17,14 +17,14 @@ from metagrad.tree import Params
 
 
 def make_optimizer(outer: Outer, theta: Params) -> torch.optim.Optimizer:
-    """Return the optimiser of theta; learned hyper-parameters (names that begin with a dot) do not decay."""
+    """Return the optimiser of theta; learned hyper-parameters (names that begin with .log_) do not decay."""
     optimizer_class = getattr(torch.optim, outer.optimizer)
     known = inspect.signature(optimizer_class).parameters
     options: dict[str, Any] = {"lr": outer.lr}
     if outer.momentum is not None:
         options["momentum"] = outer.momentum
-    weights = [leaf for name, leaf in theta.items() if not name.startswith(".")]
-    others = [leaf for name, leaf in theta.items() if name.startswith(".")]
+    weights = [leaf for name, leaf in theta.items() if not name.startswith(".log_")]
+    others = [leaf for name, leaf in theta.items() if name.startswith(".log_")]
     groups: list[dict[str, Any]] = [{"params": weights}]
     if "weight_decay" in known:
         options["weight_decay"] = outer.weight_decay

@@ -95,9 +95,8 @@ def _warm_meta_loss(
         task_losses.require_targets(base.loss_of(algorithm), batch, what)
     if warm is not None:
         # In the method's order, which decides the order of sums: a checkpoint may have another.
-        phi, u = ({name: part[name] for name in inner.init} for part in (warm.phi, warm.u))
-        inner = inner._replace(init=phi, adjoint=replace(inner.adjoint, x0=u))
-    solution = inner.solve()
+        inner = inner._replace(adjoint=replace(inner.adjoint, x0={name: warm.u[name] for name in inner.init}))
+    solution = inner.solve(None if warm is None else warm.phi)
     solutions.append(solution)
     return base.query_loss_at(algorithm, model, theta, solution, tasks.query, query_chunk)
 

@@ -74,7 +74,10 @@ class GivesNetworks(Algorithm, Protocol):
 
 
 class Inner(NamedTuple):
-    """The arguments of :func:`~metagrad.argmin`: a method's inner problems, their solver and their adjoint."""
+    """The arguments of :func:`~metagrad.argmin`: a method's inner problems, their solver and their adjoint.
+
+    ``centre``, with a task axis, is added to the solution, for problems in what is added to it.
+    """
 
     objective: Objective
     init: Params
@@ -82,10 +85,16 @@ class Inner(NamedTuple):
     data: Any
     solver: InnerSolver
     adjoint: Adjoint
+    centre: Params | None = None
 
-    def solve(self) -> Solution:
-        """Solve them."""
-        return argmin(*self[:4], solver=self.solver, adjoint=self.adjoint)
+    def solve(self, phi: Params | None = None) -> Solution:
+        """Solve them, from ``phi`` on if it is given."""
+        centre = self.centre or {}
+        # In the method's order, which decides the order of sums: a checkpoint may have another.
+        away = {name: -leaf for name, leaf in centre.items()}
+        init = self.init if phi is None else added({name: phi[name] for name in self.init}, away)
+        solution = argmin(self.objective, init, self.theta, self.data, solver=self.solver, adjoint=self.adjoint)
+        return replace(solution, value=added(solution.value, centre)) if centre else solution
 
 
 class HasInner(Algorithm, Protocol):
@@ -333,6 +342,11 @@ def support_inner(
 def classification(model: nn.Module, lam: Hyper | None = None) -> Composed:
     """Return :func:`support_loss` with the cross-entropy."""
     return support_loss(model, lam=lam)
+
+
+def added(phi: Params, centre: Params) -> Params:
+    """Return phi with the centre added to the tensors that it has."""
+    return {name: leaf + centre[name] if name in centre else leaf for name, leaf in phi.items()}
 
 
 def all_weights(phi: Params, theta: Params) -> Params:

@@ -74,11 +74,7 @@ class ProtoNet(base.Method):
         if support.y.is_floating_point():
             raise ValueError("ProtoNet needs labels: for other targets take R2D2, or a method that adapts weights")
         task_losses.require_targets(self.loss, support, "support")
-        features, member = support_features(model, theta, self.head, support)
-        if support.weight is not None:
-            member = member * support.weight[..., None].to(member)
-        count = member.sum(1)
-        prototypes = member.mT @ features / torch.where(count > 0, count, 1)[..., None]
+        prototypes, count = prototypes_of(support_features(model, theta, self.head, support), support.weight)
         absent = torch.zeros_like(count).masked_fill(count == 0, -torch.inf)
         zero = torch.zeros(len(prototypes), device=prototypes.device)
         return Solution({"prototypes": prototypes, "absent": absent}, zero.long(), zero)
@@ -212,9 +208,20 @@ def features_of(model: nn.Module, theta: Params, head: Adapts, x: Any) -> Tensor
     return Head.of(model, head).features(weights_of(theta), x).flatten(2)
 
 
-def support_features(model: nn.Module, theta: Params, head: Adapts, support: AnyBatch) -> SupportFeatures:
-    """Return the features and targets of support sets."""
-    features = features_of(model, theta, head, support.x)
+def prototypes_of(support: SupportFeatures, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean features of each class, ``(T, ways, F)``, and how many examples it has, ``(T, ways)``."""
+    features, member = support
+    if weight is not None:
+        member = member * weight[..., None].to(member)
+    count = member.sum(1)
+    return member.mT @ features / torch.where(count > 0, count, 1)[..., None], count
+
+
+def support_features(
+    model: nn.Module, theta: Params, head: Adapts, support: AnyBatch, features: Tensor | None = None
+) -> SupportFeatures:
+    """Return the features and targets of support sets; ``features`` where they are known."""
+    features = features_of(model, theta, head, support.x) if features is None else features.flatten(2)
     # In theta's dtype: a network under autocast returns fewer digits.
     features = features.to(torch.promote_types(features.dtype, next(iter(theta.values()), features).dtype))
     if support.y.is_floating_point():
@@ -235,7 +242,18 @@ def with_head(model: nn.Module, theta: Params, head: Adapts, weight: Tensor, bia
     MetagradError
         if the model's head is not a linear layer.
     """
-    path = Head.of(model, head).path
-    if not isinstance(model.get_submodule(path), nn.Linear):
-        raise MetagradError(f"{path} is not a linear layer: what takes its place would not be the same network")
-    return base.all_weights({f"{path}.weight": weight, f"{path}.bias": bias}, theta)
+    last = Head.of(model, head)
+    require_linear(last)
+    return base.all_weights({f"{last.path}.weight": weight, f"{last.path}.bias": bias}, theta)
+
+
+def require_linear(head: Head) -> None:
+    """Refuse a head that is not a linear layer.
+
+    Raises
+    ------
+    MetagradError
+        for another.
+    """
+    if not isinstance(head.module, nn.Linear):
+        raise MetagradError(f"{head.path} is not a linear layer: what takes its place would not be the same network")

@@ -11,7 +11,9 @@ from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot import batched_forward, module_lock, task_losses
 from metagrad.fewshot.algorithms import base
+from metagrad.fewshot.algorithms.closed_form import require_linear
 from metagrad.fewshot.algorithms.hyperparameters import require_positive, require_solves, weights_of
+from metagrad.fewshot.algorithms.start import BeginsHead, begun_at_centre, learned_start
 from metagrad.fewshot.head import Adapts, Head, adapted, last_layer
 from metagrad.fewshot.tasks import AnyBatch, num_tasks
 from metagrad.implicit import (
@@ -53,7 +55,7 @@ class AdaptsHead(base.AdaptsWeights):
         if self.features not in ("cached", "recomputed"):
             raise MetagradError(f"features is 'cached' or 'recomputed', got {self.features!r}")
 
-    def begun(
+    def in_head(
         self,
         model: nn.Module,
         theta: Params,
@@ -94,7 +96,7 @@ class AdaptsHead(base.AdaptsWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ANIL(AdaptsHead):
+class ANIL(BeginsHead, AdaptsHead):
     """MAML whose tasks adapt the head alone: Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse", 2020.
 
     Parameters
@@ -103,6 +105,8 @@ class ANIL(AdaptsHead):
         step size of gradient descent on the support loss.
     inner_steps:
         number of gradient descent steps on the support loss, from the meta-learned head.
+    start, start_scale:
+        what the head begins at, see :class:`BeginsHead`.
     head, features:
         see :class:`AdaptsHead`.
 
@@ -117,14 +121,23 @@ class ANIL(AdaptsHead):
     inner_steps: int = 5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        AdaptsHead.__post_init__(self)
+        BeginsHead.__post_init__(self)
         require_positive(self, "inner_lr", "inner_steps")
+
+    def init(self, model: nn.Module) -> Params:
+        """Return the model's weights, and what the heads begin at."""
+        return learned_start(self, model, super().init(model))
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss in the head, begun at theta's, and steps that are differentiated."""
-        start = {name: theta[name] for name in adapted(model, self.head)}
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        return self.begun(model, theta, support, start, solver, Unroll())
+        if self.start == "rows":
+            rows = {name: theta[name] for name in adapted(model, self.head)}
+            return self.in_head(model, theta, support, rows, solver, Unroll())
+        inner = self.in_head(model, theta, support, {}, solver, Unroll())
+        features = inner.data.x if self.features == "cached" else None
+        return begun_at_centre(self, model, theta, support, inner, features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +185,27 @@ class FromFixedHead(AdaptsHead):
     ----------
     l2:
         strength of ``(l2 / 2) ‖phi‖²`` in the inner problem, which at 0 has no unique solution.
+    start:
+        what every task's head begins at: the network's own rows (``"rows"``; a run sets them to zero), or ``"zero"``,
+        with a row for each class that the task has, as many as there are.
     head, features:
         see :class:`AdaptsHead`.
     """
 
     l2: float = 1e-2
+    start: Literal["rows", "zero"] = "rows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start not in ("rows", "zero"):
+            raise MetagradError(f"start is 'rows' or 'zero', got {self.start!r}")
         if self.l2 != 0:
             require_positive(self, "l2")
+
+    @property
+    def any_ways(self) -> bool:  # type: ignore[override]  # elsewhere a constant of the class
+        """Whether tasks may have other ways than the network has outputs."""
+        return self.start == "zero"
 
     def init(self, model: nn.Module) -> Params:
         """Return the model's weights but the head's: none where the body is frozen."""
@@ -205,8 +229,12 @@ class FromFixedHead(AdaptsHead):
         start = {name: weights[name].detach() for name in adapted(model, self.head)}
         if like is not None:
             start = {name: leaf.to(like.dtype) for name, leaf in start.items()}
+        if self.start == "zero":
+            require_linear(Head.of(model, self.head))
+            ways = int(support.y.max()) + 1  # all that the host reads
+            start = {name: leaf.new_zeros(ways, *leaf.shape[1:]) for name, leaf in start.items()}
         regulariser = Proximal(self.l2, towards="zero") if self.l2 else None
-        return self.begun(model, theta, support, start, solver, adjoint, regulariser)
+        return self.in_head(model, theta, support, start, solver, adjoint, regulariser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +249,7 @@ class ITDBiO(FromFixedHead):
         step size of gradient descent on the inner problem.
     inner_steps:
         number of gradient descent steps.
-    l2, head, features:
+    l2, start, head, features:
         see :class:`FromFixedHead` and :class:`AdaptsHead`.
 
     Raises
@@ -263,7 +291,7 @@ class MemoryReduced(FromFixedHead):
         published 20 steps of descent of size 0.1 end far from one; features then grow until they die (RESULTS.md).
     adjoint:
         how the solution is differentiated. The default is 20 steps of conjugate gradients.
-    l2, head, features:
+    l2, start, head, features:
         see :class:`FromFixedHead` and :class:`AdaptsHead`.
 
     Raises

@@ -9,6 +9,7 @@ from torch import nn
 
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper, require_positive, require_solves
+from metagrad.fewshot.algorithms.start import BeginsHead, learned_start, one_row
 from metagrad.fewshot.head import Adapts, adapted
 from metagrad.fewshot.tasks import AnyBatch
 from metagrad.implicit import CG, Adjoint, GradientDescent, Implicit, InnerSolver
@@ -19,7 +20,7 @@ _IMPLICIT = Implicit(curvature="gauss_newton")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMAML(base.AdaptsWeights):
+class IMAML(BeginsHead):
     """Adapt weights near theta; take the meta-gradient from the solution alone.
 
     Inner problem of a task (equation 3 of the paper): ``L(phi; S) + (lam / 2) ‖phi − theta‖²``. Meta-gradient:
@@ -42,6 +43,8 @@ class IMAML(base.AdaptsWeights):
     adapts:
         the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
         the others, which are meta-learned. In Python also a module of the network.
+    start, start_scale, head:
+        what the head begins at, see :class:`BeginsHead`.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 
@@ -59,6 +62,7 @@ class IMAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "lam")
         require_solves(self)
 
@@ -72,9 +76,10 @@ class IMAML(base.AdaptsWeights):
         """Return the model's weights, and the logarithm of ``lam`` where it is learned."""
         weights = super().init(model)
         mine = {name: weights[name] for name in adapted(model, self.adapts)}
-        return weights | entries("lam", self.lam, self.learn_lam, mine)
+        learned = entries("lam", self.lam, self.learn_lam, one_row(self, model, mine))
+        return learned_start(self, model, weights) | learned
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's proximal problem, begun at theta."""
         names, lam = adapted(model, self.adapts), hyper("lam", self.lam, self.learn_lam)
-        return base.support_inner(self, model, theta, support, names, self.solver, self.adjoint, lam=lam)
+        return self.begun(model, theta, support, names, self.solver, self.adjoint, lam=lam)

@@ -10,6 +10,7 @@ from torch import nn
 
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.hyperparameters import Form, entries, hyper, require_positive
+from metagrad.fewshot.algorithms.start import BeginsHead, learned_start, one_row
 from metagrad.fewshot.head import Adapts, adapted
 from metagrad.fewshot.losses import CROSS_ENTROPY, Loss, Metric
 from metagrad.fewshot.tasks import AnyBatch, Tasks, some_tasks
@@ -18,7 +19,7 @@ from metagrad.tree import Params
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAML(base.AdaptsWeights):
+class MAML(BeginsHead):
     """A few gradient steps from theta, differentiated through; memory grows with the steps that are kept.
 
     Parameters
@@ -39,6 +40,8 @@ class MAML(base.AdaptsWeights):
     adapts:
         the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
         the others, which are meta-learned. In Python also a module of the network.
+    start, start_scale, head:
+        what the head begins at, see :class:`BeginsHead`.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 
@@ -59,6 +62,7 @@ class MAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "inner_lr", "inner_steps")
         Unroll(truncate=self.truncate, checkpoint=self.checkpoint)  # checks both
         if self.truncate is not None and self.learn_lr != "fixed":
@@ -68,13 +72,14 @@ class MAML(base.AdaptsWeights):
         """Return the model's weights, and the logarithm of the step size where it is learned."""
         weights = super().init(model)
         mine = {name: weights[name] for name in adapted(model, self.adapts)}
-        return weights | entries("lr", self.inner_lr, self.learn_lr, mine)
+        learned = entries("lr", self.inner_lr, self.learn_lr, one_row(self, model, mine))
+        return learned_start(self, model, weights) | learned
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta, and steps that are differentiated."""
         solver = GradientDescent(lr=hyper("lr", self.inner_lr, self.learn_lr), max_steps=self.inner_steps)
         adjoint = Unroll(truncate=self.truncate, checkpoint=self.checkpoint)
-        return base.support_inner(self, model, theta, support, adapted(model, self.adapts), solver, adjoint)
+        return self.begun(model, theta, support, adapted(model, self.adapts), solver, adjoint)
 
 
 def MetaSGD(
@@ -88,7 +93,7 @@ def MetaSGD(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FOMAML(base.AdaptsWeights):
+class FOMAML(BeginsHead):
     """MAML that takes the derivative of the steps as the identity: the query gradient is the meta-gradient.
 
     Parameters and errors as in :class:`MAML`; a step size gets no gradient here and is not learned.
@@ -100,12 +105,17 @@ class FOMAML(base.AdaptsWeights):
     adapts: Adapts = "*"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(self, "inner_lr", "inner_steps")
+
+    def init(self, model: nn.Module) -> Params:
+        """Return the model's weights, and what the heads begin at."""
+        return learned_start(self, model, super().init(model))
 
     def inner(self, model: nn.Module, theta: Params, support: AnyBatch) -> base.Inner:
         """Return every task's support loss, begun at theta."""
         solver = GradientDescent(lr=self.inner_lr, max_steps=self.inner_steps)
-        return base.support_inner(self, model, theta, support, adapted(model, self.adapts), solver, FirstOrder())
+        return self.begun(model, theta, support, adapted(model, self.adapts), solver, FirstOrder())
 
 
 @dataclass(frozen=True, kw_only=True)
