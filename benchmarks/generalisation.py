@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metagrad import data, meta_gradient
+from metagrad import data
 from metagrad.experiment import Conv4Config
 from metagrad.experiment.run import Run
 from metagrad.fewshot import (
@@ -35,6 +35,7 @@ from metagrad.fewshot import (
     Method,
     ProtoNet,
     evaluate,
+    meta_gradient,
 )
 from metagrad.implicit import CG, GradientDescent, Implicit
 from metagrad.seeds import Seeds

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from metagrad import data, meta_gradient
+from metagrad import data
 from metagrad.data import Classes, ImageClasses
 from metagrad.data.features import FeatureDataset, features_of_dataset
 from metagrad.experiment import Pretrained
@@ -44,6 +44,7 @@ from metagrad.fewshot import (
     ProtoNet,
     Tasks,
     evaluate,
+    meta_gradient,
 )
 from metagrad.seeds import Seeds
 

@@ -121,6 +121,7 @@ SMALL = [
     "8",
     "--meta-steps",
     "30",
+    "--no-calibrate",
 ]
 
 

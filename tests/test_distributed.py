@@ -18,7 +18,7 @@ from metagrad.distributed import Ranks, local_device, restarted
 from metagrad.errors import MetagradError
 
 SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "4", "--test-tasks", "40",
-         "--schedule", "constant", "--inner-steps", "2"]  # fmt: skip
+         "--schedule", "constant", "--inner-steps", "2", "--no-calibrate"]  # fmt: skip
 
 
 def environment(**extra):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from metagrad import tensorfile
 from metagrad.classifier.linear_probe import LinearProbe
-from metagrad.classifier.network import Prototypes, fused, logits_and_features, standalone
+from metagrad.classifier.network import Prototypes, feature_length, fused, logits_and_features, standalone
 from metagrad.data.reading import Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
@@ -332,9 +332,9 @@ def _rebuilt(network_config: Any, inputs: tuple[int, ...], ways: int, tensors: d
     """Return the network with its weights; names, shapes and types are compared before any memory is taken."""
     with torch.device("meta"):
         empty = standalone(build_network(network_config, inputs, ways), {})
-        features = logits_and_features(empty, torch.empty(1, *inputs))[1]
+        length = feature_length(empty, inputs)
     wanted = {f"network/{name}": leaf for name, leaf in empty.state_dict().items()}
-    wanted["prototypes"] = torch.empty(ways, features.shape[1], device="meta")
+    wanted["prototypes"] = torch.empty(ways, length, device="meta")
     if wanted.keys() != tensors.keys():
         raise ValueError(f"{min(wanted.keys() ^ tensors.keys())} is missing, or one too many")
     for name, leaf in tensors.items():

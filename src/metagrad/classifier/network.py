@@ -130,6 +130,14 @@ def logits_and_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return logits, seen[0].flatten(1)
 
 
+def feature_length(network: nn.Module, inputs: tuple[int, ...]) -> int:
+    """Return how many features the last layer is given for an image of shape ``inputs``; the network may be on meta."""
+    last = network.get_submodule(last_layer(network))
+    if isinstance(last, nn.Linear):  # without a forward pass, for which torch on meta imports its compiler
+        return last.in_features
+    return logits_and_features(network, torch.empty(1, *inputs))[1].shape[1]
+
+
 @dataclass(frozen=True)
 class Prototypes:
     """Where the classes lie among the features.
