@@ -68,7 +68,6 @@ def complaint(capsys, *words):
         ("evaluat r", "metagrad has no 'evaluat' (did you mean evaluate?)"),
         ("evaluate r --split tset", "--split is one of test, val, got 'tset' (did you mean test?)"),
         ("evaluate r --task 3", "there is no option --task (did you mean --tasks?)"),
-        ("evaluate r s", "there is no place for 's'; see metagrad evaluate --help"),
     ],
 )
 def test_complaints_are_one_line(capsys, monkeypatch, tmp_path, words, says):

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _WORTH_SAYING = 5.0  # seconds
 
 
-def show_result(screen: Screen, result: dict[str, Any]) -> None:
+def show_result(screen: Screen, result: dict[str, Any], name: str = "") -> None:
     """Print a result with its interval and protocol, in one line; and what training gained, where that is known."""
     from metagrad.report.quantities import gain_text, protocol_text
 
     metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
     figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
-    screen.write_line(f"{metric} {figure}  ({protocol_text(result['protocol'])})")
+    screen.write_line(f"{name}{metric} {figure}  ({protocol_text(result['protocol'])})")
     if "class_mean" in result:
         screen.write_line(gain_text(result["class_mean"]))
 

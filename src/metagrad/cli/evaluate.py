@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
+from metagrad.errors import MetagradError
+
+if TYPE_CHECKING:
+    from metagrad.cli.progress import Screen
+    from metagrad.distributed import Ranks
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a run's accuracy on new tasks, with a 95 % interval."""
+    """Measure accuracy on new tasks, with a 95 % interval; of several runs, on the same tasks, with paired differences.
 
-    run: Path = arg(positional=True, metavar="RUN")
-    """Directory of the run."""
+    The accuracy of each task is kept in evaluations.jsonl of the run.
+    """
+
+    runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
+    """Directory of a run. Of several, each is compared with the first, task by task."""
     split: Literal["test", "val"] = "test"
     """Classes to draw from: test, never used to train or to choose weights, or val, used to choose weights."""
     tasks: int = arg(600, least=2)
     """Number of tasks; the interval narrows with its square root."""
+    ways: int | None = arg(None, least=2)
+    """Classes a task. Default: as the run judges."""
+    shots: int | None = arg(None, least=1)
+    """Support images of each class. Default: as the run judges."""
     queries: int | None = arg(None, least=1)
-    """Query images of each class. Default: as in training."""
+    """Query images of each class. Default: as the run judges."""
+    turned: bool = False
+    """Turn each class of a task by a random multiple of 90 degrees, as some published protocols do."""
+    disjoint: bool = False
+    """Take tasks that share no image, as many as there are, at most --tasks. The interval then also holds the chance
+    that chose the images; over tasks that are drawn anew each time it does not."""
     transductive: bool = True
     """Classify all query images of a task together, as the papers do: batch norms then use the statistics of all.
     --no-transductive classifies each image by itself."""
@@ -36,32 +55,84 @@ class Evaluate:
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
+        if not self.runs:
+            raise MetagradError("metagrad evaluate needs RUN; see metagrad evaluate --help")
         allocator.keep_memory()
-        from metagrad.cli.after_training import show_result
-        from metagrad.cli.progress import Screen, WorkProgress, data_progress
+        from metagrad.cli.progress import Screen
         from metagrad.distributed import joined
-        from metagrad.experiment.measure import measure
         from metagrad.experiment.run import Run
-        from metagrad.experiment.setup import open_sources
 
         with joined() as ranks:
             screen = Screen(quiet=not ranks.first)
-            run = Run.open(self.run, code=self.code)
-            sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
-            ranks.require_same({"data": sources.digest, "--tasks": self.tasks, "--seed": self.seed})
-            with WorkProgress(screen, "evaluating") as progress:
-                result = measure(
-                    run,
-                    sources,
-                    split=self.split,
-                    tasks=self.tasks,
-                    queries=self.queries,
-                    seed=self.seed,
-                    transductive=self.transductive,
-                    progress=progress,
-                    ranks=ranks,
-                )
-            show_result(screen, result)  # before it is kept: a read-only run can be measured all the same
-            if ranks.first:
-                run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
+            opened = [Run.open(folder, code=self.code) for folder in self.runs]
+            _require_alike(opened, self)
+            results = [self._measured(screen, run, ranks, words) for run in opened]
+            for folder, result in zip(self.runs[1:], results[1:], strict=True):
+                screen.write_line(_difference(folder, result, self.runs[0], results[0]))
         return 0
+
+    def _measured(self, screen: Screen, run: Any, ranks: Ranks, words: list[str]) -> dict[str, Any]:
+        from metagrad.cli.after_training import show_result
+        from metagrad.cli.progress import WorkProgress, data_progress
+        from metagrad.experiment.measure import measure
+        from metagrad.experiment.setup import open_sources
+
+        sources = open_sources(run, data_dir=self.data_dir, device=self.device, progress=data_progress(screen))
+        ranks.require_same({"data": sources.digest, "--tasks": self.tasks, "--seed": self.seed})
+        name = f"{run.folder}: " if len(self.runs) > 1 else ""
+        with WorkProgress(screen, f"{name}evaluating") as progress:
+            result = measure(
+                run,
+                sources,
+                split=self.split,
+                tasks=self.tasks,
+                ways=self.ways,
+                shots=self.shots,
+                queries=self.queries,
+                turned=self.turned,
+                disjoint=self.disjoint,
+                seed=self.seed,
+                transductive=self.transductive,
+                progress=progress,
+                ranks=ranks,
+            )
+        show_result(screen, result, name)  # before it is kept: a read-only run can be measured all the same
+        if ranks.first:
+            run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
+        return result
+
+
+def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
+    """Refuse to compare runs whose tasks would not be the same ones, before anything is computed."""
+    first = runs[0]
+    for other in runs[1:]:
+        one, two = _kind(first, asked), _kind(other, asked)
+        for name in one:
+            if one[name] != two[name]:
+                if name in ("data", "seeds"):
+                    what = "other data" if name == "data" else "an older rule of seeds, so other tasks"
+                    raise MetagradError(f"{other.folder} has {what} than {first.folder}: they cannot be compared")
+                raise MetagradError(
+                    f"{other.folder} judges with {two[name]} {name}, {first.folder} with {one[name]}: give --{name}"
+                )
+
+
+def _kind(run: Any, asked: Evaluate) -> dict[str, Any]:
+    """Return what decides the tasks that a run is measured on."""
+    kind, episodes = {"data": run.data["digest"], "seeds": run.seeds.rule}, run.episodes
+    if episodes is not None:
+        kind |= {name: getattr(asked, name) or getattr(episodes, name) for name in ("ways", "shots", "queries")}
+    return kind
+
+
+def _difference(folder: Path, result: dict[str, Any], first: Path, reference: dict[str, Any]) -> str:
+    """Say how much better a run is than the first, task by task."""
+    pairs = zip(result["per_task"], reference["per_task"], strict=True)
+    gaps = [one - other for one, other in pairs]
+    mean = sum(gaps) / len(gaps)
+    error = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+    what = result["metric"].removeprefix("test_").removeprefix("val_").replace("_", " ")
+    shown = (
+        f"{100 * mean:+.2f} ± {196 * error:.2f} points" if what == "accuracy" else f"{mean:+.4g} ± {1.96 * error:.2g}"
+    )
+    return f"{folder} over {first}: {what} {shown}, the same {len(gaps)} tasks, paired"

@@ -70,7 +70,7 @@ def _over_class_mean(
     network = run.experiment.network
     if not isinstance(network, Pretrained) or not network.has_features or trained.metric != "accuracy":
         return {}
-    source, _ = source_of(run, sources, split, None)
+    source, _ = source_of(run, sources, split)
     with precision_context(run.experiment.compute.precision, sources.device):
         reference = class_mean(
             network, sources, source, tasks=trained.tasks, generator=generator_of(run, run.test_seed, sources.draws_on),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources, TaskSource
 from metagrad.experiment.values import to_json
-from metagrad.fewshot import Evaluation, evaluate
+from metagrad.fewshot import EpisodeSampler, Evaluation, evaluate
+from metagrad.fewshot.disjoint import DisjointTasks, disjoint_tasks
 from metagrad.seeds import Seeds
 
 if TYPE_CHECKING:
@@ -28,7 +30,11 @@ def measure(
     *,
     split: str = "test",
     tasks: int = 600,
+    ways: int | None = None,
+    shots: int | None = None,
     queries: int | None = None,
+    turned: bool = False,
+    disjoint: bool = False,
     seed: int = 0,
     transductive: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -40,8 +46,13 @@ def measure(
     ----------
     split:
         ``"test"`` or ``"val"``.
-    queries:
-        query images per class; ``None``: as in training.
+    ways, shots, queries:
+        classes a task, support and query images a class; ``None``: as the run judges.
+    turned:
+        turn the images of each class of a task by a random multiple of 90 degrees, as classes of their own.
+    disjoint:
+        take tasks that share no image, as many as there are, at most ``tasks``: the interval is then also over the
+        choice of images (:func:`metagrad.fewshot.disjoint_tasks`).
     seed:
         of the tasks; :attr:`Run.test_seed` draws those of ``result.json``.
     transductive:
@@ -59,7 +70,11 @@ def measure(
         sources,
         split=split,
         tasks=tasks,
+        ways=ways,
+        shots=shots,
         queries=queries,
+        turned=turned,
+        disjoint=disjoint,
         seed=seed,
         transductive=transductive,
         progress=progress,
@@ -74,7 +89,11 @@ def measured(
     split: str,
     tasks: int,
     seed: int,
+    ways: int | None = None,
+    shots: int | None = None,
     queries: int | None = None,
+    turned: bool = False,
+    disjoint: bool = False,
     transductive: bool = True,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
@@ -82,10 +101,14 @@ def measured(
     """Do what :func:`measure` does; return the evaluation too, which has the score of each task."""
     precision = run.experiment.compute.precision
     state = learned(run, "best", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
+    _require_ways(run, ways)
     method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
     network = run.experiment.network
-    source, drawn = source_of(run, sources, split, queries)
+    source, drawn = source_of(run, sources, split, ways=ways, shots=shots, queries=queries, turned=turned)
+    generator = generator_of(run, seed, sources.draws_on)
+    if disjoint:
+        source, drawn, tasks = _disjoint(source, drawn, tasks, generator)
     with precision_context(precision, sources.device):
         evaluation = evaluate(
             method,
@@ -93,7 +116,7 @@ def measured(
             theta,
             source,
             tasks=tasks,
-            generator=generator_of(run, seed, sources.draws_on),
+            generator=generator,
             transductive=transductive,
             progress=progress,
             ranks=ranks,
@@ -121,6 +144,7 @@ def measured(
         "precision": precision,
         "seed": run.experiment.seed,
         "versions": versions(),
+        "per_task": [round(one, 6) for one in evaluation.per_task.tolist()],
     }
     return result, evaluation
 
@@ -132,20 +156,51 @@ def features_of(network: Any) -> dict[str, str]:
     return {"backbone": f"{network.name} {trunk_digest(network)[:12]}, body {network.body}"}
 
 
-def source_of(run: Run, sources: Sources, split: str, queries: int | None) -> tuple[TaskSource, dict[str, Any]]:
+def source_of(
+    run: Run,
+    sources: Sources,
+    split: str,
+    *,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+    turned: bool = False,
+) -> tuple[TaskSource, dict[str, Any]]:
     """Return where the tasks come from, and what the protocol says of them."""
     source, episodes = sources.test if split == "test" else sources.val, run.episodes
+    given = {"ways": ways, "shots": shots, "queries": queries}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if episodes is None or sources.dataset is None:
-        if queries is not None:
-            raise MetagradError("--queries is for data sets of classes: leave it out")
+        if asked or turned:
+            raise MetagradError(f"--{next(iter(asked), 'turned')} is for data sets of classes: leave it out")
         return source, {"split": split}
-    sampler = episodes.sampler(sources.dataset, split, device=sources.device, queries=queries)
-    return source if queries is None else sampler, {
-        "split": f"{split} ({len(sampler.classes.names)} classes, none of them in training)",
-        "ways": episodes.ways,
-        "shots": episodes.shots,
-        "queries": sampler.queries,
-    }
+    sampler = replace(episodes, **asked).sampler(sources.dataset, split, device=sources.device, rotations=turned)
+    words = f"{split} ({len(sampler.classes.names)} classes, none of them in training{', turned' if turned else ''})"
+    drawn = {"split": words, "ways": sampler.ways, "shots": sampler.shots, "queries": sampler.queries}
+    return sampler if asked or turned else source, drawn
+
+
+def _require_ways(run: Run, ways: int | None) -> None:
+    """Refuse other ways where the head has a learned row for each class."""
+    own, method = run.episodes, run.experiment.method
+    if ways is not None and own is not None and ways != own.ways and not getattr(method, "any_ways", False):
+        raise MetagradError(
+            f"{run.method_name} learned one row of its head for each of {own.ways} classes, and {ways} ways are asked "
+            "for: take a run that was trained with another start, such as --start shared, or ProtoNet"
+        )
+
+
+def _disjoint(
+    source: TaskSource, drawn: dict[str, Any], tasks: int, generator: torch.Generator
+) -> tuple[TaskSource, dict[str, Any], int]:
+    """Return tasks that share no image, at most so many."""
+    if not isinstance(source, EpisodeSampler):
+        raise MetagradError("--disjoint is for data sets of classes: leave it out")
+    found = disjoint_tasks(source, generator=generator)
+    few = found.part(0, min(tasks, len(found)))
+    if len(few) < 2:
+        raise MetagradError("there are too few images for two tasks that share none: lower --ways or --queries")
+    return DisjointTasks(few), drawn | {"disjoint": True}, len(few)
 
 
 def generator_of(run: Run, seed: int, device: torch.device) -> torch.Generator:

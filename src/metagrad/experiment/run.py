@@ -166,7 +166,11 @@ class Run:
         *,
         split: str = "test",
         tasks: int = 600,
+        ways: int | None = None,
+        shots: int | None = None,
         queries: int | None = None,
+        turned: bool = False,
+        disjoint: bool = False,
         seed: int = 0,
         transductive: bool = True,
         data_dir: str | Path | None = None,
@@ -179,7 +183,19 @@ class Run:
         Parameters and errors as of :func:`metagrad.experiment.measure.measure`.
         """
         sources = self.open_tasks(data_dir=data_dir, device=device)
-        return measure(self, sources, split=split, tasks=tasks, queries=queries, seed=seed, transductive=transductive)
+        return measure(
+            self,
+            sources,
+            split=split,
+            tasks=tasks,
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            turned=turned,
+            disjoint=disjoint,
+            seed=seed,
+            transductive=transductive,
+        )
 
     def check(
         self, *, tasks: int = 4, seed: int = 0, data_dir: str | Path | None = None, device: str | None = None

@@ -24,6 +24,7 @@ from metagrad.fewshot.algorithms import (
 )
 from metagrad.fewshot.check_network import NetworkCheck, admit, check_network
 from metagrad.fewshot.chunks import Chunks
+from metagrad.fewshot.disjoint import disjoint_tasks
 from metagrad.fewshot.dropout import dropout_masks
 from metagrad.fewshot.episodes import EpisodeSampler
 from metagrad.fewshot.evaluate import Evaluation, evaluate
@@ -79,6 +80,7 @@ __all__ = [
     "admit",
     "check_network",
     "classification",
+    "disjoint_tasks",
     "dropout_masks",
     "evaluate",
     "group_tasks",

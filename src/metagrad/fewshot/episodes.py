@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metagrad import tree
+from metagrad.data import rows
 from metagrad.data.classes import Classes, ImageClasses
 from metagrad.errors import MetagradError
 from metagrad.fewshot.tasks import Batch, Tasks
@@ -129,21 +130,33 @@ class EpisodeSampler:
         ways, shots = _draw_from(self.ways, generator), _draw_from(self.shots, generator)
         chosen = _distinct(len(counts), (num_tasks,), ways, generator, device)
         each = shots + self.queries
-        rows = _distinct(self._largest, (num_tasks, ways), each, generator, device, counts[chosen])
-        rows = rows + self.classes.first[chosen][..., None]
-        examples = tree.map_tensors(lambda leaf: leaf[rows], self.classes.data)  # (T, ways, each, ...)
+        places = _distinct(self._largest, (num_tasks, ways), each, generator, device, counts[chosen])
+        places = places + self.classes.first[chosen][..., None]
+        examples = tree.map_tensors(lambda leaf: leaf[places], self.classes.data)  # (T, ways, each, ...)
         if self.rotations:
-            turns = torch.randint(4, (num_tasks, ways), generator=generator, device=device)
-            examples = _rotate(examples, turns)
+            examples = rotated(examples, generator)
         if self.variation is not None:
             examples = self.variation(examples.float().div_(255), generator=generator)
-        labels = torch.arange(ways, device=device).repeat(num_tasks, 1)
+        return labelled(examples, chosen, shots)
 
-        def batch(part: slice, of_each: int) -> Batch:
-            x = tree.map_tensors(lambda leaf: _flat(leaf[:, :, part]), examples)
-            return Batch(x, labels.repeat_interleave(of_each, dim=1))
 
-        return Tasks(batch(slice(0, shots), shots), batch(slice(shots, each), self.queries), chosen)
+def labelled(examples: Any, classes: Tensor, shots: int) -> Tasks:
+    """Return tasks of examples ``(T, ways, shots + queries, ...)`` and the numbers of their classes, ``(T, ways)``."""
+    num_tasks, ways = classes.shape
+    each = rows.length(tree.map_tensors(lambda leaf: leaf[0, 0], examples))
+    labels = torch.arange(ways, device=classes.device).repeat(num_tasks, 1)
+
+    def batch(part: slice, of_each: int) -> Batch:
+        x = tree.map_tensors(lambda leaf: _flat(leaf[:, :, part]), examples)
+        return Batch(x, labels.repeat_interleave(of_each, dim=1))
+
+    return Tasks(batch(slice(0, shots), shots), batch(slice(shots, each), each - shots), classes)
+
+
+def rotated(examples: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn the images of each task's classes, ``(T, ways, ...)``, by random multiples of 90 degrees."""
+    turns = torch.randint(4, examples.shape[:2], generator=generator, device=examples.device)
+    return _rotate(examples, turns)
 
 
 def _number_or_range(name: str, value: Any, least: int) -> int | tuple[int, int]:

@@ -140,7 +140,7 @@ def protocol_text(protocol: dict[str, Any]) -> str:
         words.append(str(protocol["variation"]))
     if "backbone" in protocol:
         words.append(f"on features of {protocol['backbone']}")
-    words.append(f"{protocol['tasks']} tasks")
+    words.append(f"{protocol['tasks']} tasks{' that share no image' * protocol.get('disjoint', False)}")
     if protocol["transductive"] or "ways" in protocol:
         words.append("transductive" if protocol["transductive"] else "not transductive")
     return ", ".join(words)
