@@ -22,17 +22,26 @@ if TYPE_CHECKING:
 
 def write_figure(screen: Screen, out: Path, name: str, figure: Figure, rows: Sequence[Any], protocol: Any) -> None:
     """Write a figure as PNG and SVG, and its rows as CSV; say where they are."""
+    for ending in ("png", "svg"):
+        path = out / f"{name}.{ending}"
+        refused = functools.partial(_refused, path)
+        write_atomically(path, functools.partial(_save, figure, ending), refused=refused, follow=True)
+        screen.write_line(str(path))
+    save_rows(screen, out, name, rows, protocol)
+
+
+def _save(figure: Figure, ending: str, path: Path) -> None:
     from metagrad.recipes.figures import save
 
-    writers = {
-        "png": lambda file: save(figure, file, "png"),
-        "svg": lambda file: save(figure, file, "svg"),
-        "csv": lambda file: _save_rows(rows, protocol, file),
-    }
-    for ending, write in writers.items():
-        path = out / f"{name}.{ending}"
-        write_atomically(path, write, refused=functools.partial(_refused, path), follow=True)
-        screen.write_line(str(path))
+    save(figure, path, ending)
+
+
+def save_rows(screen: Screen, out: Path, name: str, rows: Sequence[Any], protocol: Any) -> None:
+    """Write rows as CSV; say where they are."""
+    path = out / f"{name}.csv"
+    refused = functools.partial(_refused, path)
+    write_atomically(path, lambda file: _save_rows(rows, protocol, file), refused=refused, follow=True)
+    screen.write_line(str(path))
 
 
 def make_folder(folder: Path) -> None:

@@ -43,6 +43,7 @@ FIGURE_HOMES = {
     "meta-gradient-error": "reproduce:MetaGradientError",
     "memory-compute": "reproduce_memory:MemoryCompute",
     "memory-reduced": "reproduce_heads:MemoryReducedTable",
+    "omniglot-challenge": "reproduce_challenge:OmniglotChallenge",
     "convergence": "reproduce_convergence:Convergence",
 }
 

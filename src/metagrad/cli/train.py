@@ -32,9 +32,10 @@ class Train:
     """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
 
     dataset: str | None = arg(None, positional=True, metavar="DATASET")
-    """Data set: glyphs (letters of many scripts, nothing to download), omniglot (handwriting), drawings (both),
-    cifar-fs, fc100 (small photographs), mini-imagenet, tiered-imagenet (photographs, not downloaded), folder (your own
-    pictures, with --data-dir), or package.module:name of your own task source. metagrad data list tells more."""
+    """Data set: glyphs (letters of many scripts, nothing to download), omniglot (handwriting), omniglot-alphabets (the
+    same, whole alphabets held out), drawings (glyphs and omniglot), cifar-fs, fc100 (small photographs), mini-imagenet,
+    tiered-imagenet (photographs, not downloaded), folder (your own pictures, with --data-dir), or package.module:name
+    of your own task source. metagrad data list tells more."""
     tasks: str | None = arg(None, metavar="SOURCE")
     """Another way to give DATASET: --tasks package.module:name. A whole number means --tasks-per-step."""
     task_set: int | None = None

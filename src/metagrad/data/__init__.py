@@ -44,6 +44,9 @@ DATASETS = {
     "omniglot": About(
         about="1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)", strokes=True
     ),
+    "omniglot-alphabets": About(
+        about="the same by alphabets: 25 / 5 / 20, no alphabet in two splits; the same download", strokes=True
+    ),
     "drawings": About(about="glyphs and omniglot together, in fonts and by hand; omniglot's download", strokes=True),
     "cifar-fs": About(
         about="CIFAR-100's classes at random: 64 / 16 / 20, 600 photographs each, 32x32; 161 MB download"
@@ -76,8 +79,8 @@ def load(
     Parameters
     ----------
     name:
-        ``"glyphs"``, ``"omniglot"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``,
-        ``"tiered-imagenet"`` or ``"folder"``.
+        ``"glyphs"``, ``"omniglot"``, ``"omniglot-alphabets"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``,
+        ``"mini-imagenet"``, ``"tiered-imagenet"`` or ``"folder"``.
     data_dir:
         folder with the original files; ``None`` means METAGRAD_DATA, else a download. Glyphs needs none. For
         ``"folder"``, the folder or zip of class folders itself.
@@ -106,6 +109,10 @@ def load(
         from metagrad.data import omniglot
 
         return omniglot.load(data_dir=data_dir, anew=anew, progress=progress)
+    if name == "omniglot-alphabets":
+        from metagrad.data import omniglot_alphabets
+
+        return omniglot_alphabets.load(data_dir=data_dir, anew=anew, progress=progress)
     if name == "drawings":
         from metagrad.data import drawings
 

@@ -28,8 +28,8 @@ class Episodes:
     Parameters
     ----------
     dataset:
-        ``"glyphs"``, ``"omniglot"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``, ``"mini-imagenet"``,
-        ``"tiered-imagenet"``, or ``"folder"``: pictures of your own.
+        ``"glyphs"``, ``"omniglot"``, ``"omniglot-alphabets"``, ``"drawings"``, ``"cifar-fs"``, ``"fc100"``,
+        ``"mini-imagenet"``, ``"tiered-imagenet"``, or ``"folder"``: pictures of your own.
     ways:
         classes a task; chance is 1 / ways.
     shots:

@@ -132,3 +132,21 @@ class HeadsProtocol:
     """Number of test tasks at the end."""
     seed: int = 0
     """Seed of weights and tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChallengeProtocol:
+    """One-shot classification within alphabets of Omniglot, after training on the background alphabets."""
+
+    runs: int = 20
+    """Runs of 20 characters drawn from each of the 20 evaluation alphabets."""
+    meta_steps: int = 4000
+    """Meta-steps of the training, one task each."""
+    train_ways: int = 60
+    """Classes of a training task."""
+    filters: int = 64
+    """Width of the network of four convolutions with pooling."""
+    variation: float = 1.0
+    """How far training images are varied: shifts, turns, slants, thickness."""
+    seed: int = 0
+    """Seed of weights, tasks and runs."""
