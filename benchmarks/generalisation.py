@@ -41,6 +41,7 @@ from metagrad.implicit import CG, GradientDescent, Implicit
 from metagrad.seeds import Seeds
 
 BASE = IMAML(lam=2.0, solver=GradientDescent(lr=0.1, max_steps=16))
+_LAST_NORM = ("body.10.weight", "body.10.bias")
 LONG = Implicit(linear_solver=CG(max_steps=30), curvature="gauss_newton")
 
 
@@ -57,10 +58,15 @@ class Variant:
     optimizer: str = "Adam"
     noise: bool = False  # each gradient with a sign drawn anew: steps as long, in no direction
     frozen: Callable[[str], bool] = lambda name: False
+    unscaled: bool = False  # features as ProtoNet without a scale has them: shorter by the root of the learned one
 
 
 VARIANTS = {
     "base": Variant(),
+    "unscaled": Variant(unscaled=True),
+    "unscaled-60-way": Variant(unscaled=True, method=replace(BASE, start="shared"), ways=60, tasks=2, queries=4),
+    "unscaled-first-order": Variant(unscaled=True, method=FOMAML(inner_lr=0.1, inner_steps=16)),
+    "unscaled-noise": Variant(unscaled=True, noise=True),
     "shared-row": Variant(method=replace(BASE, start="shared")),
     "prototypes": Variant(method=replace(BASE, start="prototypes")),
     "head-adapts": Variant(method=replace(BASE, adapts="head.*")),
@@ -88,6 +94,10 @@ def begun(variant: Variant, body: dict[str, Tensor], model: nn.Module) -> dict[s
     for name, leaf in theta.items():
         value = body.get(name, torch.zeros_like(leaf) if name.startswith(("head.", ".start/")) else leaf)
         theta[name] = value.detach().clone().requires_grad_()
+    if variant.unscaled:
+        with torch.no_grad():
+            for name in _LAST_NORM:
+                theta[name] *= (body[".log_scale"] / 2).exp()
     return theta
 
 

@@ -43,6 +43,8 @@ FIGURE_HOMES = {
     "meta-gradient-error": "reproduce:MetaGradientError",
     "memory-compute": "reproduce_memory:MemoryCompute",
     "memory-reduced": "reproduce_heads:MemoryReducedTable",
+    "omniglot": "reproduce_omniglot:Omniglot",
+    "omniglot-table": "reproduce_omniglot:OmniglotTable",
     "omniglot-challenge": "reproduce_challenge:OmniglotChallenge",
     "convergence": "reproduce_convergence:Convergence",
 }

@@ -150,3 +150,32 @@ class ChallengeProtocol:
     """How far training images are varied: shifts, turns, slants, thickness."""
     seed: int = 0
     """Seed of weights, tasks and runs."""
+
+
+OmniglotMethod = Literal["imaml", "imaml-hessian-free", "maml", "fomaml", "reptile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OmniglotProtocol:
+    """The table of Omniglot in two stages: features by ProtoNet on tasks of many classes, then each method."""
+
+    filters: int = 64
+    """Width of the network of four convolutions with pooling."""
+    body_steps: int = 4000
+    """Meta-steps of the first stage, one task each."""
+    body_ways: int = 60
+    """Classes of a task of the first stage."""
+    body_queries: int = 4
+    """Query images of each class in the first stage."""
+    body_lr: float = 3e-3
+    """Outer step size of the first stage."""
+    steps: int = 200
+    """Meta-steps of the second stage."""
+    tasks: int = 4
+    """Tasks of a meta-step of the second stage."""
+    train_ways: int | None = 20
+    """Classes of a training task of the second stage."""
+    lr: float = 1e-4
+    """Outer step size of the second stage."""
+    test_tasks: int = 600
+    """Number of test tasks of each cell."""

@@ -1,0 +1,83 @@
+"""The table of Omniglot in two stages: a queue of runs that goes on where it stopped."""
+
+import csv
+
+import pytest
+from strokes import dataset
+
+from metagrad import data
+from metagrad.cli.main import main
+from metagrad.experiment.run import Run
+from metagrad.recipes.omniglot import METHODS, Cell, body, row, stage
+from metagrad.recipes.protocols import OmniglotProtocol
+
+WORDS = ["--filters", "2", "--body-steps", "1", "--body-ways", "6", "--body-queries", "2", "--steps", "1",
+         "--tasks", "1", "--train-ways", "6", "--test-tasks", "4"]  # fmt: skip
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda *args, **options: small())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "omniglot"
+
+
+def small():
+    """Give drawings with as many images a class as Omniglot has."""
+    import dataclasses
+
+    import torch
+
+    def more(classes):
+        rows = torch.arange(len(classes.images)).view(-1, 8).repeat(1, 3)[:, :20].flatten()
+        return dataclasses.replace(
+            classes, data=classes.images[rows], counts=torch.full_like(classes.counts, 20), first=torch.empty(0).long()
+        )
+
+    whole = dataset()
+    return dataclasses.replace(whole, **{which: more(getattr(whole, which)) for which in ("train", "val", "test")})
+
+
+def said(capsys, *words, code=0):
+    capsys.readouterr()
+    assert main(["reproduce", *words]) == code
+    found = capsys.readouterr()
+    return " ".join((found.err if code == 2 else found.out).split())
+
+
+def test_one_cell_is_trained_in_two_stages_and_told_beside_the_paper(out, capsys):
+    text = said(capsys, "omniglot", *WORDS)
+    assert "99.16 ±" in text
+    assert {folder.name for folder in out.iterdir()} == {"body-0", "imaml-5way-1shot-0", "omniglot.csv"}
+    (line,) = csv.DictReader((out / "omniglot.csv").open())
+    assert float(line["accuracy"]) == Run.open(out / "imaml-5way-1shot-0").read_measured("result.json", None)["value"]
+    assert str(out.name) in Run.open(out / "imaml-5way-1shot-0").record["init"]
+    before = (out / "body-0" / "metrics.jsonl").read_bytes()
+    again = said(capsys, "omniglot-table", *WORDS, "--hours", "1e-9", "--out", str(out))
+    assert again.count("not measured yet") == 1
+    assert "imaml-5way-1shot-0," not in again.partition("not measured yet: ")[2]
+    assert (out / "body-0" / "metrics.jsonl").read_bytes() == before, "what is done is not done again"
+    assert "holds a run of other settings" in said(capsys, "omniglot", *WORDS, "--lr", "0.5", code=2)
+
+
+def test_a_table_with_gaps_names_them(out, capsys):
+    cells = ["--cells", "maml-5way-1shot", "fomaml-5way-1shot"]
+    text = said(capsys, "omniglot-table", *WORDS, *cells, "--hours", "1e-9", "--out", str(out))
+    assert "not measured yet: maml-5way-1shot-0, fomaml-5way-1shot-0; the same command goes on" in text
+
+
+def test_what_is_no_cell_is_refused(out, capsys):
+    assert "no cell is called 'imaml-5-way'" in said(capsys, "omniglot", "--cells", "imaml-5-way", code=2)
+    assert "--hours must be positive" in said(capsys, "omniglot", "--hours", "0", code=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_an_experiment(method):
+    made = stage(OmniglotProtocol(), Cell(method, 20, 5, 1))
+    assert (made.tasks.ways, made.tasks.shots, made.seed) == (20, 5, 1)
+    assert body(OmniglotProtocol(), 1).tasks.train_ways == 60
+
+
+def test_a_row_of_runs_that_are_not_there_is_empty(tmp_path):
+    found = row(Cell("imaml", 5, 1, 0), tmp_path / "body", tmp_path / "stage")
+    assert (found.accuracy, found.cpu_seconds, found.reached) == (None, 0.0, (None, None, None))
