@@ -12,7 +12,7 @@ from metagrad.recipes.omniglot import METHODS, Cell, body, row, stage
 from metagrad.recipes.protocols import OmniglotProtocol
 
 WORDS = ["--filters", "2", "--body-steps", "1", "--body-ways", "6", "--body-queries", "2", "--steps", "1",
-         "--tasks", "1", "--train-ways", "6", "--test-tasks", "4"]  # fmt: skip
+         "--tasks", "1", "--train-ways", "6", "--val-tasks", "4", "--test-tasks", "4"]  # fmt: skip
 
 
 @pytest.fixture

@@ -69,6 +69,8 @@ class OmniglotTable:
     """Outer step size of the first stage."""
     filters: int = arg(_DEFAULT.filters, least=1)
     """Width of the network of four convolutions with pooling."""
+    val_tasks: int = arg(_DEFAULT.val_tasks, least=2)
+    """Number of validation tasks."""
     test_tasks: int = arg(_DEFAULT.test_tasks, least=2)
     """Number of test tasks of each cell."""
     data_dir: Path | None = arg(None, metavar="DIR")

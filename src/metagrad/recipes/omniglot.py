@@ -79,7 +79,13 @@ def body(protocol: OmniglotProtocol, seed: int) -> Experiment:
         network=Conv4Config(filters=protocol.filters, pooling=True),
         method=ProtoNet(scale=0.1),
         outer=Outer(lr=protocol.body_lr),
-        budget=Budget(meta_steps=protocol.body_steps, tasks_per_step=1, test_tasks=0),
+        budget=Budget(
+            meta_steps=protocol.body_steps,
+            tasks_per_step=1,
+            val_every=max(1, protocol.body_steps // 8),
+            val_tasks=protocol.val_tasks,
+            test_tasks=0,
+        ),
         seed=seed,
     )
 
@@ -92,7 +98,13 @@ def stage(protocol: OmniglotProtocol, cell: Cell) -> Experiment:
         network=Conv4Config(filters=protocol.filters, pooling=True),
         method=method,
         outer=Outer(lr=protocol.lr),
-        budget=Budget(meta_steps=protocol.steps, tasks_per_step=protocol.tasks, test_tasks=protocol.test_tasks),
+        budget=Budget(
+            meta_steps=protocol.steps,
+            tasks_per_step=protocol.tasks,
+            val_every=max(1, protocol.steps // 3),
+            val_tasks=protocol.val_tasks,
+            test_tasks=protocol.test_tasks,
+        ),
         seed=cell.seed,
     )
 

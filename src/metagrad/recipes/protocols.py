@@ -169,7 +169,7 @@ class OmniglotProtocol:
     """Query images of each class in the first stage."""
     body_lr: float = 3e-3
     """Outer step size of the first stage."""
-    steps: int = 200
+    steps: int = 60
     """Meta-steps of the second stage."""
     tasks: int = 4
     """Tasks of a meta-step of the second stage."""
@@ -177,5 +177,7 @@ class OmniglotProtocol:
     """Classes of a training task of the second stage."""
     lr: float = 1e-4
     """Outer step size of the second stage."""
+    val_tasks: int = 300
+    """Number of validation tasks."""
     test_tasks: int = 600
     """Number of test tasks of each cell."""
