@@ -172,7 +172,9 @@ def judged(logits: Callable[[Tasks], Tensor], source: EpisodeSampler) -> np.ndar
 # --- table --------------------------------------------------------------------------------------------------
 
 
-def cells(features: FeatureDataset, out: Path, seeds: int) -> dict[str, list[dict[str, np.ndarray]]]:
+def cells(
+    features: FeatureDataset, out: Path, methods: list[str], seeds: int
+) -> dict[str, list[dict[str, np.ndarray]]]:
     """Return the accuracies by task of every reference and method, {name: [of a seed {shots: (tasks,)}]}."""
     tests = {str(shots): sampler(features.test, shots, 15) for shots in (1, 5)}
     references = {
@@ -186,7 +188,7 @@ def cells(features: FeatureDataset, out: Path, seeds: int) -> dict[str, list[dic
         if not here.exists():
             np.savez_compressed(here, **{shots: judged(logits, source) for shots, source in tests.items()})
         found[name] = [dict(np.load(here))]
-    for name, method in METHODS.items():
+    for name, method in ((name, METHODS[name]) for name in methods):
         for seed in range(seeds):
             here = out / f"{_plain(name)}-{seed}.npz"
             if not here.exists():
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where accuracies by task are kept")
     parser.add_argument("--only", nargs="*", default=[*DATA], choices=[*DATA], help="data sets")
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[*METHODS])
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -255,7 +258,7 @@ def main() -> None:
     for name in options.only:
         out = options.out / name
         out.mkdir(parents=True, exist_ok=True)
-        results[name] = cells(loaded(name, options.data), out, options.seeds)
+        results[name] = cells(loaded(name, options.data), out, options.methods, options.seeds)
     for name, found in results.items():
         table(name, found)
 

@@ -349,11 +349,15 @@ def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path)
     assert "begins at" in first
     assert "12 of 14 tensors" in first
     assert second == "  begun anew: head.weight (not there), head.bias (not there)"
+    lines = Run.open(tmp_path / "run").metrics()
+    assert next(line for line in lines if "val_accuracy" in line)["step"] == 0, "nothing worse is kept"
     asked = iter(range(100))
     train(experiment, tmp_path / "parts", init=tmp_path / "many", stop=lambda: next(asked) == 0)
     train(experiment, tmp_path / "parts", resume=True)
     one, other = (Run.open(tmp_path / which).load("last").tensors for which in ("run", "parts"))
     assert all(torch.equal(leaf, other[key]) for key, leaf in one.items())
+    scores = [Run.open(tmp_path / which).load("best").facts["best_score"] for which in ("run", "parts")]
+    assert scores[0] == scores[1]
     wrong = Experiment(tasks=Episodes("glyphs"), method=IMAML(), network=MLPConfig(hidden=(5,)), budget=SHORT)
     with pytest.raises(MetagradError, match=r"no weight of .* fits this network"):
         train(wrong, tmp_path / "wrong", init=tmp_path / "many")

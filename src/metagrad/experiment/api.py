@@ -57,7 +57,8 @@ def train(
         such directory, begin. The experiment may ask for more meta-steps than before.
     init:
         initial weights: a run directory (its best), also of another method or other ways; a model file; or a
-        ``state_dict`` in safetensors. The first :class:`Event` says which are copied, begun anew and left out.
+        ``state_dict`` in safetensors. The first :class:`Event` says which are copied, begun anew and left out. They are
+        validated before the first meta-step, so what the run keeps is no worse.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:

@@ -102,6 +102,8 @@ def train_run(
     timed = FirstSteps(
         experiment, state.step, lambda count: _validate(method, model, state.judged, sources, run, ALONE, tasks=count)
     )
+    if state.step == 0 and run.record.get("init") is not None:  # what is kept is no worse than what it began at
+        _keep_best(run, sources, state, _validate(method, model, state.judged, sources, run, ranks), report, ranks)
     good: tuple[State, int] | None = None  # the last state with a finite gradient, and the size of metrics.jsonl then
     chunk: Chunks | int | Literal["auto"] = experiment.compute.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
@@ -224,7 +226,8 @@ def _keep_best(
     line = {"step": state.step, name: validation.score, "val_ci95": validation.ci95, "val_loss": validation.loss}
     run.append("metrics.jsonl", line)
     report(Event(state.step, run.experiment.meta_steps, line, state.judged))
-    warn_dead(sources.outputs, state.progress, validation, ranks)
+    if state.step:
+        warn_dead(sources.outputs, state.progress, validation, ranks)
     best = state.progress["best_score"]
     score = validation.score if validation.metric == "accuracy" else -validation.loss
     if best is None or score > best:
