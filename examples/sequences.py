@@ -123,7 +123,7 @@ def main(meta_steps: int = 120, tasks: int = 8, shots: int = 3, features: int = 
     generator = torch.Generator().manual_seed(seed)
     model = network(features, generator)
     # Newton's method, as the gradient is that of the solution: twenty short steps of descent are far from it, and learn
-    # more slowly (RESULTS.md).
+    # more slowly (docs/results-diary.md).
     method = MemoryReduced(head="7.*", solver=HessianFree(max_steps=5, cg_steps=10))
     theta = method.init(model)
     test = draw(200, shots, 5, torch.Generator().manual_seed(seed + 1))

@@ -40,7 +40,7 @@ _PRETRAINED = re.compile(r"efficientnet-lite.*|(timm|torchvision|hf):.+|[A-Za-z_
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
 _UNREAD = 224  # pixels a side of pictures, where none are read
 _ANY_WAYS = 2  # weights of a head that was never trained serve any number of classes
-# Logistic regression on features of unit length, C = 10 at 25 pictures: chosen in RESULTS.md.
+# Logistic regression on features of unit length, C = 10 at 25 pictures: chosen in docs/results-diary.md.
 ON_FEATURES = MemoryReduced(l2=1e-2)
 
 

@@ -192,7 +192,7 @@ class FitImages(nn.Module):
 
 
 def _centre() -> Tensor:
-    """Return 0.8 of the mean of features of length one, of photographs of 120 classes of Tiny-ImageNet (RESULTS.md)."""
+    """Return 0.8 of the mean of features of length one, of 120 classes of Tiny-ImageNet (docs/results-diary.md)."""
     path = Path(backbones.__file__).parent / "efficientnet-lite0-centre.safetensors"
     return load_file(path)["centre"].to(torch.empty(0).device)  # which may be meta, where shapes alone are wanted
 

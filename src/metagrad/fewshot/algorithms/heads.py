@@ -288,7 +288,8 @@ class MemoryReduced(FromFixedHead):
     ----------
     solver:
         how a task is solved. The default is 3 steps of Newton's method: the gradient is that of a solution, and the
-        published 20 steps of descent of size 0.1 end far from one; features then grow until they die (RESULTS.md).
+        published 20 steps of descent of size 0.1 end far from one; features then grow until they die
+        (docs/results-diary.md).
     adjoint:
         how the solution is differentiated. The default is 20 steps of conjugate gradients.
     l2, start, head, features:
