@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 _DEFAULT = OmniglotProtocol()
 _SIZES = ("5way-1shot", "5way-5shot", "20way-1shot", "20way-5shot")
 _CELLS = tuple(f"{method}-{size}" for method in get_args(OmniglotMethod) for size in _SIZES)
+_SHORT = {
+    "imaml": "iMAML",
+    "imaml-hessian-free": "iMAML HF",
+    "maml": "MAML",
+    "fomaml": "FOMAML",
+    "reptile": "Reptile",
+}
 _IN_PAPER = {
     "imaml": "iMAML, descent",
     "imaml-hessian-free": "iMAML, Hessian-free",
@@ -159,12 +166,15 @@ class _Progress:
 
 
 def _table(rows: Sequence[CellRow]) -> Table:
-    """Return a line for each cell: means over seeds, with the spread of seeds where there are several."""
+    """Return a line for each cell: means over seeds, with the spread of seeds where there are several.
+
+    The last column is the processor minutes from nothing until validation reached so many percent, of the slowest seed.
+    """
     from metagrad.recipes.omniglot import REACHED
     from metagrad.report.page import published
 
-    times = [f"CPU min to {level:.0%}" for level in REACHED]
-    lines = table("Omniglot, % on test classes", "ours", "published", "seeds", "validation", "CPU min", *times)
+    to = " / ".join(f"{100 * level:.0f}" for level in REACHED)
+    lines = table("test, %", "ours", "paper", "seeds", "val", "CPU min", f"to {to}")
     cells: dict[tuple[str, int, int], list[CellRow]] = {}
     for row in rows:
         cells.setdefault((row.method, row.ways, row.shots), []).append(row)
@@ -177,13 +187,13 @@ def _table(rows: Sequence[CellRow]) -> Table:
             ours = f"{statistics.mean(done):.2f} ± {error:.2f}"
         checked = [100 * row.val_accuracy for row in mine if row.val_accuracy is not None]
         lines.add_row(
-            f"{method}, {ways}-way {shots}-shot",
+            f"{_SHORT[method]} {ways}w {shots}s",
             ours,
             published("omniglot", ways, shots).get(_IN_PAPER[method], "–"),
             f"{len(done)}",
             f"{statistics.mean(checked):.1f}" if checked else "–",
             f"{statistics.mean(row.cpu_seconds for row in mine) / 60:.0f}",
-            *(_minutes([row.reached[place] for row in mine]) for place in range(len(REACHED))),
+            " / ".join(_minutes([row.reached[place] for row in mine]) for place in range(len(REACHED))),
         )
     return lines
 
