@@ -25,6 +25,7 @@ from metagrad.experiment.pretrained import extractor_of, feature_shape
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build, choose_device, open_sources
 from metagrad.experiment.sources import Sources, open_tasks
+from metagrad.experiment.whitening import require_layer
 from metagrad.fewshot import Algorithm, evaluate, meta_gradient, warm_meta_gradient
 from metagrad.fewshot.algorithms.base import HasInner
 from metagrad.named_code import name_of
@@ -213,6 +214,7 @@ def require_fit(experiment: Experiment, sources: Sources, init: Weights | None =
     MetagradError
         saying what does not fit.
     """
+    require_layer(experiment.network, sources)
     method, model = build(experiment, sources.inputs, sources.outputs)
     model = model.to(sources.device)
     theta = method.init(model)

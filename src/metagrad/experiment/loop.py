@@ -25,6 +25,7 @@ from metagrad.experiment.precision import precision_context
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
+from metagrad.experiment.whitening import begin_layer
 from metagrad.fewshot import Algorithm, Evaluation, evaluate, meta_gradient
 from metagrad.fewshot.algorithms import summary
 from metagrad.fewshot.chunks import Chunks
@@ -167,7 +168,10 @@ def _begin(
         checkpoint = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
     method, model = build_for(run, sources)
     generator = run.seeds.generator("tasks", sources.draws_on)
-    state = OuterState(experiment, method.init(model), generator, sources.fixed)
+    theta = method.init(model)
+    if checkpoint is None:
+        begin_layer(experiment.network, sources, theta)
+    state = OuterState(experiment, theta, generator, sources.fixed)
     if checkpoint is not None:
         state.restore(checkpoint, run.seeds.generator("moved", sources.draws_on, checkpoint.facts["step"]))
     if resume:

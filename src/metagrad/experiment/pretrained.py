@@ -20,6 +20,7 @@ from metagrad.fewshot.backbones import Backbone, open_backbone
 from metagrad.fewshot.norms import Diagonal, UnitLength
 
 Body = Literal["nothing", "diagonal", "linear", "last-block", "all"]
+Layer = Literal["identity", "whitening"]
 _CENTRED = "efficientnet-lite0"
 _PACKAGES = ("timm", "torchvision", "hf")
 _BODIES = ("nothing", "diagonal", "linear", "last-block", "all")
@@ -44,6 +45,9 @@ class Pretrained:
     centred:
         Subtract the mean feature of photographs, which comes with metagrad for efficientnet-lite0, before features
         are brought to one length. Only for photographs, with body ``"nothing"``.
+    layer:
+        With body ``"linear"``, what the layer begins as: ``"identity"``, or ``"whitening"``, which makes the covariance
+        of features within the training classes the identity, computed once before the first meta-step.
     weights:
         safetensors file with a ``state_dict`` to read in place of the package's own weights.
 
@@ -63,6 +67,7 @@ class Pretrained:
     body: Body = field(default="nothing", kw_only=True)
     scale: float = field(default=4.0, kw_only=True)
     centred: bool = field(default=False, kw_only=True)
+    layer: Layer = field(default="identity", kw_only=True)
     weights: str | None = field(default=None, kw_only=True)
 
     # Found on validation tasks of 16 CIFAR-100 classes, 64 others of 20 pictures to learn from, 5-way 1-shot: 300 steps
@@ -74,6 +79,10 @@ class Pretrained:
     def __post_init__(self) -> None:
         if self.body not in _BODIES:
             raise MetagradError(f"body is one of {', '.join(_BODIES)}, got {self.body!r}")
+        if self.layer not in ("identity", "whitening"):
+            raise MetagradError(f"layer is one of identity, whitening, got {self.layer!r}")
+        if self.layer == "whitening" and self.body != "linear":
+            raise MetagradError(f"layer whitening is for body linear, not {self.body}: leave it out")
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < 1e6:
             raise MetagradError(f"scale must be positive and finite, got {self.scale!r}")
         if self.centred and (self.body != "nothing" or self.name != _CENTRED or self.weights is not None):
