@@ -57,7 +57,6 @@ def whitening(classes: Classes) -> Tensor:
     --------
     >>> import torch
     >>> from metagrad.data import Classes
-    from metagrad.data.features import FeatureDataset
     >>> features = torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]])
     >>> whitening(Classes.from_arrays(features, torch.tensor([0, 0, 1, 1]))).round(decimals=2).abs().tolist()
     [[1.0, 0.0], [0.0, 1.0]]
