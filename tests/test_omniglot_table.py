@@ -54,9 +54,9 @@ def test_one_cell_is_trained_in_two_stages_and_told_beside_the_paper(out, capsys
     assert float(line["accuracy"]) == pytest.approx(result["value"], abs=1e-6)
     assert str(out.name) in Run.open(out / "imaml-5way-1shot-0").record["init"]
     before = (out / "body-0" / "metrics.jsonl").read_bytes()
-    again = said(capsys, "omniglot-table", *WORDS, "--hours", "1e-9", "--out", str(out))
-    assert again.count("not measured yet") == 1
-    assert "imaml-5way-1shot-0," not in again.partition("not measured yet: ")[2]
+    both = ["--cells", "imaml-5way-1shot", "maml-5way-1shot", "--hours", "1e-9"]
+    again = said(capsys, "omniglot-table", *WORDS, *both, "--out", str(out))
+    assert "not measured yet: maml-5way-1shot-0; the same command goes on" in again
     assert (out / "body-0" / "metrics.jsonl").read_bytes() == before, "what is done is not done again"
     assert "holds a run of other settings" in said(capsys, "omniglot", *WORDS, "--lr", "0.5", code=2)
 
@@ -70,6 +70,9 @@ def test_a_table_with_gaps_names_them(out, capsys):
 def test_what_is_no_cell_is_refused(out, capsys):
     assert "no cell is called 'imaml-5-way'" in said(capsys, "omniglot", "--cells", "imaml-5-way", code=2)
     assert "--hours must be positive" in said(capsys, "omniglot", "--hours", "0", code=2)
+    many = said(capsys, "omniglot", *WORDS, "--train-ways", "2000", code=2)
+    assert "a task of 2000 ways is more than the 9 classes for training" in many
+    assert not any(out.iterdir()), "told before the features are trained"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from metagrad import data
 from metagrad.errors import MetagradError
 from metagrad.experiment import Budget, Conv4Config, Episodes, Experiment, Outer
 from metagrad.experiment.api import train
@@ -130,11 +131,14 @@ def trained(
     Raises
     ------
     MetagradError
-        if ``out`` holds a run of other settings.
+        if ``out`` holds a run of other settings, or a task has more ways than there are classes.
     """
+    dataset = data.load("omniglot", data_dir=data_dir)
     for cell in cells:  # before hours of work
-        _require_same(out / cell.name, stage(protocol, cell))
-        _require_same(out / f"body-{cell.seed}", body(protocol, cell.seed))
+        wanted = {out / f"body-{cell.seed}": body(protocol, cell.seed), out / cell.name: stage(protocol, cell)}
+        for folder, experiment in wanted.items():
+            _require_same(folder, experiment)
+            experiment.tasks.of(dataset)  # refuses more ways than there are classes
     for cell in cells:
         first, second = out / f"body-{cell.seed}", out / cell.name
         stages = ((first, body(protocol, cell.seed), None), (second, stage(protocol, cell), first))
