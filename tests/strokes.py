@@ -1,6 +1,7 @@
 """Drawings of random strokes: new classes whenever a seed is new."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,3 +30,14 @@ def dataset():
         return ImageClasses(images, torch.full((count,), 8), tuple(f"{prefix}{i}" for i in range(count)))
 
     return Dataset("omniglot", classes("a", 9, 0), classes("b", 8, 1), classes("c", 6, 2), True, "toy", "digest0")
+
+
+def twenty():
+    """Return :func:`dataset` with 20 images a class, as Omniglot has: some are there twice or thrice."""
+
+    def more(classes):
+        rows = torch.arange(len(classes.images)).view(-1, 8).repeat(1, 3)[:, :20].flatten()
+        return ImageClasses(classes.images[rows], torch.full_like(classes.counts, 20), classes.names)
+
+    whole = dataset()
+    return replace(whole, **{which: more(getattr(whole, which)) for which in ("train", "val", "test")})

@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from strokes import dataset
+from strokes import twenty
 
 from metagrad import data
 from metagrad.cli.main import main
@@ -17,25 +17,9 @@ WORDS = ["--filters", "2", "--body-steps", "1", "--body-ways", "6", "--body-quer
 
 @pytest.fixture
 def out(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda *args, **options: small())
+    monkeypatch.setattr(data, "load", lambda *args, **options: twenty())
     monkeypatch.chdir(tmp_path)
     return tmp_path / "omniglot"
-
-
-def small():
-    """Give drawings with as many images a class as Omniglot has."""
-    import dataclasses
-
-    import torch
-
-    def more(classes):
-        rows = torch.arange(len(classes.images)).view(-1, 8).repeat(1, 3)[:, :20].flatten()
-        return dataclasses.replace(
-            classes, data=classes.images[rows], counts=torch.full_like(classes.counts, 20), first=torch.empty(0).long()
-        )
-
-    whole = dataset()
-    return dataclasses.replace(whole, **{which: more(getattr(whole, which)) for which in ("train", "val", "test")})
 
 
 def said(capsys, *words, code=0):

@@ -43,6 +43,7 @@ FIGURE_HOMES = {
     "meta-gradient-error": "reproduce:MetaGradientError",
     "memory-compute": "reproduce_memory:MemoryCompute",
     "memory-reduced": "reproduce_heads:MemoryReducedTable",
+    "cifar-table": "reproduce_cifar:CifarTable",
     "omniglot": "reproduce_omniglot:Omniglot",
     "omniglot-table": "reproduce_omniglot:OmniglotTable",
     "omniglot-challenge": "reproduce_challenge:OmniglotChallenge",

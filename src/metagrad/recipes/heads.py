@@ -45,6 +45,56 @@ class HeadsRow:
 
 
 @dataclass(frozen=True)
+class HeadsCell:
+    """What a method reached with one seed, as far as it has run."""
+
+    dataset: str
+    method: str
+    seed: int
+    accuracy: float | None
+    """Accuracy on test classes, a fraction; ``None``: not measured yet."""
+    per_task: tuple[float, ...]
+    """The accuracy of each test task."""
+    meta_steps: int
+    cpu_seconds: float
+    """Processor time of training and validation."""
+
+    @classmethod
+    def of(cls, folder: Path, dataset: str, method: str, seed: int) -> HeadsCell:
+        """Read it from its run."""
+        if not (folder / "config.json").exists():
+            return cls(dataset, method, seed, None, (), 0, 0.0)
+        run = Run.open(folder)
+        facts: dict[str, Any] = run.load("last").facts if run.has("last") else {"step": 0, "cpu_seconds": 0.0}
+        result = run.read_measured("result.json", None) or {"value": None, "per_task": ()}
+        return cls(
+            dataset,
+            method,
+            seed,
+            result["value"],
+            tuple(result["per_task"]),
+            facts["step"],
+            facts["cpu_seconds"],
+        )
+
+    def plain(self) -> PlainCell:
+        """Return it without the tasks, which the run's ``result.json`` keeps."""
+        return PlainCell(self.dataset, self.method, self.seed, self.accuracy, self.meta_steps, self.cpu_seconds)
+
+
+@dataclass(frozen=True)
+class PlainCell:
+    """A :class:`HeadsCell` as a row of a table."""
+
+    dataset: str
+    method: str
+    seed: int
+    accuracy: float | None
+    meta_steps: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class CurveRow:
     """A validation: accuracy after so many seconds, of the clock and of the processor."""
 

@@ -1,0 +1,143 @@
+"""``metagrad reproduce cifar-table``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from metagrad.cli import allocator
+from metagrad.cli.arguments import arg
+from metagrad.cli.figures import make_folder, save_rows, table
+from metagrad.errors import MetagradError
+from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from metagrad.experiment.loop import Event
+    from metagrad.recipes.heads import HeadsCell
+
+_DEFAULT = HeadsProtocol()
+
+
+@dataclass(frozen=True)
+class CifarTable:
+    """Train MAML, ANIL, ITD-BiO and memory-reduced on CIFAR-FS and FC100 with several seeds, and say which one wins.
+
+    Methods are compared task by task. Every cell is a run in --out: after Ctrl-C, or when --hours are over, the same
+    command goes on. What is not there yet is printed as a gap.
+    """
+
+    out: Path = arg(Path("cifar-table"), metavar="DIR")
+    """Folder for the runs and the table."""
+    datasets: tuple[Literal["cifar-fs", "fc100"], ...] = ("cifar-fs", "fc100")
+    """Data sets."""
+    methods: tuple[HeadMethod, ...] = ("memory-reduced", "maml", "anil", "itd-bio")
+    """Methods; each is compared with the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each trains every method anew, on tasks that the methods share."""
+    hours: float | None = None
+    """Stop after so many hours. Default: when all is done."""
+    minutes: float = _DEFAULT.minutes
+    """Minutes of processor time for each training."""
+    shots: int = arg(_DEFAULT.shots, least=1)
+    """Support images of each class."""
+    tasks: int = arg(_DEFAULT.tasks, least=1)
+    """Tasks of each meta-step."""
+    filters: int = arg(_DEFAULT.filters, least=1)
+    """Width of the network of four convolutions with pooling."""
+    outer_lr: float = _DEFAULT.outer_lr
+    """Constant step size of Adam."""
+    test_tasks: int = arg(_DEFAULT.test_tasks, least=2)
+    """Number of test tasks of each cell."""
+    data_dir: Path | None = arg(None, metavar="DIR")
+    """Folder with CIFAR-100's archive. Default: METAGRAD_DATA, else it is downloaded."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        for name in ("minutes", "hours"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 10**5:
+                raise MetagradError(f"--{name} must be positive, got {value}")
+        make_folder(self.out)
+        allocator.keep_memory()
+        from metagrad import data
+        from metagrad.cli.interrupt import Interrupt
+        from metagrad.cli.progress import Screen, data_progress
+        from metagrad.recipes.heads import HeadsCell, run_method
+        from metagrad.recipes.omniglot import until
+
+        screen = Screen()
+        base = HeadsProtocol(
+            minutes=self.minutes,
+            shots=self.shots,
+            tasks=self.tasks,
+            filters=self.filters,
+            outer_lr=self.outer_lr,
+            test_tasks=self.test_tasks,
+        )
+        cells = []
+        with Interrupt() as pressed:
+            stop = pressed if self.hours is None else until(3600 * self.hours, pressed)
+            for dataset in self.datasets:
+                loaded = data.load(dataset, data_dir=self.data_dir, progress=data_progress(screen))
+                for seed in self.seeds:
+                    protocol = replace(base, seed=seed)
+                    for method in self.methods:
+                        folder = self.out / f"{dataset}-{method}-{seed}"
+
+                        def report(event: Event, name: str = folder.name) -> None:
+                            if "val_accuracy" in event.line:
+                                score = f"{event.line['val_accuracy']:.1%}"
+                                screen.write_line(f"{name}, meta-step {event.step}: validation {score}")
+
+                        if not stop() and not (folder / "result.json").exists():
+                            run_method(
+                                method, folder, loaded, protocol, command=["metagrad", *words], report=report, stop=stop
+                            )
+                        cells.append(HeadsCell.of(folder, dataset, method, seed))
+        for dataset in self.datasets:
+            screen.print(_table(dataset, [cell for cell in cells if cell.dataset == dataset]))
+        missing = [f"{cell.dataset}-{cell.method}-{cell.seed}" for cell in cells if cell.accuracy is None]
+        if missing:
+            screen.write_line(f"not measured yet: {', '.join(missing)}; the same command goes on")
+        save_rows(screen, self.out, "cifar", [cell.plain() for cell in cells], base)
+        return 130 if pressed() else 0
+
+
+def _table(dataset: str, cells: Sequence[HeadsCell]) -> Table:
+    """Return a line a method: the mean over seeds, and the paired difference to the first method."""
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    lines = table(f"{dataset}, test, %", "accuracy", f"{methods[0]} over it, paired", "seeds", "steps", "CPU s a step")
+    first = {cell.seed: cell for cell in cells if cell.method == methods[0]}
+    for method in methods:
+        mine = [cell for cell in cells if cell.method == method and cell.accuracy is not None]
+        gaps = [
+            [one - other for one, other in zip(first[cell.seed].per_task, cell.per_task, strict=True)]
+            for cell in mine
+            if first[cell.seed].per_task
+        ]
+        lines.add_row(
+            method,
+            _interval([list(cell.per_task) for cell in mine]),
+            "" if method == methods[0] else _interval(gaps, sign="+"),
+            f"{len(mine)}",
+            f"{statistics.mean(cell.meta_steps for cell in mine):.0f}" if mine else "–",
+            f"{statistics.mean(cell.cpu_seconds / max(1, cell.meta_steps) for cell in mine):.2f}" if mine else "–",
+        )
+    return lines
+
+
+def _interval(rows: Sequence[Sequence[float]], sign: str = "") -> str:
+    """Return mean and half width at 95 %, in percent, over the tasks of each seed and, added in squares, over seeds."""
+    if not rows:
+        return "–"
+    means = [statistics.mean(row) for row in rows]
+    square = sum(statistics.variance(row) / len(row) for row in rows) / len(rows) ** 2
+    if len(rows) > 1:
+        square = max(square, statistics.variance(means) / len(rows))
+    return f"{100 * statistics.mean(means):{sign}.2f} ± {196 * math.sqrt(square):.2f}"
