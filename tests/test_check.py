@@ -35,7 +35,7 @@ def test_the_reference_is_the_closed_form():
     assert found.reference_residual.max() <= 1e-9
 
 
-@pytest.mark.parametrize("make", [quadratic, logistic, mlp, conv4])
+@pytest.mark.parametrize("make", [quadratic, logistic, mlp, pytest.param(conv4, marks=pytest.mark.slow)])
 def test_each_cause_is_found_alone(make):
     fine = check(make, TIGHT, EXACT)
     assert fine.error < 1e-6

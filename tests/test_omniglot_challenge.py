@@ -69,7 +69,20 @@ def test_a_run_has_twenty_characters_of_one_alphabet_by_two_people():
 
 def test_the_command_trains_goes_on_and_tests(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *args, **options: by_alphabets(omniglot()))
-    words = ["--meta-steps", "4", "--train-ways", "6", "--filters", "4", "--runs", "2", "--out", str(tmp_path / "out")]
+    words = [
+        "--meta-steps",
+        "4",
+        "--train-ways",
+        "6",
+        "--filters",
+        "4",
+        "--runs",
+        "2",
+        "--val-tasks",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     for _ in range(2):
         assert main(["reproduce", "omniglot-challenge", *words]) == 0
     said = capsys.readouterr().out

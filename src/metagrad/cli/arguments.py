@@ -276,15 +276,19 @@ def _form(hint: Any) -> dict[str, Any] | None:
 
 @functools.cache
 def _texts(command: Any) -> dict[str, str]:
-    """Return the text below each field of a class, as one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        before.target.id: " ".join(after.value.value.split())
-        for before, after in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-    }
+    """Return the text below each field of a class, its own and those it inherits, as one line."""
+    found: dict[str, str] = {}
+    known: list[type] = [one for one in command.__mro__ if dataclasses.is_dataclass(one)]
+    for one in reversed(known):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(tree, ast.ClassDef)
+        found |= {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in zip(tree.body, tree.body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        }
+    return found
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

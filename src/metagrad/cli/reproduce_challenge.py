@@ -43,6 +43,8 @@ class OmniglotChallenge:
     """Width of the network of four convolutions with pooling."""
     variation: float = _DEFAULT.variation
     """How far training images are varied: shifts, turns, slants, thickness (as train --variation)."""
+    val_tasks: int = arg(_DEFAULT.val_tasks, least=2)
+    """Number of validation tasks."""
     seed: int = arg(_DEFAULT.seed, least=0, most=2**62)
     """Seed of weights, tasks and runs."""
     data_dir: Path | None = arg(None, metavar="DIR")

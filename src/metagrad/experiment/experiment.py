@@ -104,7 +104,7 @@ class Budget:
     val_tasks:
         tasks of a validation, the same every time.
     test_tasks:
-        test tasks at the end; 0 leaves them alone and reports validation.
+        test tasks at the end; 0 leaves them alone and reports three times as many validation tasks as ``val_tasks``.
     checkpoint_seconds:
         seconds between checkpoints: a power cut loses at most this much work.
 

@@ -36,7 +36,8 @@ def final_test(
         called with ``{"tested": tasks, "of": tasks in all}``.
     """
     test_tasks = run.experiment.budget.test_tasks
-    split, tasks = ("test", test_tasks) if test_tasks else ("val", 600)
+    # Of validation three times as many tasks as training looked at: 600, unless it was asked for others.
+    split, tasks = ("test", test_tasks) if test_tasks else ("val", 3 * run.experiment.budget.val_tasks)
 
     def tell(done: int, total: int) -> None:
         report({"tested": done, "of": total})

@@ -61,7 +61,7 @@ def experiment(protocol: ChallengeProtocol) -> Experiment:
         network=Conv4Config(filters=protocol.filters, pooling=True),
         method=ProtoNet(scale=0.1),
         outer=Outer(lr=3e-3),
-        budget=Budget(meta_steps=protocol.meta_steps, tasks_per_step=1, test_tasks=0),
+        budget=Budget(meta_steps=protocol.meta_steps, tasks_per_step=1, val_tasks=protocol.val_tasks, test_tasks=0),
         seed=protocol.seed,
     )
 
