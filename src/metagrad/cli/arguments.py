@@ -278,7 +278,7 @@ def _form(hint: Any) -> dict[str, Any] | None:
 def _texts(command: Any) -> dict[str, str]:
     """Return the text below each field of a class, its own and those it inherits, as one line."""
     found: dict[str, str] = {}
-    known: list[type] = [one for one in command.__mro__ if dataclasses.is_dataclass(one)]
+    known: list[Any] = [one for one in command.__mro__ if dataclasses.is_dataclass(one)]
     for one in reversed(known):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(tree, ast.ClassDef)
