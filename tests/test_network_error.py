@@ -9,6 +9,7 @@ from metagrad.recipes.network_error import ACTIVATIONS, ADJOINTS, measure
 from metagrad.recipes.protocols import NetworkProtocol
 
 
+@pytest.mark.slow
 def test_rows_of_a_trained_network(tmp_path):
     with new_run(tmp_path / "run", meta_steps=20) as run:
         train(run, toy())
