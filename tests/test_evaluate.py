@@ -121,3 +121,28 @@ def test_python_takes_the_same_options(runs):
     assert result["protocol"]["disjoint"]
     with pytest.raises(MetagradError, match="learned one row"):
         Run.open(runs[0]).evaluate(tasks=4, ways=4)
+
+
+def test_own_sources_that_draw_other_tasks_are_not_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "from metagrad.fewshot import Sinusoids\ndef few(): return Sinusoids(shots=5, queries=5)\n"
+    (tmp_path / "twosources.py").write_text(f"{text}def more(): return Sinusoids(shots=7, queries=5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("few", "more"):
+        words = [
+            "--network",
+            "mlp",
+            "--method",
+            "maml",
+            "--loss",
+            "squared-error",
+            "--meta-steps",
+            "2",
+            "--tasks-per-step",
+            "2",
+        ]
+        small = ["--val-tasks", "2", "--test-tasks", "2", "--run", name]
+        assert main(["train", f"twosources:{name}", *words, *small]) == 0
+    code = ["--code", "twosources:few", "--code", "twosources:more", "--tasks", "2"]
+    assert "has other tasks than few" in said(capsys, "few", "more", *code, code=2)
+    assert "paired" in said(capsys, "few", "few", *code)

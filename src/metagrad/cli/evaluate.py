@@ -102,6 +102,9 @@ class Evaluate:
         return result
 
 
+_DIFFERS = {"data": "other data", "drawn": "other tasks", "seeds": "another rule of seeds, so other tasks"}
+
+
 def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
     """Refuse to compare runs whose tasks would not be the same ones, before anything is computed."""
     first = runs[0]
@@ -109,8 +112,8 @@ def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
         one, two = _kind(first, asked), _kind(other, asked)
         for name in one:
             if one[name] != two[name]:
-                if name in ("data", "seeds"):
-                    what = "other data" if name == "data" else "an older rule of seeds, so other tasks"
+                if name in _DIFFERS:
+                    what = _DIFFERS[name]
                     raise MetagradError(f"{other.folder} has {what} than {first.folder}: they cannot be compared")
                 raise MetagradError(
                     f"{other.folder} judges with {two[name]} {name}, {first.folder} with {one[name]}: give --{name}"
@@ -119,7 +122,9 @@ def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
 
 def _kind(run: Any, asked: Evaluate) -> dict[str, Any]:
     """Return what decides the tasks that a run is measured on."""
-    kind, episodes = {"data": run.data["digest"], "seeds": run.seeds.rule}, run.episodes
+    # A source of one's own has no digest of its data, only one of what it draws first.
+    kind = {"data": run.data["digest"], "drawn": run.data.get("drawn"), "seeds": run.seeds.rule}
+    episodes = run.episodes
     if episodes is not None:
         kind |= {name: getattr(asked, name) or getattr(episodes, name) for name in ("ways", "shots", "queries")}
     return kind
@@ -127,6 +132,10 @@ def _kind(run: Any, asked: Evaluate) -> dict[str, Any]:
 
 def _difference(folder: Path, result: dict[str, Any], first: Path, reference: dict[str, Any]) -> str:
     """Say how much better a run is than the first, task by task."""
+    if result["metric"] != reference["metric"]:
+        raise MetagradError(
+            f"{folder} is measured by {result['metric']}, {first} by {reference['metric']}: they cannot be compared"
+        )
     pairs = zip(result["per_task"], reference["per_task"], strict=True)
     gaps = [one - other for one, other in pairs]
     mean = sum(gaps) / len(gaps)
