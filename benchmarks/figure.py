@@ -71,12 +71,13 @@ def growth(axes: plt.Axes, rows: list[dict[str, str]], sweep: str) -> None:
 def main() -> None:
     """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--speed", type=Path, default=RESULTS / "speed-2cores.csv")
+    parser.add_argument("--speed", type=Path, default=RESULTS / "speed.csv")
     parser.add_argument("--sweeps", type=Path, default=RESULTS / "sweeps-2cores.csv")
     parser.add_argument("--out", type=Path, default=RESULTS.parent.parent / "docs" / "speed.png")
     options = parser.parse_args()
     figure, grid = plt.subplots(2, 4, figsize=(15, 6.2), width_ratios=[1.5, 1, 1, 1], layout="constrained")
-    bars(grid[0, 0], read(options.speed))
+    speed = read(options.speed)
+    bars(grid[0, 0], [row for row in speed if row["commit"] == speed[0]["commit"]])  # the first machine's
     rows = read(options.sweeps)
     rest = [axes for axes in grid.flat if axes is not grid[0, 0]]
     for axes, sweep in zip(rest, NAMES, strict=True):

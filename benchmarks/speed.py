@@ -15,7 +15,8 @@ Contestants take turns, so that a slow minute of the machine is everybody's: ``-
 not count, which takes JAX's compilation too (half a minute, and as much again for the comparison). Shown are the least
 time and the median, least and largest ratio of a round. torch takes the threads of ``OMP_NUM_THREADS``, JAX all the
 cores that the process may use: ``taskset`` holds both to the same. The floor is the arithmetic of the convolutions and
-the linear layer in iMAML, at this machine's own matrix-product rate. Rows go to ``--csv`` with versions and machine.
+the linear layer in iMAML, at this machine's own matrix-product rate. Rows are added to ``--csv``, with versions,
+processor and caches; ``machines.py`` reads them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import peers
 from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
 from metagrad.cli.allocator import keep_memory
 from metagrad.experiment.record import versions
-from workload import Workload, add_options, chosen, gap, matrix_rate, rounds
+from workload import Workload, add_options, chosen, gap, machine, matrix_rate, rounds
 
 FAR = 1e-8  # float64 gradients farther apart than this are not the same quantity
 
@@ -96,23 +97,17 @@ def main() -> None:
             spread = f"{row[2]:5.2f} times {name} ({row[1]:.2f} to {row[3]:.2f})"
             print(f"{contestant:28s} {row[0]:7.3f} s  {spread}  {version}", flush=True)
     if path:
-        found = versions()
+        kept: list[dict[str, str]] = []
+        if path.exists():
+            with path.open() as file:
+                kept = list(csv.DictReader(file))
+        facts = {**machine(), "gflops": f"{rate / 1e9:.0f}", **asdict(work), **versions()}
+        names = ["contestant", "form", "seconds", "ratio_least", "ratio", "ratio_most", "version"]
+        new = [{**dict(zip(names, row, strict=True)), **facts} for row in rows]
         with path.open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(
-                [
-                    "contestant",
-                    "form",
-                    "seconds",
-                    "ratio_least",
-                    "ratio",
-                    "ratio_most",
-                    "version",
-                    *asdict(work),
-                    *found,
-                ]
-            )
-            table.writerows([*row, *asdict(work).values(), *found.values()] for row in rows)
+            table = csv.DictWriter(file, [*new[0], *(key for row in kept[:1] for key in row if key not in new[0])])
+            table.writeheader()
+            table.writerows([*kept, *new])
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default="2cores", help="name in the result files (2cores)")
     machine = parser.parse_args().machine
-    csv = {name: str(HERE / "results" / f"{name}-{machine}.csv") for name in ("speed", "scaling", "sweeps")}
+    csv = {name: str(HERE / "results" / f"{name}-{machine}.csv") for name in ("scaling", "sweeps")}
+    csv["speed"] = str(HERE / "results" / "speed.csv")  # of all machines
     for part, *options in (
         ("speed", "--csv", csv["speed"]),
+        ("machines",),
         ("sweeps", "--csv", csv["sweeps"]),
         ("scaling", "--csv", csv["scaling"]),
         ("memory",),

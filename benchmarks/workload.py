@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -88,6 +91,27 @@ def taken(theta: Gradient) -> Gradient:
     for leaf in theta.values():
         leaf.grad = None
     return found
+
+
+def machine() -> dict[str, str]:
+    """Return what a time depends on: processor, caches, cores and threads. Empty where the system does not say."""
+    cpu, caches = Path("/proc/cpuinfo"), Path("/sys/devices/system/cpu/cpu0/cache")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    facts = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
+    size = {}
+    for index in caches.glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            size[f"l{(index / 'level').read_text().strip()}"] = (index / "size").read_text().strip()
+    kinds = ("avx2", "avx512f", "amx_tile")
+    flags = [flag for flag in kinds if flag in facts.get("flags", "").split()]
+    name = f"{facts.get('model name', platform.processor())}, family {facts.get('cpu family')} {facts.get('model')}"
+    return {
+        "processor": " ".join([name, *flags[-1:]]),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "l2": size.get("l2", ""),
+        "l3": size.get("l3", ""),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def matrix_rate() -> float:
