@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -45,3 +46,11 @@ class Interrupt:
         self._asked = True
         if not self._quiet:
             say("saving after this meta-step; once more stops at once")
+
+
+def until(hours: float | None, stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a ``stop`` that is also true after so many hours from now; ``None``: without such an end."""
+    if hours is None:
+        return stop
+    end = time.monotonic() + 3600 * hours
+    return lambda: stop() or time.monotonic() > end

@@ -66,10 +66,9 @@ class CifarTable:
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad import data
-        from metagrad.cli.interrupt import Interrupt
+        from metagrad.cli.interrupt import Interrupt, until
         from metagrad.cli.progress import Screen, data_progress
         from metagrad.recipes.heads import HeadsCell, run_method
-        from metagrad.recipes.omniglot import until
 
         screen = Screen()
         base = HeadsProtocol(
@@ -82,7 +81,7 @@ class CifarTable:
         )
         cells = []
         with Interrupt() as pressed:
-            stop = pressed if self.hours is None else until(3600 * self.hours, pressed)
+            stop = until(self.hours, pressed)
             for dataset in self.datasets:
                 loaded = data.load(dataset, data_dir=self.data_dir, progress=data_progress(screen))
                 for seed in self.seeds:

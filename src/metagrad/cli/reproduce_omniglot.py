@@ -92,9 +92,9 @@ class OmniglotTable:
             raise MetagradError(f"--hours must be positive, got {self.hours}")
         make_folder(self.out)
         allocator.keep_memory()
-        from metagrad.cli.interrupt import Interrupt
+        from metagrad.cli.interrupt import Interrupt, until
         from metagrad.cli.progress import Screen
-        from metagrad.recipes.omniglot import stage, trained, until
+        from metagrad.recipes.omniglot import stage, trained
 
         screen = Screen()
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(OmniglotProtocol)}
@@ -102,7 +102,7 @@ class OmniglotTable:
         for cell in cells:
             stage(protocol, cell)  # impossible values are named before hours of work
         with Interrupt() as pressed, _Progress(screen) as progress:
-            stop = pressed if self.hours is None else until(3600 * self.hours, pressed)
+            stop = until(self.hours, pressed)
             rows = list(trained(self.out, cells, protocol, data_dir=self.data_dir, report=progress, stop=stop))
             over = stop()
         screen.print(_table(rows))

@@ -8,8 +8,6 @@ statistics of all query images, test tasks of upright characters.
 from __future__ import annotations
 
 import functools
-import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,14 +172,3 @@ def row(cell: Cell, *stages: Path) -> CellRow:
     result = last.read_measured("result.json", None) if last is not None else None
     empty = CellRow(*cell, None, None, best, spent, tuple(reached))
     return empty if not result else replace(empty, accuracy=result["value"], ci95=result["ci95"])
-
-
-def until(seconds: float, stop: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a ``stop`` that is true after so many seconds, too."""
-    end = time.monotonic() + seconds
-    return lambda: stop() or time.monotonic() > end
-
-
-def all_cells(methods: Sequence[OmniglotMethod], sizes: Sequence[tuple[int, int]], seeds: Sequence[int]) -> list[Cell]:
-    """Return the cells, all of a seed before the next."""
-    return [Cell(method, *size, seed) for seed, size, method in itertools.product(seeds, sizes, methods)]
