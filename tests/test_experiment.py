@@ -346,9 +346,9 @@ def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path)
     said = []
     train(experiment, tmp_path / "run", init=tmp_path / "many", report=said.append)
     first, second = said[0].line["init"]
-    assert "begins at" in first
+    assert first.startswith("copied ")
     assert "12 of 14 tensors" in first
-    assert second == "  begun anew: head.weight (not there), head.bias (not there)"
+    assert second == "  randomly initialised: head.weight (missing there), head.bias (missing there)"
     lines = Run.open(tmp_path / "run").metrics()
     assert next(line for line in lines if "val_accuracy" in line)["step"] == 0, "nothing worse is kept"
     asked = iter(range(100))
@@ -374,7 +374,7 @@ def test_a_training_begins_at_a_state_dict(tmp_path):
     said = []
     experiment = Experiment(tasks=CURVES, network=anew, method=STEPS, budget=SHORT)
     train(experiment, tmp_path / "run", init=tmp_path / "weights.safetensors", stop=lambda: True, report=said.append)
-    assert said[0].line["init"][-1] == "  left out: more"
+    assert said[0].line["init"][-1] == "  not used: more"
     theta = Run.open(tmp_path / "run", experiment=experiment).load("last").theta
     assert all(torch.equal(theta[name], leaf) for name, leaf in network.state_dict().items())
     (tmp_path / "nothing").write_text("nothing")

@@ -143,7 +143,7 @@ def test_a_training_begins_at_the_weights_of_another(own, monkeypatch, capsys):
     words = "train omniglot --ways 3 --queries 2 --filters 2 --meta-steps 4 --tasks 2 --val-tasks 4 --test-tasks 4"
     assert main([*words.split(), "--run", "a"]) == 0
     assert main([*words.split(), "--run", "b", "--init", "a", "--method", "protonet", "--ways", "2"]) == 0
-    assert "begins at a: " in capsys.readouterr().out
+    assert "tensors from a (" in capsys.readouterr().out
     assert "leave out --init" in complaint(capsys, "train --resume b --init a")
     assert "nowhere" in complaint(capsys, f"{words} --init nowhere --run c")
     assert not (own / "c").exists()

@@ -92,7 +92,7 @@ def test_a_class_called_unknown_and_an_output_that_is_closed(learned, pictures, 
     for form, says in (("csv", True), ("jsonl", False)):
         capsys.readouterr()
         assert main(["predict", "my.model", "new", "--reject", "--format", form]) == 0
-        assert ("called unknown too" in capsys.readouterr().err) == says
+        assert ("named unknown" in capsys.readouterr().err) == says
     closed = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m metagrad predict my.model new >&-"], capture_output=True, text=True
     )
@@ -142,7 +142,7 @@ def test_a_list_that_is_empty_and_one_that_is_stopped(learned, pictures, capsys,
     adapt(learned)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["predict", "my.model", "-"]) == 2
-    assert "no picture is named" in capsys.readouterr().err
+    assert "names no picture" in capsys.readouterr().err
     waiting = subprocess.Popen(
         [sys.executable, "-u", "-m", "metagrad", "predict", "my.model", "-"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONVERBOSE": "1"},

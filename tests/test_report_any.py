@@ -60,7 +60,7 @@ def test_an_own_experiment_is_watched_and_reported(tmp_path, monkeypatch, capsys
     shown = capsys.readouterr().out
     last = [line for line in map(json.loads, (tmp_path / "own" / "metrics.jsonl").open()) if "val_ci95" in line][-1]
     key = f"val_{metric.replace(' ', '_')}"
-    assert f"step 12: validation {metric} {last[key]:.3g} ±{last['val_ci95']:.2g}" in shown
+    assert f"step 12/12: validation {metric} {last[key]:.4g} ± {last['val_ci95']:.2g}" in shown
     assert f"query {metric} " in shown
     assert main(["report", "own"]) == (2 if code else 0)
     assert ("--code" in capsys.readouterr().err) == bool(code)
@@ -191,17 +191,24 @@ def test_the_metric_of_a_line(line, metric):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"loss": 0.5, "accuracy": 0.75, "grad_norm": 0.1}, "query acc 75.0%  inner grad 0.1"),
+        ({"loss": 0.5, "accuracy": 0.75, "grad_norm": 0.1}, "training accuracy 75.0 %  inner gradient norm 0.1"),
         (
             {"loss": 0.5, "squared_error": 0.5, "grad_norm": 0.1, "lam": 2.0},
-            "query squared error 0.5  inner grad 0.1  lam 2",
+            "training squared error 0.5  inner gradient norm 0.1  lam 2",
         ),
-        ({"loss": 0.5, "grad_norm": 0.1, "stopped": 0.5}, "query loss 0.5  inner grad 0.1  stopped early 50%"),
-        ({"loss": 0.5, "grad_norm": 0.1, "residual": 0.2}, "query loss 0.5  inner grad 0.1  residual 0.2"),
+        (
+            {"loss": 0.5, "grad_norm": 0.1, "stopped": 0.5},
+            "training loss 0.5  inner gradient norm 0.1  stopped at negative curvature 50 %",
+        ),
+        (
+            {"loss": 0.5, "grad_norm": 0.1, "residual": 0.2},
+            "training loss 0.5  inner gradient norm 0.1  linear residual 0.2",
+        ),
     ],
 )
 def test_live_lines_say_whatever_there_is(line, says):
-    assert progress.describe({"step": 1, **line}) == says
+    assert progress.describe({"step": 1, **line}, verbose=True) == says
+    assert progress.describe({"step": 1, **line}) == says.split("  ")[0], "diagnostics only with --verbose"
 
 
 def test_weights_to_begin_at_are_told_once_and_as_they_are():
@@ -209,13 +216,13 @@ def test_weights_to_begin_at_are_told_once_and_as_they_are():
     screen = progress.Screen()
     screen.file = stream
     watch = progress.TrainProgress(screen, first_step=0, meta_steps=12)
-    watch(Event(0, 12, {"init": ["begins at [bold]a[/bold]", "  left out: b"]}))
+    watch(Event(0, 12, {"init": ["copied 1 of 2 tensors from [bold]a[/bold]", "  not used: b"]}))
     for step in (10, 12):
         watch(Event(step, 12, {"step": step, "loss": 1.0, "grad_norm": 1.0}))
     watch(Event(12, 12, {"step": 12, "val_[red]": 0.5, "val_ci95": 0.1, "val_loss": 1.0}))
     told = stream.getvalue()
-    assert told.startswith("begins at [bold]a[/bold]\n  left out: b\n")
-    assert told.count("begins at") == 1
+    assert told.startswith("copied 1 of 2 tensors from [bold]a[/bold]\n  not used: b\n")
+    assert told.count("copied") == 1
     assert "validation [red] 0.5 ±0.1" in told
 
 

@@ -218,7 +218,7 @@ class Classifier:
         reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
         shape = feature_shape(network_config)
         if (shape is None) != (trunk is None):
-            raise ValueError("trunk cannot be so")
+            raise ValueError("invalid trunk")
         probe = (network_config.num_features,) if isinstance(network_config, LinearProbe) else None
         inputs = shape or probe or (reading.channels, reading.size, reading.size)
         examples = _sound_examples(tensors, inputs, len(classes))
@@ -269,9 +269,9 @@ def _sound_examples(tensors: dict[str, Tensor], inputs: tuple[int, ...], ways: i
         return None
     x, y = tensors.pop("examples"), tensors.pop("example_classes")
     if x.dtype != torch.float32 or x.shape[1:] != inputs or not bool(x.isfinite().all()):
-        raise ValueError("examples cannot be so")
+        raise ValueError("invalid examples")
     if y.dtype != torch.int64 or y.shape != x.shape[:1] or y.unique().tolist() != list(range(ways)):
-        raise ValueError("example_classes cannot be so")
+        raise ValueError("invalid example_classes")
     return x, y
 
 
@@ -299,7 +299,7 @@ def _require_sound(facts: dict[str, Any]) -> None:
     }
     wrong = [name for name, right in sound.items() if not right]
     if wrong or len(set(classes)) < len(classes):
-        raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
+        raise ValueError(f"invalid {wrong[0] if wrong else 'classes'}")
 
 
 def _of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

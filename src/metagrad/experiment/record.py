@@ -196,7 +196,7 @@ def _require_record(record: dict[str, Any]) -> None:
     """Raise ``ValueError`` naming the first value in config.json that no run writes."""
     data = record if record["format"] == 1 else record.get("data")
     if not isinstance(data, dict):
-        raise ValueError("data cannot be so")
+        raise ValueError("invalid data")
     size, split, inputs = record.get("image_size"), data.get("split"), data.get("inputs", [])
     digest = data.get("data_digest" if record["format"] == 1 else "digest")
     valid = {
@@ -219,7 +219,7 @@ def _require_record(record: dict[str, Any]) -> None:
         valid |= {"dataset": record.get("dataset") in DATASETS, "config": isinstance(record.get("config"), dict)}
     wrong = [name for name, ok in valid.items() if not ok]
     if wrong:
-        raise ValueError(f"{wrong[0]} cannot be so")
+        raise ValueError(f"invalid {wrong[0]}")
 
 
 def _are_texts(value: Any) -> bool:
