@@ -247,7 +247,7 @@ def test_odd_pictures_and_names(learned, pictures, capsys):
     said = capsys.readouterr().out
     assert "skipped 1" in said
     assert "left out 1" in said
-    assert "'KIND 1 ё' and 'kind 1 ё' are two classes, though named alike" in said
+    assert "'KIND 1 ё' and 'kind 1 ё' are two classes with nearly the same name" in said
     rows = rows_of(capsys, "my.model", "new")
     assert "'=1+1" in rows[0]
     assert {row["class"] for row in rows} <= {"'=1+1", "kind 1 ё", "KIND 1 ё", "kind 3 ё"}
@@ -407,8 +407,8 @@ def test_drawings_that_differ_in_place_or_size_alone_are_two(tmp_path):
     found = read_support(tmp_path / "set", reading, most=100)
     assert sorted(found.labels) == ["dash", "hyphen", "hyphen", "underscore"]
     said = " ".join(found.notes)
-    assert "left out 1 that repeat another of their class" in said
-    assert "of two classes, yet alike to the network" in said
+    assert "left out 1 that duplicate another of their class" in said
+    assert "cannot tell these pictures of two classes apart" in said
     drawn["hyphen/0"].save(tmp_path / "set" / "underscore" / "1.gif")
     with pytest.raises(MetagradError, match=r"hyphen/.* and underscore/1.gif are the same picture in two classes"):
         read_support(tmp_path / "set", reading, most=100)

@@ -46,11 +46,11 @@ def complaint(capsys, *words):
         ("train --resume nowhere --outer-lr 0.01", "leave out --outer-lr"),
         ("train folder", "--data-dir PICTURES"),
         ("train glyphs --split s.json", "--split is for folder"),
-        ("train mini-imagenet", "may not be handed on"),
+        ("train mini-imagenet", "may not be redistributed"),
         ("data info foo", "no data set is called 'foo'"),
         ("data verify", "needs a folder"),
         ("data verify nowhere", "nowhere does not exist"),
-        ("reproduce figure", "there are meta-gradient-error, memory-compute"),
+        ("reproduce figure", "the commands are meta-gradient-error, memory-compute"),
         ("reproduce meta-gradient-error --run r --kappa 5", "--kappa has no effect with --run"),
         ("reproduce memory-compute --steps 1 2", "three different numbers"),
         ("train omniglot --data-dir nowhere", "nowhere"),
@@ -64,8 +64,8 @@ def complaint(capsys, *words):
         ("train glyphs --outer-lr 1e300", "--outer-lr must be positive and finite"),
         ("evaluate", "metagrad evaluate needs RUN; see metagrad evaluate --help"),
         ("adapt", "metagrad adapt needs RUN, SUPPORT, --out MODEL; see metagrad adapt --help"),
-        ("learn", "metagrad has no 'learn': there are train, evaluate"),
-        ("evaluat r", "metagrad has no 'evaluat' (did you mean evaluate?)"),
+        ("learn", "metagrad has no command 'learn': the commands are train, evaluate"),
+        ("evaluat r", "metagrad has no command 'evaluat' (did you mean evaluate?)"),
         ("evaluate r --split tset", "--split is one of test, val, got 'tset' (did you mean test?)"),
         ("evaluate r --task 3", "there is no option --task (did you mean --tasks?)"),
     ],
@@ -215,7 +215,7 @@ def test_too_few_classes_and_what_else_is_wrong(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "has 3 classes" in said.err
     assert "skipped 5 files" in said.out
-    assert "broken 1.jpg: it is no picture" in said.out
+    assert "broken 1.jpg: it is not a picture" in said.out
     assert "and 2 more" in said.out
     assert "BytesIO" not in said.out
 

@@ -171,7 +171,7 @@ def test_bits_and_what_is_no_list_of_pictures(learned, drawn):
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"a\.png cannot be read \(it is no picture"):
+    with pytest.raises(ValueError, match=r"a\.png cannot be read \(it is not a picture"):
         FewShotClassifier().fit([tmp_path / "a.png"] * 2, ["a", "b"])
 
 

@@ -163,7 +163,7 @@ def test_import_paths_that_lead_nowhere_are_named(path, says):
         (lambda: Conv4Config(filters=0), "filters must be"),
         (lambda: Conv4Config(norm="foo"), "norm is one of"),
         (lambda: TaskSet(tasks=CURVES, count=0), "a task set has at least 1"),
-        (lambda: Experiment(tasks=CURVES, method=STEPS), "say which network is to learn these tasks"),
+        (lambda: Experiment(tasks=CURVES, method=STEPS), "these tasks have no default network"),
         (lambda: Experiment(tasks=CURVES, method=CG(), network=MLPConfig()), "method must be one of"),
         (lambda: Experiment(tasks=CURVES, method=STEPS, network=MLPConfig(), seed=-1), "seed must be at least 0"),
     ],
@@ -268,7 +268,7 @@ def test_another_experiment_does_not_go_on_with_a_run_but_a_longer_one_does(tmp_
     longer = Experiment(tasks=CURVES, network=MLPConfig(hidden=(8,)), method=STEPS,
                         budget=Budget(meta_steps=16, tasks_per_step=2, val_every=8, val_tasks=5))  # fmt: skip
     assert train(longer, tmp_path / "run", resume=True).step == 16
-    with pytest.raises(MetagradError, match=r"12 is fewer than the run's 16"):
+    with pytest.raises(MetagradError, match=r"12 is below the run's 16"):
         train(one, tmp_path / "run", resume=True)
     with pytest.raises(MetagradError, match="exists already"):
         train(one, tmp_path / "run")
@@ -331,7 +331,7 @@ def test_a_source_that_draws_other_tasks_than_before_is_said_to(tmp_path, monkey
     run.open_tasks()
     assert not [one for one in recwarn if "other tasks" in str(one.message)]
     monkeypatch.setattr(Sinusoids, "__call__", lambda self, num_tasks, **drawn: own_code.columns(num_tasks, **drawn))
-    with pytest.warns(MetagradWarning, match="draws other tasks than when .* began"):
+    with pytest.warns(MetagradWarning, match="draws other tasks than when .* was started"):
         run.open_tasks()
     rewritten(tmp_path / "run" / "config.json", lambda config: config["data"].pop("drawn"))  # a run of before
     recwarn.clear()

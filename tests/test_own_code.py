@@ -128,7 +128,7 @@ def test_dataclasses_of_ones_own_have_options(own, capsys):
         ("glyphs --method my_code:loss", "outputs"),
         ("glyphs --metric my_code:missing", "my_code has no missing"),
         ("glyphs --method my_code:number", "which cannot be called"),
-        ("my_code:waves", "say which network is to learn these tasks: --network mlp, or package.module:name"),
+        ("my_code:waves", "these tasks have no default network: give --network mlp, or --network package.module:name"),
         ("my_code:waves --network mlp --ways 3", "--ways is for data sets, not my_code:waves"),
         ("my_code:loss --network mlp", "my_code:loss"),
     ],

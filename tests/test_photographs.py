@@ -96,7 +96,7 @@ def test_a_wrong_label_is_named(photos, capsys):
     named = re.findall(
         r"(\S+) is labelled (\w+) but looks like (\w+) \(\d+ %\): is its label right\?", capsys.readouterr().out
     )
-    assert named == [("blue/9.png", "red", "blue")]
+    assert named == [("blue/9.png", "blue", "red")]
 
 
 def test_more_pictures_are_added_to_a_model(photos, capsys):

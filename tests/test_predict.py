@@ -113,7 +113,7 @@ def test_what_is_no_plain_file_is_neither_read_nor_replaced(learned, pictures, c
     ):  # fmt: skip
         capsys.readouterr()
         assert main(words) == 2, words
-        assert "no plain file" in capsys.readouterr().err, words
+        assert "not a plain file" in capsys.readouterr().err, words
     assert Path("pipe").is_fifo()
     Path("large.png").touch()
     os.truncate("large.png", 100 * 2**20)

@@ -221,14 +221,14 @@ def test_from_a_folder_to_its_report(tmp_path, monkeypatch, capsys):
     assert main(["train", "folder", "--data-dir", "pictures", *words, "--no-calibrate", "--run", "run"]) == 0
     said = capsys.readouterr().out
     assert "4 meta-steps, validation and test take about" in said
-    assert "over the class mean of the frozen features" in said
+    assert "nearest class mean of the frozen features: " in said
     assert "(same 6 tasks)" in said
     assert not (tmp_path / "run" / "calibration.json").exists()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["class_mean"]["tasks"] == 6
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "over the class mean of its frozen features" in page
-    assert "points, task by task" in page
+    assert "nearest class mean of the frozen features" in page
+    assert "points on the same tasks" in page
     assert main(["train", "--resume", "run", "--meta-steps", "6", "--code", "own_backbones:Stages"]) == 0
     said = capsys.readouterr().out
     assert "calibration error" in said
@@ -266,7 +266,7 @@ def test_a_run_gets_more_time_but_not_less(tmp_path):
     with run:
         extend_budget.raise_minutes(run, 2)
     assert Run.open(tmp_path / "run", experiment=run.experiment).record["experiment"]["budget"]["minutes"] == 2
-    with pytest.raises(MetagradError, match="--minutes 1 is less than the run's 2"):
+    with pytest.raises(MetagradError, match="--minutes 1 is below the run's 2"):
         extend_budget.raise_minutes(run, 1)
 
 

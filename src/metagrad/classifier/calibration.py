@@ -64,11 +64,11 @@ class Size:
 
     def about_reject(self) -> str:
         """Return in words how often ``--reject`` is right and wrong on tasks of this size."""
-        wrongly = f"wrongly {100 * self.known_rejected:.0f} % of pictures of its own classes"
+        wrongly = f"wrongly {100 * self.known_rejected:.0f} % of pictures of these classes"
         if self.unknown_rejected is None:
-            return f"predict --reject labels as unknown {wrongly}"
+            return f"predict --reject rejects {wrongly}"
         return (
-            f"predict --reject labels as unknown {100 * self.unknown_rejected:.0f} % of other pictures, and {wrongly}"
+            f"predict --reject rejects {100 * self.unknown_rejected:.0f} % of pictures of other classes, and {wrongly}"
         )
 
 

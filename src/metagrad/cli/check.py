@@ -17,7 +17,7 @@ class Check:
     run: Path = arg(positional=True, metavar="RUN")
     """Directory of the run; its last checkpoint is checked."""
     tasks: int = arg(4, least=1)
-    """Training tasks to average the gradient over; time and memory grow with them."""
+    """Training tasks that the gradient is averaged over; time and memory grow with their number."""
     seed: int = arg(0, least=0, most=2**62 - 1)
     """Seed of the tasks."""
     device: str | None = None
@@ -25,7 +25,7 @@ class Check:
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
+    """Allow the import of your own code that the run names, as package.module:name. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""

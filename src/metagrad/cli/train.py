@@ -256,8 +256,8 @@ class Train:
             raise MetagradError(f"both {self.dataset} and --tasks {self.tasks} give a source of tasks: leave one out")
         if self.source not in data and ":" not in self.source:
             raise MetagradError(
-                f"no data set is called {in_short(repr(self.source), 40)}{did_you_mean(self.source, names)}: there are "
-                f"{', '.join(names)}, or package.module:name of your own"
+                f"no data set is called {in_short(repr(self.source), 40)}{did_you_mean(self.source, names)}: choose "
+                f"one of {', '.join(names)}, or package.module:name of your own"
             )
         if self.source == "folder" and self.data_dir is None:
             raise MetagradError("give the folder or zip of pictures: metagrad train folder --data-dir PICTURES")

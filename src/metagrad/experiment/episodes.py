@@ -135,7 +135,7 @@ class Episodes:
 
     @property
     def minutes(self) -> float | None:
-        """How many minutes of training from nothing are worth their while before one looks; ``None``: no limit."""
+        """Default time limit, in minutes, of training an untrained network; ``None``: no limit."""
         return _MINUTES if data.DATASETS[self.dataset].pictures else None
 
     @property
@@ -153,7 +153,7 @@ class Episodes:
         features: FeatureExtractor | None = None,
         progress: Progress | None = None,
     ) -> Sources:
-        """Load the data set and return samplers of its three splits, of features in place of pictures if asked.
+        """Load the data set and return samplers of its three splits, with features in place of pictures if wanted.
 
         Raises
         ------

@@ -54,7 +54,7 @@ class Pretrained:
     Raises
     ------
     MetagradError
-        For a value outside its range. A package or weights that are missing are told when the network is built.
+        For a value outside its range. Missing packages or weights are reported when the network is built.
 
     Examples
     --------

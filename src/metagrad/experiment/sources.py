@@ -244,7 +244,7 @@ def _moved(source: TaskSource, device: torch.device) -> TaskSource:
 
 
 def _digest(groups: list[Tasks]) -> str:
-    """Return a sha256 over tasks: a source of one's own has no data to compare, only what it draws."""
+    """Return a sha256 over tasks: a user's source has no data to compare, only the tasks that it draws."""
     digest = hashlib.sha256()
     for leaf in pytree.tree_leaves([(group.support, group.query) for group in groups]):
         if isinstance(leaf, Tensor):

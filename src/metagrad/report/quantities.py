@@ -1,4 +1,4 @@
-"""What the numbers of a run are called and how they are written: known keys of ``metrics.jsonl``, and any others."""
+"""Titles, units and formats of a run's numbers: known keys of ``metrics.jsonl``, and any others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Quantity:
-    """A key of ``metrics.jsonl``: its title and unit, what it is multiplied by, and whether its axis may be a log one.
+    """A key of ``metrics.jsonl``: its title, unit, factor, and whether its axis may be logarithmic.
 
     ``more``: a diagnostic, or a number that metagrad does not know; the page folds its figure in.
     """
@@ -23,18 +23,18 @@ class Quantity:
 
 
 _SOLVED = (
-    Quantity("grad_norm", "Inner gradient norm: how far tasks are from solved", log=True),
-    Quantity("residual", "Residual of the linear system: how far it is from solved", log=True),
-    Quantity("min_curvature", "Smallest curvature met"),
-    Quantity("stopped", "Tasks that stopped at negative curvature", "%", 100),
-    Quantity("cpu_seconds", "Processor time", "s"),
+    Quantity("grad_norm", "Inner gradient norm: 0 if the inner problems are solved", log=True, more=True),
+    Quantity("residual", "Residual of the linear system: 0 if it is solved", log=True, more=True),
+    Quantity("min_curvature", "Smallest curvature in the linear solve", more=True),
+    Quantity("stopped", "Tasks whose linear solve stopped at negative curvature", "%", 100, more=True),
+    Quantity("cpu_seconds", "Processor time", "s", more=True),
     Quantity("seconds", "Time", "s", more=True),
     Quantity("inner_steps", "Inner steps taken", more=True),
-    Quantity("max_curvature", "Largest curvature met", more=True),
-    Quantity("delta", "Inner solutions are off by at most (δ)", log=True, more=True),
-    Quantity("delta_at_least", "Inner solutions are off by at least (δ)", log=True, more=True),
-    Quantity("delta_prime", "Solutions of the linear system are off by at most (δ′)", log=True, more=True),
-    Quantity("delta_prime_at_least", "Solutions of the linear system are off by at least (δ′)", log=True, more=True),
+    Quantity("max_curvature", "Largest curvature in the linear solve", more=True),
+    Quantity("delta", "Error of inner solutions, upper bound (δ)", log=True, more=True),
+    Quantity("delta_at_least", "Error of inner solutions, lower bound (δ)", log=True, more=True),
+    Quantity("delta_prime", "Error of the linear solve, upper bound (δ′)", log=True, more=True),
+    Quantity("delta_prime_at_least", "Error of the linear solve, lower bound (δ′)", log=True, more=True),
 )
 
 

@@ -184,7 +184,7 @@ def _processor(transformers: Any, name: str, config: Any) -> tuple[int, tuple[fl
         size = getattr(config, "image_size", 224)
         size = size if isinstance(size, int) else 224
         warnings.warn(
-            f"{name} has no image processor: taken are {size} pixels, and mean and standard deviation of ImageNet",
+            f"{name} has no image processor: using {size} pixels, and ImageNet's mean and standard deviation",
             MetagradWarning, stacklevel=4,
         )  # fmt: skip
         return size, IMAGENET_MEAN, IMAGENET_STD
@@ -227,7 +227,7 @@ def _weighted(name: str, make: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise MetagradError(
-            f"{name} could not be had ({type(error).__name__}: {in_short(error, 120)}): look at the spelling, connect "
+            f"{name} could not be loaded ({type(error).__name__}: {in_short(error, 120)}): check the spelling, connect "
             "to the internet, or give a safetensors file of its weights (weights=)"
         ) from error
 
