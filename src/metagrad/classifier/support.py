@@ -97,8 +97,8 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
     if coloured > COLOURED:
         lines.append(
             "these look like photographs, but the network was trained on drawings, so accuracy may be low: colours "
-            f"differ by {coloured:.0f} of 255 within a picture, in drawings by less than {COLOURED:.0f}; for photographs use "
-            "metagrad adapt photos"
+            f"differ by {coloured:.0f} of 255 within a picture, in drawings by less than {COLOURED:.0f}; for photographs "
+            "use metagrad adapt photos"
         )
     if left_out.skipped:
         lines.append(f"skipped {len(left_out.skipped)} that cannot be read ({some_of(left_out.skipped)})")
