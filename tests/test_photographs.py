@@ -199,7 +199,10 @@ def test_a_model_stands_on_its_network(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t, f: f.update(trunk="0" * 64), "adapted with other weights of own_backbones:Stages than those here"),
+        (
+            lambda t, f: f.update(trunk="0" * 64),
+            "adapted with other weights of own_backbones:Stages than those installed",
+        ),
         (lambda t, f: f.update(trunk=None), "invalid trunk"),
         (lambda t, f: f.update(trunk=7), "invalid trunk"),
         (lambda t, f: f["network"].update(body="all"), "damaged"),
@@ -238,7 +241,7 @@ def test_other_weights_and_a_package_that_is_gone(tmp_path, monkeypatch):
     pretrained._opened.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(own_backbones.Stages, "std", (0.2, 0.3, 0.5))
-        with pytest.raises(MissingTrunkError, match="other weights of own_backbones:Stages than those here"):
+        with pytest.raises(MissingTrunkError, match="other weights of own_backbones:Stages than those installed"):
             Classifier.load(path, code=[OWN])
     name = "timm:resnet18"
     path = kept(tmp_path / "q.model", lambda t, f: f["network"].update(name=name))

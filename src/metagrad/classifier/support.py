@@ -97,7 +97,7 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
     if coloured > COLOURED:
         lines.append(
             "these look like photographs, but the network was trained on drawings, so accuracy may be low: colours "
-            f"differ by {coloured:.0f} of 255 within a picture, in drawings by less than {COLOURED:.0f}; for photographs "
+            f"differ by {coloured:.0f} of 255 within a picture, in drawings by less than {COLOURED:.0f}; for photos "
             "use metagrad adapt photos"
         )
     if left_out.skipped:

@@ -1,4 +1,4 @@
-"""Live progress: a bar on a terminal, a line now and then in a log."""
+"""Live progress: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOG_SECONDS = 15.0
 
 
 class Screen(Console):
-    """What commands print on. A closed pipe (``| head``) silences it but does not stop it: the training goes on."""
+    """The console of all commands. A closed pipe (``| head``) silences it but does not stop the training."""
 
     def on_broken_pipe(self) -> None:
         """Write nothing from here on."""

@@ -78,7 +78,7 @@ class Train:
 
     @classmethod
     def parsed(cls, words: list[str], prog: str) -> Train:
-        """Return the command that words give: with the options of what is chosen and no other."""
+        """Return the command for these words, with the options of the chosen parts and no others."""
         words = modern(words)
         plan = Plan.of(words)
         mine = options_of(cls)
@@ -231,7 +231,7 @@ class Train:
             )
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
-        """Open the tasks of a run that is there already."""
+        """Open the tasks of an existing run."""
         from metagrad.experiment.setup import open_sources
 
         if resume and "compute.device" in self.given:
@@ -247,7 +247,7 @@ class Train:
             raise MetagradError(f"--resume takes all options from the run: leave out {self.dataset or extra[0]}")
 
     def _check_source(self) -> None:
-        """Refuse what does not go with the source of tasks, before anything is loaded."""
+        """Refuse options that do not fit the source of tasks, before anything is loaded."""
         data = table()["data"]
         names = list(data)
         if self.source is None:
@@ -281,7 +281,7 @@ _WITH_RESUME = (
 
 
 def _default_folder(experiment: Experiment) -> Path:
-    """Make a folder that nobody has, named by what is trained and when."""
+    """Make a new folder, named by the data set or task source, the method and the time."""
     from metagrad.experiment.episodes import episodes_of
     from metagrad.named_code import name_of
 
