@@ -225,7 +225,7 @@ def test_weights_to_begin_at_are_told_once_and_as_they_are():
     told = stream.getvalue()
     assert told.startswith("copied 1 of 2 tensors from [bold]a[/bold]\n  not used: b\n")
     assert told.count("copied") == 1
-    assert "validation [red] 0.5 ±0.1" in told
+    assert "validation [red] 0.5 ± 0.1" in told
 
 
 def test_tasks_of_a_result_are_told_as_far_as_its_protocol_goes():
