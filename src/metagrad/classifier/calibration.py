@@ -64,12 +64,11 @@ class Size:
 
     def about_reject(self) -> str:
         """Return in words how often ``--reject`` is right and wrong on tasks of this size."""
-        wrongly = f"wrongly {100 * self.known_rejected:.0f} % of pictures of these classes"
+        wrongly = f"wrongly rejects {100 * self.known_rejected:.0f} % of pictures of these classes"
         if self.unknown_rejected is None:
-            return f"predict --reject rejects {wrongly}"
-        return (
-            f"predict --reject rejects {100 * self.unknown_rejected:.0f} % of pictures of other classes, and {wrongly}"
-        )
+            return f"with --reject, metagrad predict {wrongly}"
+        found = f"finds {100 * self.unknown_rejected:.0f} % of pictures of other classes"
+        return f"with --reject, metagrad predict {found}, and {wrongly}"
 
 
 @dataclass(frozen=True)

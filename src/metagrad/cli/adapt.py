@@ -125,7 +125,7 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
         trained = f"{facts['method']} trained on {facts['trained']} tasks of {facts['dataset']}{accuracy}"
     lines = [
         f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {trained}",
-        f"  accuracy on these pictures themselves: {_percent(facts['fit'])}",
+        f"  accuracy on the support pictures: {_percent(facts['fit'])}",
     ]
     chance = 1 / len(counts)
     if left is None:

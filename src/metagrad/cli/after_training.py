@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def show_result(screen: Screen, result: dict[str, Any], name: str = "") -> None:
     from metagrad.report.quantities import chance_of, gain_text, protocol_text, with_interval
 
     metric, protocol = result["metric"].replace("_", " "), result["protocol"]
+    metric = re.sub("^val ", "validation ", metric)
     figure = with_interval(metric, result["value"], result["ci95"], places=2)
     chance = chance_of(metric, protocol)
     compared = "" if chance is None else f" (chance {100 * chance:.3g} %)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from metagrad.report.quantities import metric_of, number, with_interval
 
 if TYPE_CHECKING:
     from metagrad.experiment.loop import Event
+    from metagrad.experiment.run import Run
 
 _LOG_SECONDS = 15.0
 
@@ -88,6 +90,8 @@ class TrainProgress(Progress):
         meta-steps done in earlier sessions.
     chance:
         accuracy of guessing, to compare with the first validation; ``None`` where it is not known.
+    minutes:
+        time limit of the training, over all sessions; ``None``: none.
     verbose:
         also show diagnostics of the inner solve and of the linear solve.
     """
@@ -99,9 +103,11 @@ class TrainProgress(Progress):
         first_step: int,
         meta_steps: int,
         chance: float | None = None,
+        minutes: float | None = None,
         verbose: bool = False,
     ) -> None:
         self.screen, self.meta_steps, self.chance, self.verbose = screen, meta_steps, chance, verbose
+        self.limit = math.inf if minutes is None else 60 * minutes
         self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
         self.validation = ""
         digits = len(str(meta_steps))
@@ -111,12 +117,19 @@ class TrainProgress(Progress):
             TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}", table_column=_whole(2 * digits + 1)),
             BarColumn(bar_width=20 if screen.width >= 110 else 6),
             TextColumn("{task.fields[rate]:.1f}/s", table_column=_whole(5)),
-            TimeRemainingColumn(table_column=_whole(7)),
+            TextColumn("{task.fields[left]}", table_column=_whole(7)),
             TextColumn("{task.fields[text]}", markup=False, table_column=cut),
             console=screen,
             disable=not screen.is_terminal or screen.quiet,
         )
-        self.task = self.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
+        self.task = self.add_task("train", total=meta_steps, completed=first_step, rate=0.0, left="-:--:--", text="")
+
+    @classmethod
+    def of(cls, run: Run, screen: Screen, *, first_step: int, verbose: bool) -> TrainProgress:
+        """Return the progress of a run, with its chance and its limits."""
+        steps, minutes, episodes = run.experiment.meta_steps, run.experiment.budget.minutes, run.episodes
+        chance = None if episodes is None else 1 / episodes.ways
+        return cls(screen, first_step=first_step, meta_steps=steps, chance=chance, minutes=minutes, verbose=verbose)
 
     def __call__(self, event: Event) -> None:
         """Show one logged line."""
@@ -137,16 +150,16 @@ class TrainProgress(Progress):
             self._log(f"step {event.step}/{self.meta_steps}: {shown}{'' if self.validation else compared}")
             self.validation = f"  {shown}"
         else:
-            self._show_step(event.step, describe(line, verbose=self.verbose))
+            self._show_step(event.step, describe(line, verbose=self.verbose), line.get("seconds", 0.0))
 
-    def _show_step(self, step: int, text: str) -> None:
+    def _show_step(self, step: int, text: str, spent: float) -> None:
         now = time.monotonic()
         rate = (step - self.first_step) / (now - self.began) if now > self.began else 0.0
-        self.update(self.task, completed=step, rate=rate, text=f"{text}{self.validation}")
+        left = _clock(max(0.0, min((self.meta_steps - step) / max(rate, 1e-9), self.limit - spent)))
+        self.update(self.task, completed=step, rate=rate, left=left, text=f"{text}{self.validation}")
         if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
-            left = (self.meta_steps - step) / max(rate, 1e-9)
-            self._log(f"step {step}/{self.meta_steps}: {text}  ({rate:.1f} steps/s, {_clock(left)} left)")
+            self._log(f"step {step}/{self.meta_steps}: {text}  ({rate:.1f} steps/s, {left} left)")
 
     def _log(self, text: str) -> None:
         self.screen.write_line(text)

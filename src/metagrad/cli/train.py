@@ -120,13 +120,9 @@ class Train:
                 if resume:  # only after the checkpoint was read: a run that cannot continue stays as it is
                     self._lengthen(run)
                 screen.write_line(f"run directory: {run.folder}")
-                steps, episodes = run.experiment.meta_steps, run.episodes
-                chance = None if episodes is None else 1 / episodes.ways
                 with (
                     Interrupt(quiet=not ranks.first) as stop,
-                    TrainProgress(
-                        screen, first_step=first, meta_steps=steps, chance=chance, verbose=self.verbose
-                    ) as progress,
+                    TrainProgress.of(run, screen, first_step=first, verbose=self.verbose) as progress,
                 ):
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
