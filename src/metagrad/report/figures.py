@@ -178,7 +178,7 @@ def described(panel: Panel) -> str:
         )
         return (
             f"{curve.label}: from {first} at meta-step {curve.steps[0]:.0f} to {last} at {curve.steps[-1]:.0f}; "
-            f"least {least}, greatest {greatest}"
+            f"minimum {least}, maximum {greatest}"
         )
 
     return "; ".join(words(curve) for curve in panel.curves)
