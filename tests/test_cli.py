@@ -33,7 +33,7 @@ def complaint(capsys, *words):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("train", "name a data set"),
+        ("train", "choose a data set"),
         ("train omniglo", "no data set is called 'omniglo' (did you mean omniglot?)"),
         ("train glyphs --waays 3", "--waays"),
         ("train glyphs --ways five", "--ways must be a whole number, got 'five'"),
