@@ -322,5 +322,5 @@ def test_a_run_or_a_network(learned, drawn):
             FewShotClassifier(run, network=OWN).fit(pictures, y)
     with pytest.raises(TypeError, match="network is the name of a pretrained network"):
         FewShotClassifier(network=3).fit(pictures, y)
-    with pytest.raises(MetagradError, match="take body nothing"):
+    with pytest.raises(MetagradError, match="body nothing"):
         FewShotClassifier(network=Pretrained(OWN, body="all")).fit(pictures, y)

@@ -131,7 +131,7 @@ def test_import_paths_that_lead_nowhere_are_named(path, says):
     ("make", "says"),
     [
         (lambda: Outer(optimizer="adamm"), "torch.optim has no 'adamm'"),
-        (lambda: Outer(optimizer="LBFGS"), "take Adam"),
+        (lambda: Outer(optimizer="LBFGS"), "use Adam"),
         (lambda: Outer(lr=0.0), "outer lr must be positive"),
         (lambda: Outer(average=1.0), "average must be above 0 and below 1"),
         (lambda: Outer(clip_norm=-1.0), "clip_norm must be above 0"),
@@ -207,7 +207,7 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*one by one", "ignore:.*back and forth")
+@pytest.mark.filterwarnings("ignore:.*one by one", "ignore:.*inner steps oscillate")
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path, experiment):
     whole = train(experiment, tmp_path / "whole")
@@ -378,7 +378,7 @@ def test_a_training_begins_at_a_state_dict(tmp_path):
     theta = Run.open(tmp_path / "run", experiment=experiment).load("last").theta
     assert all(torch.equal(theta[name], leaf) for name, leaf in network.state_dict().items())
     (tmp_path / "nothing").write_text("nothing")
-    with pytest.raises(MetagradError, match="holds no weights that can be read"):
+    with pytest.raises(MetagradError, match="has no readable weights"):
         train(experiment, tmp_path / "other", init=tmp_path / "nothing")
 
 

@@ -506,7 +506,7 @@ def test_a_store_that_may_only_be_read_is_read_without_a_word(tmp_path, monkeypa
         assert torch.equal(one.features(opened(tmp_path)), TRUTH[:30])
     assert not one.loaded
     more = Counted()
-    with pytest.warns(MetagradWarning, match="not kept"):
+    with pytest.warns(MetagradWarning, match="cannot be cached"):
         assert torch.equal(more.features(opened(tmp_path)), TRUTH)
     assert more.loaded == list(range(30, 40))
 
@@ -551,7 +551,7 @@ def test_rows_that_nobody_wants_now_make_room_for_those_of_the_same_network(tmp_
 
 
 def test_more_than_may_be_kept_is_kept_for_now_and_said(tmp_path):
-    with pytest.warns(MetagradWarning, match="removed when other features need room"):
+    with pytest.warns(MetagradWarning, match="removed when other features need space"):
         assert torch.equal(Counted().features(opened(tmp_path, most_bytes=1000)), TRUTH)
     one = Counted()
     one.features(opened(tmp_path, most_bytes=1000))

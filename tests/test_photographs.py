@@ -359,5 +359,5 @@ def test_an_exported_model_has_the_network_in_it(tmp_path, form):
 
 @pytest.mark.parametrize("body", ["diagonal", "linear", "last-block", "all"])
 def test_what_would_train_below_the_head_needs_training(body):
-    with pytest.raises(MetagradError, match="take body nothing"):
+    with pytest.raises(MetagradError, match="body nothing"):
         Learner.untrained(Pretrained(OWN, body=body))

@@ -256,7 +256,8 @@ def test_the_time_that_is_left_is_that_of_steps_validations_and_the_test():
     line = expected(asked(ProtoNet(), budget=limited), 3, 2.0, 0.5, 6.0)
     assert line["seconds_left"] == 54 + 20 * 0.5
     assert (
-        in_words(line, 100) == "at most 1 minutes: all 100 meta-steps would take about 3.6 minutes (--meta-steps 100)"
+        in_words(line, 100)
+        == "training stops after 1 minute (--minutes); all 100 meta-steps would take about 3.6 minutes"
     )
 
 
