@@ -92,11 +92,9 @@ def in_words(line: dict[str, Any], meta_steps: int) -> str:
     'training stops after 60 minutes (--minutes); all 10,000 meta-steps would take about 22 hours'
     """
     if line["minutes"] is not None:
-        plural = "s" * (line["minutes"] != 1)
-        return (
-            f"training stops after {line['minutes']:g} minute{plural} (--minutes); all {meta_steps:,} meta-steps would take "
-            f"{duration(line['seconds_of_steps'])}"
-        )
+        limit = f"{line['minutes']:g} minute{'s' * (line['minutes'] != 1)}"
+        every = f"all {meta_steps:,} meta-steps would take {duration(line['seconds_of_steps'])}"
+        return f"training stops after {limit} (--minutes); {every}"
     some = f"{meta_steps:,}" if line["steps_left"] > meta_steps - _STEPS - 1 else f"{line['steps_left']:,} more"
     return f"{some} meta-steps, validation and test take {duration(line['seconds_left'])}"
 
