@@ -228,6 +228,23 @@ def test_weights_to_begin_at_are_told_once_and_as_they_are():
     assert "validation [red] 0.5 ± 0.1" in told
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_live_lines_compare_with_chance_once_and_end_with_the_minutes(monkeypatch, verbose):
+    monkeypatch.setattr(progress, "_LOG_SECONDS", -1.0)
+    screen = progress.Screen()
+    screen.file = io.StringIO()
+    watch = progress.TrainProgress(screen, first_step=0, meta_steps=10**9, chance=0.2, minutes=10.0, verbose=verbose)
+    watch(Event(10, 10**9, {"step": 10, "loss": 1.0, "accuracy": 0.5, "grad_norm": 0.3, "seconds": 540.0}))
+    for step in (10, 20):
+        watch(Event(step, 10**9, {"step": step, "val_accuracy": 0.615, "val_ci95": 0.047, "val_loss": 1.0}))
+    first, second, third = screen.file.getvalue().splitlines()
+    assert first.startswith("step 10/1000000000: training accuracy 50.0 %")
+    assert ("inner gradient norm 0.3" in first) == verbose
+    assert first.endswith("steps/s, 0:01:00 left)")
+    assert second.endswith("validation accuracy 61.5 ± 4.7 % (chance 20 %)")
+    assert third.endswith("validation accuracy 61.5 ± 4.7 %")
+
+
 def test_tasks_of_a_result_are_told_as_far_as_its_protocol_goes():
     bare = {"dataset": "rhythms", "split": "test", "tasks": 6, "transductive": False}
     assert protocol_text(bare) == "rhythms test, 6 tasks"
