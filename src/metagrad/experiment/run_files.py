@@ -130,7 +130,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_measured(path: Path, record: dict[str, Any], weights: str | None) -> dict[str, Any] | None:
     """Return a measurement; see :meth:`metagrad.experiment.Run.read_measured`."""
     require_own(path)
-    remake = f"metagrad train --resume {path.parent} makes it anew"
+    remake = f"metagrad train --resume {path.parent} writes a new one"
     try:
         measured = strict_json.read(path)
         if not isinstance(measured, dict):
