@@ -247,7 +247,7 @@ class Train:
         data = table()["data"]
         names = list(data)
         if self.source is None:
-            raise MetagradError(f"choose a data set, for example metagrad train {names[0]}: {', '.join(names)}")
+            raise MetagradError(f"choose a data set ({', '.join(names)}): metagrad train {names[0]}, for example")
         if self.dataset is not None and self.tasks is not None:
             raise MetagradError(f"both {self.dataset} and --tasks {self.tasks} give a source of tasks: leave one out")
         if self.source not in data and ":" not in self.source:
