@@ -53,7 +53,7 @@ def main() -> None:
     found = calibrate(learner, drawn, tasks=400)
     Run.open(_SHIPPED).write_measured(CALIBRATION, found.as_json(), learner.facts["digest"])
     for size in found.sizes:
-        print(f"{size.ways:2}-way {size.shots}-shot: {size.accuracy:.1%} right, {size.told()}")
+        print(f"{size.ways:2}-way {size.shots}-shot: {size.accuracy:.1%} right, {size.about_reject()}")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def supported(kind):
     return isinstance(KINDS[kind].draw(1), torch.Tensor) or not hasattr(Tasks, "_fields")
 
 
-@pytest.mark.filterwarnings("ignore:batch norms in training mode", "ignore:.*does not run for several tasks at once")
+@pytest.mark.filterwarnings("ignore:batch norms in training mode", "ignore:.*does not support several tasks at once")
 @pytest.mark.parametrize(
     ("kind", "method"), [pair for pair in product(filter(supported, KINDS), METHODS) if pair not in NOTHING_LEFT]
 )

@@ -175,7 +175,7 @@ def test_opening_leaves_torch_as_it_was_and_takes_nothing_from_it():
 
 def test_own_code_runs_only_if_it_is_named_again(monkeypatch):
     monkeypatch.setattr(own_backbones, "Stages", lambda: pytest.fail("it ran"))
-    with pytest.raises(NotNamedError, match="name it again"):
+    with pytest.raises(NotNamedError, match="if you trust it, allow it"):
         open_backbone("own_backbones:Stages")
     with pytest.raises(NotNamedError):
         open_backbone("own_backbones:Stages", code="own_backbones:Stages2")
@@ -479,7 +479,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
         seen.append(constants.HF_HUB_OFFLINE)
         raise OSError("not in the cache")
 
-    with pytest.raises(MetagradError, match=r"hf:a could not be had .*not in the cache.*internet.*weights="):
+    with pytest.raises(MetagradError, match=r"hf:a could not be loaded .*not in the cache.*internet.*weights="):
         packages._weighted("hf:a", lambda: packages._cache_first(make))
     assert seen == [True]
     assert constants.HF_HUB_OFFLINE is False

@@ -75,12 +75,12 @@ def test_facts_of_an_older_version_count_as_none(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "rows.sha256.json")
-    with pytest.raises(MetagradError, match="no plain file"):
+    with pytest.raises(MetagradError, match="not a plain file"):
         memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
     (tmp_path / "rows.sha256.json").unlink()
     cache.write_facts(tmp_path / "rows.sha256.json", {})
     os.mkfifo(tmp_path / "rows.npy")
-    with pytest.raises(MetagradError, match="no plain file"):
+    with pytest.raises(MetagradError, match="not a plain file"):
         memmap.open_rows(tmp_path / "rows.npy", (1, 1, 1, 1))
 
 
@@ -113,7 +113,7 @@ def test_reading_anew_checks_what_is_trusted_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(memmap, "_identity", lambda status: state)  # and the disk, not a program, changed it
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert not torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
-    with pytest.warns(MetagradWarning, match=r"npy is damaged .*: it is made anew"):
+    with pytest.warns(MetagradWarning, match=r"npy is damaged .*: writing it again"):
         assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path, anew=True).images, before)
     assert torch.equal(pictures.load(root, size=SIZE, cache_dir=tmp_path).images, before)
 

@@ -53,7 +53,7 @@ def test_without_unknown_classes_there_is_a_threshold_still(learned):
     found = calibrate(learner, few, tasks=8)
     assert found.own.ood_threshold > 0
     assert found.own.unknown_rejected is None
-    assert "other things" not in found.own.told()
+    assert "other classes" not in found.own.about_reject()
     assert found.at(2, 3).auroc is None, "unknown at one size of those it lies between"
 
 

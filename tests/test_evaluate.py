@@ -52,7 +52,7 @@ def test_runs_are_compared_task_by_task(runs, capsys):
     one, two = (torch.tensor(lines(run)[-1]["per_task"], dtype=torch.float64) for run in runs)
     gap = two - one
     mean, half = 100 * float(gap.mean()), 196 * float(gap.std()) / math.sqrt(10)
-    assert f"accuracy {mean:+.2f} ± {half:.2f} points, the same 10 tasks, paired" in text
+    assert f"accuracy {mean:+.2f} ± {half:.2f} points (paired, same 10 tasks)" in text
     assert lines(runs[0])[-1]["value"] == pytest.approx(float(one.mean()), abs=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_tasks_of_other_sizes(runs, capsys):
 def test_what_cannot_be_compared_is_refused(runs, capsys, tmp_path, monkeypatch):
     other = str(tmp_path / "other")
     assert main(["train", "omniglot", *WORDS, "--shots", "2", "--run", other]) == 0
-    assert "judges with 2 shots" in said(capsys, runs[0], other, code=2)
+    assert "is tested with 2 shots" in said(capsys, runs[0], other, code=2)
     assert "paired" in said(capsys, runs[0], other, "--shots", "1", "--tasks", "4")
     monkeypatch.setattr(data, "load", lambda *args, **options: replace(dataset(), digest="other"))
     elsewhere = str(tmp_path / "elsewhere")

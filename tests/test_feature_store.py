@@ -139,7 +139,7 @@ def test_another_network_shape_type_or_preprocessing_is_another_store(tmp_path):
     for name in ("keys", "rows"):
         (b / name).write_bytes((a / name).read_bytes())
     one = Counted()
-    with pytest.warns(MetagradWarning, match="of 40 pictures .* not what was written: they are computed anew"):
+    with pytest.warns(MetagradWarning, match="of 40 pictures .* are damaged: computing them again"):
         one.features(opened(tmp_path, "b"))
     assert len(one.loaded) == 40
 
@@ -284,7 +284,7 @@ def test_an_altered_row_is_said_once_and_computed_again(tmp_path, monkeypatch):
         warnings.simplefilter("error")  # of those that nobody looks at nothing is read
         assert torch.equal(Counted(range(17)).features(opened(tmp_path)), TRUTH[:17])
     one, told, store = Counted(), [], opened(tmp_path)
-    with pytest.warns(MetagradWarning, match=r"of 1 picture in .* are not what was written: they are computed anew"):
+    with pytest.warns(MetagradWarning, match=r"of 1 picture in .* are damaged: computing them again"):
         assert torch.equal(one.features(store, progress=lambda *args: told.append(args)), TRUTH)
     assert one.loaded == [17]
     assert (40, 40, "checking cached features") in told
@@ -439,7 +439,9 @@ def test_a_full_disk_costs_time_and_nothing_else(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     one, store = Counted(), opened(tmp_path)
-    with pytest.warns(MetagradWarning, match=r"computed but not kept: .*No space left.*: free some space") as said:
+    with pytest.warns(
+        MetagradWarning, match=r"computed but cannot be cached: .*No space left.*: free some space"
+    ) as said:
         assert torch.equal(one.features(store, batch=8), TRUTH)
     assert len(said) == 1
     with warnings.catch_warnings():
@@ -472,7 +474,7 @@ def test_where_nothing_can_be_kept_features_are_computed_all_the_same(tmp_path, 
         clean(tmp_path)
         monkeypatch.setattr(Path, "mkdir", _refuse)
     one = Counted()
-    with pytest.warns(MetagradWarning, match="computed but not kept: cannot use the cache file") as said:
+    with pytest.warns(MetagradWarning, match="computed but cannot be cached: cannot use the cache file") as said:
         assert torch.equal(one.features(opened(tmp_path), batch=8), TRUTH)
     assert len(said) == 1
     assert not list((tmp_path / "elsewhere").iterdir()) if what == "link" else True
@@ -504,7 +506,7 @@ def test_a_store_that_may_only_be_read_is_read_without_a_word(tmp_path, monkeypa
         assert torch.equal(one.features(opened(tmp_path)), TRUTH[:30])
     assert not one.loaded
     more = Counted()
-    with pytest.warns(MetagradWarning, match="not kept"):
+    with pytest.warns(MetagradWarning, match="cannot be cached"):
         assert torch.equal(more.features(opened(tmp_path)), TRUTH)
     assert more.loaded == list(range(30, 40))
 
@@ -527,7 +529,7 @@ def test_the_store_that_nobody_used_for_longest_is_removed_first(tmp_path):
     assert [one.digest for one in stores(tmp_path)] == ["a", "c", "b"]
     assert stores(tmp_path)[0].shape == (7,)
     size = sum(one.size for one in stores(tmp_path))
-    with pytest.warns(MetagradWarning, match=r"removed .* of network b \(0\.0 MiB\), unused for longest"):
+    with pytest.warns(MetagradWarning, match=r"removed .* of network b \(0\.0 MiB\), the least recently used"):
         assert torch.equal(Counted().features(opened(tmp_path, "d", most_bytes=size + 600)), TRUTH)
     assert sorted(one.digest for one in stores(tmp_path)) == ["a", "c", "d"]
     assert sum(one.size for one in stores(tmp_path)) <= size + 600
@@ -549,7 +551,7 @@ def test_rows_that_nobody_wants_now_make_room_for_those_of_the_same_network(tmp_
 
 
 def test_more_than_may_be_kept_is_kept_for_now_and_said(tmp_path):
-    with pytest.warns(MetagradWarning, match="removed when other features need room"):
+    with pytest.warns(MetagradWarning, match="removed when other features need space"):
         assert torch.equal(Counted().features(opened(tmp_path, most_bytes=1000)), TRUTH)
     one = Counted()
     one.features(opened(tmp_path, most_bytes=1000))

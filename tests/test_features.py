@@ -275,7 +275,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, place, monkey
     monkeypatch.setenv("METAGRAD_CACHE", str(source / "class 0" / "0.png"))
     for _ in range(2):
         extractor = Extractor()
-        with pytest.warns(match="computed but not kept"):
+        with pytest.warns(match="computed but cannot be cached"):
             features = features_of_folder(source, extractor.value)
         assert torch.equal(features.train.data, truth.train.data)
         assert features.digest == truth.digest

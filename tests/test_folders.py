@@ -122,7 +122,7 @@ def test_what_is_no_picture_is_counted(tmp_path):
     (root / ".hidden").mkdir()
     (root / ".hidden" / "link").symlink_to("/nowhere")
     notes = folder.load(root, size=SIZE).notes
-    assert "left out 1 folder of no pictures that can be read (icons)" in notes
+    assert "left out 1 folder without a readable picture (icons)" in notes
     assert "left out 2 files of other kinds (class 0/readme.txt; icons/a.ico)" in notes
     with pytest.raises(MetagradError, match="folder icons has no picture"):
         folder.load(root, size=SIZE, strict=True)
@@ -134,10 +134,10 @@ def test_a_changed_cache_is_not_used(tmp_path, cache):
     (rows,) = (cache / "pictures").glob("rows-*.npy")
     whole = rows.read_bytes()
     rows.write_bytes(whole[:-50] + bytes(50))
-    with pytest.warns(MetagradWarning, match="are not what was written.: it is made anew"):
+    with pytest.warns(MetagradWarning, match="are not what was written.: writing it again"):
         assert torch.equal(folder.load(root, size=SIZE).train.images, before)
     np.save(rows, np.zeros((40, 3, SIZE, SIZE)))
-    with pytest.warns(MetagradWarning, match="another shape.: it is made anew"):
+    with pytest.warns(MetagradWarning, match="another shape.: writing it again"):
         assert torch.equal(folder.load(root, size=SIZE).train.images, before)
 
 

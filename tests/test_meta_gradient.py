@@ -89,7 +89,7 @@ def test_memory_that_runs_out_halves_the_chunk_and_says_so():
     expected, _ = gradient(FOMAML(inner_steps=2), 5)
     algorithm = Limited(inner_steps=2)
     object.__setattr__(algorithm, "tried", [])
-    with pytest.warns(UserWarning, match="out of memory with 5 tasks at a time: going on with 2 "):
+    with pytest.warns(UserWarning, match="out of memory with 5 tasks at a time: continuing with 2 "):
         found, metrics = gradient(algorithm, 5)
     assert algorithm.tried == [5, 2, 2, 1]
     assert metrics.chunks == Chunks(2, 2)
@@ -99,7 +99,7 @@ def test_memory_that_runs_out_halves_the_chunk_and_says_so():
 def test_halving_twice_is_said_once():
     algorithm = Limited(inner_steps=2)
     object.__setattr__(algorithm, "tried", [])
-    with pytest.warns(UserWarning, match="out of memory with 8 tasks at a time: going on with 2 ") as said:
+    with pytest.warns(UserWarning, match="out of memory with 8 tasks at a time: continuing with 2 ") as said:
         gradient(algorithm, 8, drawn(tasks=8))
     assert len(said) == 1
     assert algorithm.tried == [8, 4, 2, 2, 2, 2]

@@ -93,7 +93,9 @@ def test_a_pretrained_batch_norm_stays_as_it_was_trained(door, recwarn):
 
 def test_a_batch_norm_that_trains_goes_by_the_batch_and_says_so():
     model = user_network()
-    with pytest.warns(MetagradWarning, match=r"running averages stay as they are: 1; leave the network in training"):
+    with pytest.warns(
+        MetagradWarning, match=r"do not update their running averages: 1; put pretrained ones into eval mode"
+    ):
         theta = FOMAML().init(model)
     assert is_transductive(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -214,7 +214,7 @@ def test_more_than_one_way_to_say_it():
         ("--method mamll", "got 'mamll' (did you mean maml?)"),
         ("--network conv5", "(did you mean conv4?)"),
         ("--inner-solver newton", "or package.module:name of your own, got 'newton'"),
-        ("omniglot", "there is no place for 'omniglot'"),
+        ("omniglot", "unexpected argument 'omniglot'"),
         ("--tasks omniglot", "leave one out"),
         ("--method maml --inner-solver adam", "--inner-solver is for imaml, memory-reduced, not maml: leave it out"),
         ("--method maml --lam 1", "--lam is for imaml, not maml: leave it out"),

@@ -128,7 +128,7 @@ def test_dataclasses_of_ones_own_have_options(own, capsys):
         ("glyphs --method my_code:loss", "outputs"),
         ("glyphs --metric my_code:missing", "my_code has no missing"),
         ("glyphs --method my_code:number", "which cannot be called"),
-        ("my_code:waves", "say which network is to learn these tasks: --network mlp, or package.module:name"),
+        ("my_code:waves", "these tasks have no default network: give --network mlp, or --network package.module:name"),
         ("my_code:waves --network mlp --ways 3", "--ways is for data sets, not my_code:waves"),
         ("my_code:loss --network mlp", "my_code:loss"),
     ],
@@ -143,7 +143,7 @@ def test_a_training_begins_at_the_weights_of_another(own, monkeypatch, capsys):
     words = "train omniglot --ways 3 --queries 2 --filters 2 --meta-steps 4 --tasks 2 --val-tasks 4 --test-tasks 4"
     assert main([*words.split(), "--run", "a"]) == 0
     assert main([*words.split(), "--run", "b", "--init", "a", "--method", "protonet", "--ways", "2"]) == 0
-    assert "begins at a: " in capsys.readouterr().out
+    assert "tensors from a (" in capsys.readouterr().out
     assert "leave out --init" in complaint(capsys, "train --resume b --init a")
     assert "nowhere" in complaint(capsys, f"{words} --init nowhere --run c")
     assert not (own / "c").exists()

@@ -92,7 +92,7 @@ def test_a_class_called_unknown_and_an_output_that_is_closed(learned, pictures, 
     for form, says in (("csv", True), ("jsonl", False)):
         capsys.readouterr()
         assert main(["predict", "my.model", "new", "--reject", "--format", form]) == 0
-        assert ("called unknown too" in capsys.readouterr().err) == says
+        assert ("named unknown" in capsys.readouterr().err) == says
     closed = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m metagrad predict my.model new >&-"], capture_output=True, text=True
     )
@@ -113,7 +113,7 @@ def test_what_is_no_plain_file_is_neither_read_nor_replaced(learned, pictures, c
     ):  # fmt: skip
         capsys.readouterr()
         assert main(words) == 2, words
-        assert "no plain file" in capsys.readouterr().err, words
+        assert "not a plain file" in capsys.readouterr().err, words
     assert Path("pipe").is_fifo()
     Path("large.png").touch()
     os.truncate("large.png", 100 * 2**20)
@@ -142,7 +142,7 @@ def test_a_list_that_is_empty_and_one_that_is_stopped(learned, pictures, capsys,
     adapt(learned)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["predict", "my.model", "-"]) == 2
-    assert "no picture is named" in capsys.readouterr().err
+    assert "names no picture" in capsys.readouterr().err
     waiting = subprocess.Popen(
         [sys.executable, "-u", "-m", "metagrad", "predict", "my.model", "-"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONVERBOSE": "1"},

@@ -220,18 +220,18 @@ def test_from_a_folder_to_its_report(tmp_path, monkeypatch, capsys):
              "--meta-steps", "4", "--val-tasks", "4", "--test-tasks", "6"]  # fmt: skip
     assert main(["train", "folder", "--data-dir", "pictures", *words, "--no-calibrate", "--run", "run"]) == 0
     said = capsys.readouterr().out
-    assert "4 meta-steps, about" in said
-    assert "over the class mean of the frozen features" in said
+    assert "4 meta-steps, validation and test take about" in said
+    assert "nearest class mean of the frozen features: " in said
     assert "(same 6 tasks)" in said
     assert not (tmp_path / "run" / "calibration.json").exists()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["class_mean"]["tasks"] == 6
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "over the class mean of its frozen features" in page
-    assert "points, task by task" in page
+    assert "nearest class mean of the frozen features" in page
+    assert "points on the same tasks" in page
     assert main(["train", "--resume", "run", "--meta-steps", "6", "--code", "own_backbones:Stages"]) == 0
     said = capsys.readouterr().out
-    assert "probabilities off by" in said
+    assert "calibration error" in said
     assert (tmp_path / "run" / "calibration.json").exists()
     assert "--code own_backbones:Stages" in complaint(capsys, "evaluate run")
 
@@ -251,12 +251,13 @@ def test_the_time_that_is_left_is_that_of_steps_validations_and_the_test():
     budget = Budget(meta_steps=100, val_every=50, val_tasks=10, test_tasks=20, tasks_per_step=2)
     line = expected(asked(ProtoNet(), budget=budget), 3, 2.0, 0.5, 6.0)
     assert line["seconds_left"] == 97 * 2.0 + 2 * 10 * 0.5 + 20 * 0.5
-    assert in_words(line, 100) == "100 meta-steps, about 3.6 minutes"
+    assert in_words(line, 100) == "100 meta-steps, validation and test take about 3.6 minutes"
     limited = Budget(meta_steps=100, minutes=1, val_every=50, val_tasks=10, test_tasks=20, tasks_per_step=2)
     line = expected(asked(ProtoNet(), budget=limited), 3, 2.0, 0.5, 6.0)
     assert line["seconds_left"] == 54 + 20 * 0.5
     assert (
-        in_words(line, 100) == "at most 1 minutes: all 100 meta-steps would take about 3.6 minutes (--meta-steps 100)"
+        in_words(line, 100)
+        == "training stops after 1 minute (--minutes); all 100 meta-steps would take about 3.6 minutes"
     )
 
 
@@ -266,7 +267,7 @@ def test_a_run_gets_more_time_but_not_less(tmp_path):
     with run:
         extend_budget.raise_minutes(run, 2)
     assert Run.open(tmp_path / "run", experiment=run.experiment).record["experiment"]["budget"]["minutes"] == 2
-    with pytest.raises(MetagradError, match="--minutes 1 is less than the run's 2"):
+    with pytest.raises(MetagradError, match="--minutes 1 is below the run's 2"):
         extend_budget.raise_minutes(run, 1)
 
 

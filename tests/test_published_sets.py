@@ -160,7 +160,7 @@ def test_tiered_imagenet_and_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(MetagradError, match=f"lacks 1 classes of tiered-imagenet .{gone.name}"):
         imagenet.load("tiered-imagenet", size=8, data_dir=tmp_path, cache_dir=tmp_path / "cache")
     monkeypatch.delenv("METAGRAD_DATA", raising=False)
-    with pytest.raises(MetagradError, match="may not be handed on"):
+    with pytest.raises(MetagradError, match="may not be redistributed"):
         imagenet.load("mini-imagenet")
 
 
@@ -209,7 +209,7 @@ def test_cifar_whose_cache_was_altered_is_unpacked_again(tmp_path, small):
     content = bytearray(rows.read_bytes())
     content[5000:9000] = bytes(4000)
     rows.write_bytes(content)
-    with pytest.warns(MetagradWarning, match=r"images-v1\.npy is damaged .*: it is made anew"):
+    with pytest.warns(MetagradWarning, match=r"images-v1\.npy is damaged .*: writing it again"):
         again = cifar.load("cifar-fs", data_dir=tmp_path, cache_dir=tmp_path / "cache")
     assert torch.equal(again.train.images, images)
     facts = tmp_path / "cache" / "cifar100" / "accepted.json"

@@ -117,7 +117,7 @@ def test_figures_take_the_page_s_colours_and_say_what_they_show():
     assert "#000000" not in drawn
     ids = re.findall(r'id="([^"]+)"', drawn)
     assert all(one.startswith("fquerylossontrainingtask") for one in ids)
-    assert "b: from 1 nats at meta-step 1 to 0.2 nats at 5; least 0.2 nats, greatest 1 nats" in described(loss)
+    assert "b: from 1 nats at meta-step 1 to 0.2 nats at 5; minimum 0.2 nats, maximum 1 nats" in described(loss)
     assert "<svg" in svg(Panel("t", "", [Curve("one point", [1.0], [0.0])], log=True))
 
 

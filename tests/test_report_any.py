@@ -45,7 +45,7 @@ EXPERIMENTS = {
     "bilevel": (
         Experiment(tasks=own_code.columns, method=own_code.STRENGTHS, budget=SHORT, outer=Outer(lr=0.1)),
         [f"own_code:{name}" for name in ("columns", "misfit", "ridge", "zero_strengths", "zero_weights")], "loss",
-        ["Query loss on validation tasks", "Residual of the linear system: how far it is from solved"],
+        ["Query loss on validation tasks", "Residual of the linear system: 0 if it is solved"],
     ),
 }  # fmt: skip
 
@@ -60,14 +60,14 @@ def test_an_own_experiment_is_watched_and_reported(tmp_path, monkeypatch, capsys
     shown = capsys.readouterr().out
     last = [line for line in map(json.loads, (tmp_path / "own" / "metrics.jsonl").open()) if "val_ci95" in line][-1]
     key = f"val_{metric.replace(' ', '_')}"
-    assert f"step 12: validation {metric} {last[key]:.3g} ±{last['val_ci95']:.2g}" in shown
-    assert f"query {metric} " in shown
+    assert f"step 12/12: validation {metric} {last[key]:.4g} ± {last['val_ci95']:.2g}" in shown
+    assert f"training {metric} " in shown
     assert main(["report", "own"]) == (2 if code else 0)
     assert ("--code" in capsys.readouterr().err) == bool(code)
     assert main(["report", "own", *(word for name in code for word in ("--code", name))]) == 0
     assert "no pictures" not in capsys.readouterr().out
     seen = Seen((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert f"{metric} {outcome.result['value']:.4g} ± {outcome.result['ci95']:.2g} on " in seen.said
+    assert f"{metric} {outcome.result['value']:.4g} ± {outcome.result['ci95']:.2g} measured on " in seen.said
     assert all(title in seen.text for title in titles)
     for absent in ("ccuracy", "by itself", "Tasks of validation classes", "nats", "None", "-way", "transductive"):
         assert absent not in seen.said, absent
@@ -145,7 +145,7 @@ def test_names_are_text_wherever_they_stand(name, long):
     assert seen.tags == plain.tags
     assert [sorted(attrs) for _, attrs in seen.elements] == [sorted(attrs) for _, attrs in plain.elements]
     assert name + long in seen.text
-    assert f"✗ {name + long} 50%" in " ".join(seen.text)
+    assert f"✗ {name + long} 50 %" in " ".join(seen.text)
     assert f"an example of {name + long}" in [attrs.get("alt") for _, attrs in seen.elements]
 
 
@@ -156,9 +156,11 @@ def test_every_key_is_drawn_the_known_first_and_others_under_more():
     found = panels([("a", lines), ("b", [{"step": 1, "odd": 4.0}])])
     assert [panel.title for panel in found if not panel.more] == [
         "My score on validation tasks", "My score on training tasks", "Query loss on validation tasks",
-        "Query loss on training tasks", "Inner gradient norm: how far tasks are from solved",
+        "Query loss on training tasks",
     ]  # fmt: skip
-    assert [panel.title for panel in found if panel.more] == ["Inner steps taken", "lam", "lam max", "odd"]
+    assert [panel.title for panel in found if panel.more] == [
+        "Inner gradient norm: 0 if the inner problems are solved", "Inner steps taken", "lam", "lam max", "odd",
+    ]  # fmt: skip
     by = {panel.title: panel for panel in found}
     assert by["My score on validation tasks"].curves[0].ci95 == [0.5]
     assert by["Query loss on validation tasks"].curves[0].ci95 is None
@@ -191,17 +193,24 @@ def test_the_metric_of_a_line(line, metric):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"loss": 0.5, "accuracy": 0.75, "grad_norm": 0.1}, "query acc 75.0%  inner grad 0.1"),
+        ({"loss": 0.5, "accuracy": 0.75, "grad_norm": 0.1}, "training accuracy 75.0 %  inner gradient norm 0.1"),
         (
             {"loss": 0.5, "squared_error": 0.5, "grad_norm": 0.1, "lam": 2.0},
-            "query squared error 0.5  inner grad 0.1  lam 2",
+            "training squared error 0.5  inner gradient norm 0.1  lam 2",
         ),
-        ({"loss": 0.5, "grad_norm": 0.1, "stopped": 0.5}, "query loss 0.5  inner grad 0.1  stopped early 50%"),
-        ({"loss": 0.5, "grad_norm": 0.1, "residual": 0.2}, "query loss 0.5  inner grad 0.1  residual 0.2"),
+        (
+            {"loss": 0.5, "grad_norm": 0.1, "stopped": 0.5},
+            "training loss 0.5  inner gradient norm 0.1  stopped at negative curvature 50 %",
+        ),
+        (
+            {"loss": 0.5, "grad_norm": 0.1, "residual": 0.2},
+            "training loss 0.5  inner gradient norm 0.1  linear residual 0.2",
+        ),
     ],
 )
 def test_live_lines_say_whatever_there_is(line, says):
-    assert progress.describe({"step": 1, **line}) == says
+    assert progress.describe({"step": 1, **line}, verbose=True) == says
+    assert progress.describe({"step": 1, **line}) == says.split("  ")[0], "diagnostics only with --verbose"
 
 
 def test_weights_to_begin_at_are_told_once_and_as_they_are():
@@ -209,14 +218,31 @@ def test_weights_to_begin_at_are_told_once_and_as_they_are():
     screen = progress.Screen()
     screen.file = stream
     watch = progress.TrainProgress(screen, first_step=0, meta_steps=12)
-    watch(Event(0, 12, {"init": ["begins at [bold]a[/bold]", "  left out: b"]}))
+    watch(Event(0, 12, {"init": ["copied 1 of 2 tensors from [bold]a[/bold]", "  not used: b"]}))
     for step in (10, 12):
         watch(Event(step, 12, {"step": step, "loss": 1.0, "grad_norm": 1.0}))
     watch(Event(12, 12, {"step": 12, "val_[red]": 0.5, "val_ci95": 0.1, "val_loss": 1.0}))
     told = stream.getvalue()
-    assert told.startswith("begins at [bold]a[/bold]\n  left out: b\n")
-    assert told.count("begins at") == 1
-    assert "validation [red] 0.5 ±0.1" in told
+    assert told.startswith("copied 1 of 2 tensors from [bold]a[/bold]\n  not used: b\n")
+    assert told.count("copied") == 1
+    assert "validation [red] 0.5 ± 0.1" in told
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_live_lines_compare_with_chance_once_and_end_with_the_minutes(monkeypatch, verbose):
+    monkeypatch.setattr(progress, "_LOG_SECONDS", -1.0)
+    screen = progress.Screen()
+    screen.file = io.StringIO()
+    watch = progress.TrainProgress(screen, first_step=0, meta_steps=10**9, chance=0.2, minutes=10.0, verbose=verbose)
+    watch(Event(10, 10**9, {"step": 10, "loss": 1.0, "accuracy": 0.5, "grad_norm": 0.3, "seconds": 540.0}))
+    for step in (10, 20):
+        watch(Event(step, 10**9, {"step": step, "val_accuracy": 0.615, "val_ci95": 0.047, "val_loss": 1.0}))
+    first, second, third = screen.file.getvalue().splitlines()
+    assert first.startswith("step 10/1000000000: training accuracy 50.0 %")
+    assert ("inner gradient norm 0.3" in first) == verbose
+    assert first.endswith("steps/s, 0:01:00 left)")
+    assert second.endswith("validation accuracy 61.5 ± 4.7 % (chance 20 %)")
+    assert third.endswith("validation accuracy 61.5 ± 4.7 %")
 
 
 def test_tasks_of_a_result_are_told_as_far_as_its_protocol_goes():

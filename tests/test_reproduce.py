@@ -225,7 +225,7 @@ def test_the_command_writes_pictures_and_numbers(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("figure-9", "has no 'figure-9': there are meta-gradient-error"),
+        ("figure-9", "has no command 'figure-9': the commands are meta-gradient-error"),
         ("meta-gradient-error --seed -1", "--seed must be from 0"),
         ("meta-gradient-error --tasks 0", "--tasks must be from 1"),
         ("meta-gradient-error --inner-steps 0", "--inner-steps must be from 1"),

@@ -87,7 +87,10 @@ def test_once_asks_and_twice_stops(capsys):
 
     assert interruptible(run) == 130
     said = capsys.readouterr().err.splitlines()
-    assert said == ["metagrad: saving after this meta-step; once more stops at once", "metagrad: interrupted"]
+    assert said == [
+        "metagrad: will save and stop after this meta-step; interrupt again to stop at once",
+        "metagrad: interrupted",
+    ]
 
 
 def test_what_is_ignored_stays_ignored():
@@ -184,7 +187,7 @@ def require_one_line_each(tmp_path, pictures, times, seed):
         if before_our_first_line(code, said):
             assert moment < 0.5, (moment, said)
             continue
-        own = [line for line in said.splitlines() if "saving after" not in line]
+        own = [line for line in said.splitlines() if "will save and stop" not in line]
         assert code in (0, 2, 130), (words, which, moment, code, said)
         assert len(own) <= 1, (words, which, moment, code, said)
 

@@ -270,7 +270,7 @@ def test_tasks_run_one_by_one_where_torch_has_no_rule_and_one_is_told_once(g):
     model, x = Net(), torch.randn(3, 2, 5, 4, generator=g)
     params = {name: leaf.detach().expand(3, *leaf.shape) for name, leaf in model.named_parameters()}
     with pytest.warns(
-        MetagradWarning, match=r"memory \(LSTM\) does not run for several tasks at once.*one by one"
+        MetagradWarning, match=r"memory \(LSTM\) does not support several tasks at once.*one by one"
     ) as told:
         found = [batched_forward.outputs(model, params, x) for _ in range(2)][1]
     assert len(told) == 1

@@ -216,7 +216,7 @@ def test_inner_steps_that_are_too_long_are_named_once(tmp_path):
         warnings.simplefilter("always")
         train(run, toy())
     said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
-    assert sum("inner steps of 50 go back and forth" in one for one in said) == 1
+    assert sum("inner steps oscillate, because their size 50" in one for one in said) == 1
     assert run.metrics()[0]["max_curvature"] > 2 / 50
 
 
@@ -235,8 +235,8 @@ def test_a_run_whose_features_died_says_so_once(tmp_path, monkeypatch):
         train(run, toy())
     said = [str(one.message) for one in caught if issubclass(one.category, MetagradWarning)]
     assert len(said) == 1
-    assert "validation is at chance, 33.3%" in said[0]
-    assert "after 90.0% at meta-step 10, whose weights are kept" in said[0]
+    assert "validation accuracy is at chance, 33.3 %" in said[0]
+    assert "after 90.0 % at meta-step 10, whose weights are kept" in said[0]
 
 
 def test_checkpoints_can_be_read_by_those_who_may_read_the_run(tmp_path):

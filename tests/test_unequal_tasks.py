@@ -83,7 +83,7 @@ def test_evaluate_takes_tasks_of_unequal_size():
 
 def test_a_source_that_draws_another_number_of_tasks_is_refused():
     model, method = network(), ProtoNet()
-    with pytest.raises(ValueError, match="the source was asked for 4 tasks and drew 1"):
+    with pytest.raises(ValueError, match="the task source must return 4 tasks, got 1"):
         evaluate(
             method, model, method.init(model), lambda n, *, generator: group_tasks([single(2, 1, 1, 0)]), tasks=4,
             generator=torch.Generator(),
@@ -111,7 +111,7 @@ def test_a_class_without_a_support_example_is_never_predicted():
 def test_a_query_of_a_class_that_the_support_set_lacks_is_refused_with_its_task():
     model, method = network(3), ProtoNet()
     y = torch.tensor([[0, 1, 2], [0, 0, 2]])
-    with pytest.raises(ValueError, match="task 1 asks for label 1, of which its support set has no example"):
+    with pytest.raises(ValueError, match="task 1 has label 1 in its query set, but no support example of it"):
         meta_gradient(
             method, model, method.init(model), Tasks((randn(2, 3, 4), y), (randn(2, 3, 4), y[:1].expand(2, 3)))
         )

@@ -104,7 +104,7 @@ _PACKAGES = ("classifier", "data", "experiment", "fewshot", "implicit", "report"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for (PEP 562)."""
+    """Import a public name on first use (PEP 562)."""
     if name == "__all__":
         return ["__version__", *(one for one in _HOMES if one != "FewShotClassifier" or _has_scikit_learn())]
     if name in _HOMES:

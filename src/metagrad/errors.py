@@ -1,8 +1,8 @@
-"""Exceptions and a warning that are written for people."""
+"""User-facing exceptions and warning."""
 
 
 class MetagradError(Exception):
-    """Something a user can put right; the message is one line and says how.
+    """An error that the user can fix; the message is one line and says how.
 
     The command line prints the message and exits with code 2. Programming errors (arguments of wrong shapes or types)
     stay ``ValueError`` and ``TypeError``.
@@ -18,7 +18,7 @@ class NotFiniteError(MetagradError, ValueError):
 
 
 class MetagradWarning(UserWarning):
-    """Something a person should know that does not stop the work; the command prints it in one line."""
+    """A warning for the user; the command prints it in one line."""
 
 
 def in_short(value: object, most: int = 200) -> str:

@@ -97,7 +97,7 @@ def open_own(path: Path, flags: int) -> int:
     file = os.open(path, flags | _OWN_FILE | getattr(os, "O_NONBLOCK", 0), 0o666)  # a pipe would be waited for
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "it is no plain file")
+        raise OSError(errno.EINVAL, "it is not a plain file")
     return file
 
 
@@ -210,7 +210,7 @@ def require_readable(path: Path, *, missing: str) -> None:
     """
     try:
         if path.exists() and not path.is_file():
-            raise MetagradError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}: name a file")
+            raise MetagradError(f"{path} is {'a folder' if path.is_dir() else 'not a plain file'}: name a file")
         path.open("rb").close()
     except PermissionError as error:
         raise MetagradError(f"cannot read {path} (permission denied): ask its owner for permission") from error
@@ -271,7 +271,7 @@ def _mode_of(path: Path) -> int | None:
     if stat.S_ISLNK(status.st_mode):
         return None
     if not stat.S_ISREG(status.st_mode):  # the move would remove it
-        raise OSError(errno.EINVAL, "it is no plain file")
+        raise OSError(errno.EINVAL, "it is not a plain file")
     mode = stat.S_IMODE(status.st_mode)
     if not mode & stat.S_IWUSR:  # a move needs no permission to write to it
         raise OSError(errno.EACCES, "it is write-protected")

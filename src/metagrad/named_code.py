@@ -36,7 +36,7 @@ def imported(path: Any, *, code: Collection[str] = ()) -> Any:
         try:
             target = getattr(target, part)
         except AttributeError:
-            raise MetagradError(f"{module} has no {name}: look at the spelling of {path}") from None
+            raise MetagradError(f"{module} has no {name}: check the spelling of {path}") from None
     home = getattr(target, "__module__", None) or ""
     if ours and not (
         callable(target) and f"{home}.".startswith(("metagrad.", "torch."))
@@ -63,8 +63,8 @@ def require_named(paths: Iterable[str], code: Collection[str]) -> None:
         are, it = ("is", "it") if len(missing) == 1 else ("are", "them")
         whole = [*code, *missing]
         raise NotNamedError(
-            f"{', '.join(missing)} {are} code outside of metagrad, which opening a file does not run: name {it} again "
-            f"if you trust {it} ({' '.join(f'--code {path}' for path in whole)}, or code={whole!r})"
+            f"{', '.join(missing)} {are} code outside of metagrad, which opening a file does not import: if you trust "
+            f"{it}, allow {it} ({' '.join(f'--code {path}' for path in whole)}, or code={whole!r})"
         )
 
 

@@ -153,7 +153,7 @@ def _drawing(function: Callable[..., Any]) -> Callable[..., Any]:
 def draws(how: str) -> str:
     """Return the error message for a network that draws random numbers."""
     return (
-        f"the network draws random numbers ({how}), and an inner problem must be the same each time it is looked at: "
+        f"the network draws random numbers ({how}), but an inner problem must be deterministic: "
         "put that module into eval mode, or pass the numbers in with the inputs"
     )
 

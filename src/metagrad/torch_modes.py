@@ -92,8 +92,8 @@ def ordinary(part: Any) -> Any:
     inference = [leaf for leaf in pytree.tree_leaves(part) if isinstance(leaf, Tensor) and leaf.is_inference()]
     if any(leaf.requires_grad for leaf in inference):
         raise ValueError(
-            "a tensor that asks for a gradient was made inside torch.inference_mode(), and can get none: make theta "
-            "and what else is learned outside of it"
+            "a tensor that requires a gradient was made inside torch.inference_mode(), so it cannot get one: make "
+            "theta and other learned tensors outside of it"
         )
     return tree.map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, part) if inference else part
 

@@ -113,7 +113,7 @@ def test_networks_of_transformers(tmp_path):
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pooled = vit(transformers)
     pooled.save_pretrained(tmp_path / "pooled")
-    with pytest.warns(MetagradWarning, match="has no image processor: taken are 32 pixels"):
+    with pytest.warns(MetagradWarning, match="has no image processor: using 32 pixels"):
         open_backbone(f"hf:{tmp_path / 'pooled'}")
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "pooled")
     name = f"hf:{tmp_path / 'pooled'}"
@@ -154,7 +154,7 @@ def test_files_that_do_not_fit_a_model_of_transformers(tmp_path):
     [
         ("timm:resnet19", "there is no timm:resnet19, but resnet18"),
         ("torchvision:fcn_resnet50", "there is no torchvision:fcn_resnet50"),
-        ("hf:/no such folder", "could not be had"),
+        ("hf:/no such folder", "could not be loaded"),
     ],
 )
 def test_names_that_others_do_not_know(name, said):

@@ -16,7 +16,7 @@ from metagrad.fewshot import IMAML, MAML, Batch, Tasks, check_network, meta_grad
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings(
-        "ignore:batch norms in training mode", "ignore:.*does not run for several tasks at once"
+        "ignore:batch norms in training mode", "ignore:.*does not support several tasks at once"
     ),
 ]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from metagrad import CG, GradientDescent, Implicit
 from metagrad.fewshot import IMAML, MAML, Batch, Tasks, meta_gradient
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*does not run for several tasks at once")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*does not support several tasks at once")]
 
 TASKS, WAYS, WORDS, LENGTH, WIDTH, HEADS = 2, 3, 7, 5, 4, 2
 LAM, LR, STEPS = 3.0, 0.1, 4

@@ -1,4 +1,4 @@
-"""Add pictures to those that a classifier was adapted to before."""
+"""Add pictures to those that a classifier has learned."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 def examples_of(learner: Learner, classifier: Classifier) -> tuple[Tensor, list[str]]:
-    """Return what the learner adapted a classifier to: features ``(N, ...)`` and the class of each.
+    """Return a classifier's support examples: features ``(N, ...)`` and the class of each.
 
     Raises
     ------
     MetagradError
-        If the classifier is another learner's, or keeps no examples.
+        If the classifier was adapted by another learner, or keeps no examples.
     """
     if classifier.examples is None:
         raise MetagradError("the model keeps no examples to add to: adapt again with all pictures")
     x, y = classifier.examples
     if classifier.facts.get("digest") != learner.facts.get("digest") or x.shape[1:] != learner.inputs:
-        raise MetagradError("the model was adapted with another network: name the one that it was adapted with")
+        raise MetagradError("the model was adapted with another network: give the one that it was adapted with")
     return x, [classifier.classes[number] for number in y.tolist()]
 
 
 def added(
     learner: Learner, classifier: Classifier, x: Tensor, labels: Sequence[str]
 ) -> tuple[Tensor, list[str], list[int]]:
-    """Return what a classifier was adapted to and what is new, to be adapted to with :meth:`Learner.adapt_inputs`.
+    """Return a classifier's support examples together with new ones, for :meth:`Learner.adapt_inputs`.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def added(
     Returns
     -------
     Tensor, list, list
-        All features, all labels, and which of the pictures these end with: one of the same class that it was adapted
-        to before is left out.
+        All features, all labels, and the indices of the new pictures among ``x``; duplicates within a class are left
+        out.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A classifier in one file: an ordinary network, the names of its classes, and how pictures are read for it.
+"""A classifier in one file: an ordinary network, its class names, and how pictures are read for it.
 
 The file is in the safetensors format. Its metadata hold one JSON text: names, reading, network, protocol, the run it
 came from, and a digest of all this and of the weights.
@@ -54,16 +54,16 @@ class Classifier:
     prototypes:
         where the classes lie among the features.
     temperature:
-        what logits are divided by before they become probabilities; 1 where it was not fitted.
+        divisor of the logits before the softmax; 1 if it was not fitted.
     ood_threshold:
-        OOD score above which a picture is taken to be of none of the classes; ``None`` where it was not fitted.
+        OOD score above which a picture counts as unknown; ``None`` if it was not fitted.
     trunk:
         The frozen part of a pretrained network: images to features. ``None`` where the network takes images.
     examples:
-        Of a network on features: what was adapted to, features ``(N, F)`` and class numbers ``(N,)``, so that more can
-        be added later. ``None`` else.
+        For a network on features: the support examples, features ``(N, F)`` and class numbers ``(N,)``, so that more
+        can be added later. Otherwise ``None``.
     facts:
-        protocol, parent run, what the adaptation came to; JSON.
+        protocol, parent run, accuracy of the adaptation; JSON.
     """
 
     network: nn.Module
@@ -90,7 +90,7 @@ class Classifier:
         return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
 
     def network_inputs(self, images: Tensor) -> Tensor:
-        """Return what :attr:`network` takes of images uint8 ``(N, C, H, W)``.
+        """Return the inputs of :attr:`network` for images uint8 ``(N, C, H, W)``.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Classifier:
         return features
 
     def require_pictures(self) -> None:
-        """Refuse a classifier that knows of features alone, not of the network that computed them.
+        """Refuse a classifier of features whose network is not known.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class Classifier:
 
     @default_modes()
     def classify_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`classify` does, of what :attr:`network` takes."""
+        """Return the result of :meth:`classify` for inputs of :attr:`network`."""
         with torch.inference_mode():
             logits, features = logits_and_features(self._fused, x)
             return (logits / self.temperature).softmax(-1), self.prototypes.ood_score(features)
@@ -156,7 +156,7 @@ class Classifier:
             "facts": self.facts,
         }
         if not all(bool(leaf.isfinite().all()) for leaf in tensors.values()):
-            raise MetagradError(f"{path} would hold numbers that are not finite: adapt with another run")
+            raise MetagradError(f"{path} would contain NaN or infinite numbers: adapt with another run")
         tensorfile.write(
             path,
             tensors,
@@ -187,7 +187,7 @@ class Classifier:
             stored = tensorfile.read(path, key="metagrad")
         except (OSError, ValueError, MemoryError) as error:
             raise MetagradError(
-                f"{path} is not an adapted model as it was written ({in_short(error)}): {again}"
+                f"{path} is not a model of metagrad adapt, or was altered ({in_short(error)}): {again}"
             ) from error
         try:
             if stored.digest is None:
@@ -212,13 +212,13 @@ class Classifier:
         """Return the classifier that a file's facts and tensors describe."""
         if trunk is not None and trunk_digest(network_config) != facts["trunk"]:
             raise MissingTrunkError(
-                f"the model was adapted with other weights of {network_config.name} than those here: adapt again with "
-                "metagrad adapt"
+                f"the model was adapted with other weights of {network_config.name} than those installed: adapt "
+                "again with metagrad adapt"
             )
         reading, classes = Reading(**facts["reading"]), tuple(facts["classes"])
         shape = feature_shape(network_config)
         if (shape is None) != (trunk is None):
-            raise ValueError("trunk cannot be so")
+            raise ValueError("invalid trunk")
         probe = (network_config.num_features,) if isinstance(network_config, LinearProbe) else None
         inputs = shape or probe or (reading.channels, reading.size, reading.size)
         examples = _sound_examples(tensors, inputs, len(classes))
@@ -237,7 +237,7 @@ class Classifier:
 
 
 class MissingTrunkError(MetagradError):
-    """The pretrained network that a model file stands on is not here, or is here with other weights."""
+    """The pretrained network of a model file is missing, or has other weights."""
 
 
 def _trunk(network_config: Any) -> nn.Module:
@@ -246,7 +246,7 @@ def _trunk(network_config: Any) -> nn.Module:
     Raises
     ------
     MissingTrunkError
-        If it is not here.
+        If it is missing.
     """
     try:
         trunk = trunk_of(network_config)
@@ -258,7 +258,7 @@ def _trunk(network_config: Any) -> nn.Module:
 
 
 def _sound_examples(tensors: dict[str, Tensor], inputs: tuple[int, ...], ways: int) -> tuple[Tensor, Tensor] | None:
-    """Take what was adapted to out of a file's tensors.
+    """Remove the support examples from a file's tensors and return them.
 
     Raises
     ------
@@ -269,14 +269,14 @@ def _sound_examples(tensors: dict[str, Tensor], inputs: tuple[int, ...], ways: i
         return None
     x, y = tensors.pop("examples"), tensors.pop("example_classes")
     if x.dtype != torch.float32 or x.shape[1:] != inputs or not bool(x.isfinite().all()):
-        raise ValueError("examples cannot be so")
+        raise ValueError("invalid examples")
     if y.dtype != torch.int64 or y.shape != x.shape[:1] or y.unique().tolist() != list(range(ways)):
-        raise ValueError("example_classes cannot be so")
+        raise ValueError("invalid example_classes")
     return x, y
 
 
 def _require_sound(facts: dict[str, Any]) -> None:
-    """Refuse facts of another kind than those that are written.
+    """Refuse invalid facts.
 
     Raises
     ------
@@ -299,16 +299,16 @@ def _require_sound(facts: dict[str, Any]) -> None:
     }
     wrong = [name for name, right in sound.items() if not right]
     if wrong or len(set(classes)) < len(classes):
-        raise ValueError(f"{wrong[0] if wrong else 'classes'} cannot be so")
+        raise ValueError(f"invalid {wrong[0] if wrong else 'classes'}")
 
 
 def _of_today(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the contents of a file of any format that is read, under the names that today's format has for them.
+    """Return the contents of a file of any supported format, with the names of the current format.
 
     Raises
     ------
     ValueError
-        For another format, or facts of another kind than those that are written.
+        For another format, or invalid facts.
     """
     if type(facts["format"]) is not int or not 1 <= facts["format"] <= FORMAT:
         raise ValueError(f"it has format {in_short(facts['format'])}, this metagrad reads 1 to {FORMAT}")

@@ -1,8 +1,8 @@
-"""Find out how far a classifier's probabilities can be trusted, and when it should say that it knows no such thing.
+"""Calibrate a classifier's probabilities by temperature scaling, and choose the threshold of ``--reject``.
 
-Found on validation classes, none of which the network was trained on: on one half of the tasks a temperature (Guo et
-al. 2017) and a threshold are chosen, on the other half they are judged; then they are chosen on all. Both depend on how
-many classes there are and on how many images of each: they are found for several of both.
+Both are chosen on validation classes, which the network was not trained on: a temperature (Guo et al. 2017) and a
+threshold are fitted on one half of the tasks and evaluated on the other half; the final ones are fitted on all tasks.
+Both depend on the number of classes and of images a class, so they are fitted for several of each.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from metagrad.experiment.episodes import Episodes
 from metagrad.fewshot import EpisodeSampler, TaskSource
 from metagrad.torch_modes import default_modes
 
-KEPT = 0.95  # of what is known, this much is to pass the threshold
+KEPT = 0.95  # share of images of known classes below the threshold
 _BINS = 15
 _TASKS = 16  # at once
-_MOST_WAYS = 20  # measured beside the run's own and 2
+_MOST_WAYS = 20  # calibrated beside the run's own ways and 2
 _SHOTS = (1, 5)
-_OTHERS = 5  # classes that a task is not told of, at most
-_FEWEST = 4  # tasks of a size: half of them choose, half of them judge
-_TRIED = 2  # tasks, to see how long one takes
-_ASKED = 1000  # images of known classes to judge at each of those
+_OTHERS = 5  # most unknown classes of a task
+_FEWEST = 4  # tasks of a size: half to fit, half to evaluate
+_TRIED = 2  # tasks, to measure the time of one
+_ASKED = 1000  # query images of known classes at each size
 
 
 @default_modes()
@@ -46,14 +46,14 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Return temperatures and thresholds with what they are worth, from validation tasks of several sizes.
+    """Fit temperatures and thresholds on validation tasks of several sizes, and measure how good they are.
 
     Parameters
     ----------
     tasks:
-        of the run's own size; of others there are enough for 1000 images.
+        number of tasks of the run's own size; of other sizes, as many as have 1000 query images.
     share:
-        of these tasks, if there is less time (:func:`affordable`); at least four of each size.
+        fraction of these tasks to use, if there is less time (:func:`affordable`); at least four of each size.
 
     Raises
     ------
@@ -89,9 +89,9 @@ def calibrate(
 def affordable(
     learner: Learner, dataset: Dataset | FeatureDataset, *, tasks: int, seconds: float, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the share of all tasks of a calibration that takes so many seconds, and how many it takes then.
+    """Return the share of a calibration's tasks that fits into ``seconds``, and the time that this share takes.
 
-    Two tasks of each size are solved to see how long one takes.
+    Two tasks of each size are solved to measure the time.
     """
     whole = least = 0.0
     for (ways, shots), count in _counts(learner.episodes, dataset.val, tasks).items():
@@ -121,7 +121,7 @@ def _sizes(episodes: Episodes, classes: Classes) -> list[tuple[int, int]]:
         if more != episodes.shots and len(classes.with_at_least(more + episodes.queries).names) >= episodes.ways
     ]
     least = min(len(classes.with_at_least(number + episodes.queries).names) for number in shots)
-    most = min(_MOST_WAYS, least - 1)  # one at least is left that tasks are not told of
+    most = min(_MOST_WAYS, least - 1)  # at least one class stays unknown
     ways = [episodes.ways, *sorted({2, max(2, most)} - {episodes.ways})]
     return [(one, number) for one in ways for number in shots]
 
@@ -139,7 +139,7 @@ class Outcomes:
 def outcomes_of(
     learner: Learner, val: Classes, outcomes: Outcomes, *, ways: int, shots: int, tasks: int, seed: int
 ) -> Iterator[int]:
-    """Adapt to tasks that are told of ``ways`` classes and asked about others too; yield how many are done."""
+    """Adapt to tasks of ``ways`` classes whose queries also show other classes; yield the number of tasks done."""
     queries = learner.episodes.queries
     classes = val.with_at_least(shots + queries)
     others = min(ways, _OTHERS, len(classes.names) - ways)
@@ -147,7 +147,7 @@ def outcomes_of(
     generator = torch.Generator().manual_seed(seed)
     for first in range(0, tasks, _TASKS):
         drawn = source(min(_TASKS, tasks - first), generator=generator)
-        # Every task has its classes in the same order, so that what it is told of is the same part of each.
+        # Every task has its classes in the same order, so the known ones are the same part of each.
         mine, own = drawn.support.y[0] < ways, drawn.query.y[0] < ways
         support, y = drawn.support.x[:, mine], drawn.support.y[:, mine]
         networks = learner.solved(support, y, ways)
@@ -164,7 +164,7 @@ def outcomes_of(
 
 
 def _measured(outcomes: Outcomes, ways: int, shots: int) -> Size:
-    """Choose on one half of the tasks, judge on the other; what is kept is chosen on all."""
+    """Fit on one half of the tasks and evaluate on the other; the result's own fit uses all tasks."""
     half = len(outcomes.known) // 2
 
     def part(values: list[Tensor], second: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far the probabilities of classifiers that come of a run can be trusted: what was found, kept beside the run."""
+"""How far the probabilities of classifiers adapted from a run can be trusted: measurements, kept beside the run."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ _SIDE = 84  # pixels: larger images are made as small before they are compared
 _AT_ONCE = 64  # images
 FACTS = ("brightness", "contrast", "detail")
 _OLD_THRESHOLD = "strangeness"  # what metagrad 0.1 called it
-_MAYBE = ("unknown_rejected", "auroc")  # not known where no class is left that a task is not told of
+_MAYBE = ("unknown_rejected", "auroc")  # missing where no class is left over to serve as unknown
 
 
 @dataclass(frozen=True)
 class Size:
-    """What validation tasks of one number of classes and of images a class came to, each image by itself.
+    """Measurements on validation tasks of one size (classes, images a class), each image classified by itself.
 
     Attributes
     ----------
     ways, shots:
-        classes, and images of each that were adapted to.
+        number of classes, and of support images of each.
     temperature:
-        what logits are divided by.
+        divisor of the logits.
     ece_before, ece:
-        expected calibration error, as a fraction, without it and with it.
+        expected calibration error, as a fraction, before and after temperature scaling.
     accuracy:
-        fraction that was right.
+        fraction of query images classified correctly.
     ood_threshold:
-        the threshold of ``--reject``: an image whose ``ood_score`` is above it is like none of the classes.
+        the threshold of ``--reject``: an image with a greater ``ood_score`` is labelled unknown.
     known_rejected, unknown_rejected:
-        fractions of images of known and of unknown classes that are above it; ``None`` where there were no unknown.
+        fractions of images of known and of unknown classes that are rejected; the second is ``None`` where no class
+        was left over to serve as unknown.
     auroc:
         probability that an image of an unknown class has a greater ``ood_score`` than one of a known class.
     """
@@ -61,10 +62,13 @@ class Size:
     unknown_rejected: float | None
     auroc: float | None
 
-    def told(self) -> str:
-        """Say what ``--reject`` does to tasks of this size."""
-        found = "" if self.unknown_rejected is None else f"{self.unknown_rejected:.0%} of pictures of other things and "
-        return f"--reject takes {found}{self.known_rejected:.0%} of those of its own classes for unknown"
+    def about_reject(self) -> str:
+        """Return in words how often ``--reject`` is right and wrong on tasks of this size."""
+        wrongly = f"wrongly rejects {100 * self.known_rejected:.0f} % of pictures of these classes"
+        if self.unknown_rejected is None:
+            return f"with --reject, metagrad predict {wrongly}"
+        found = f"finds {100 * self.unknown_rejected:.0f} % of pictures of other classes"
+        return f"with --reject, metagrad predict {found}, and {wrongly}"
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ class Calibration:
     Attributes
     ----------
     of:
-        what the tasks were made of, in a few words.
+        the classes of the tasks, in a few words.
     protocol:
-        data set, split, and how it was asked.
+        data set, split, number of queries and tasks.
     sizes:
-        the first is the run's own; all pairs of the numbers of classes and of images that were tried.
+        one entry for each pair of a number of classes and of images a class; the first is the run's own.
     pixels:
-        ``mean`` and ``std`` over training images of what :func:`pixel_statistics` sees.
+        ``mean`` and ``std`` of :func:`pixel_statistics` over the training images.
     """
 
     of: str
@@ -94,9 +98,9 @@ class Calibration:
         return self.sizes[0]
 
     def at(self, ways: int, shots: int) -> Size:
-        """Return what to expect of tasks of another size: between those measured, linear in the logarithms of both.
+        """Return what to expect of tasks of another size: interpolated linearly in the logarithms of ways and shots.
 
-        Beyond the largest and the smallest it is that of these, and says so in its ``ways`` and ``shots``.
+        A size outside the measured range is clamped to it; ``ways`` and ``shots`` of the result are the clamped ones.
         """
         ways = sorted((min(s.ways for s in self.sizes), ways, max(s.ways for s in self.sizes)))[1]
         shots = sorted((min(s.shots for s in self.sizes), shots, max(s.shots for s in self.sizes)))[1]
@@ -109,7 +113,7 @@ class Calibration:
         if None in table.values():
             return None
         rows, columns = (sorted({pair[axis] for pair in table}) for axis in (0, 1))
-        if name == "temperature":  # a ratio: 5 times from one size to another is seen
+        if name == "temperature":  # a ratio, so its logarithm; it varies up to five times between sizes
             table = {pair: math.log(value) for pair, value in table.items()}
         along = [np.interp(math.log(shots), np.log(columns), [table[row, one] for one in columns]) for row in rows]
         found = float(np.interp(math.log(ways), np.log(rows), along))
@@ -133,15 +137,15 @@ class Calibration:
             pixels = {name: [found["pixels"][name][place] for place in range(len(FACTS))] for name in ("mean", "std")}
             words = found["of"], found["protocol"]
         except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"something is missing: {error}") from error
+            raise ValueError(f"a field is missing: {error}") from error
         pairs = {(size.ways, size.shots) for size in sizes}
         grid = len({ways for ways, _ in pairs}) * len({shots for _, shots in pairs})
         if not sizes or len(pairs) < len(sizes) or len(pairs) != grid:
             raise ValueError("sizes are missing")
         if not all(is_number(one) for row in pixels.values() for one in row):
-            raise ValueError("pixels are no numbers")
+            raise ValueError("pixels hold something other than numbers")
         if not all(isinstance(word, str) for word in words):
-            raise ValueError("the protocol is no text")
+            raise ValueError("the protocol is not text")
         return cls(*words, sizes, pixels)
 
     @classmethod
@@ -158,7 +162,7 @@ class Calibration:
         except ValueError as error:
             raise MetagradError(
                 f"{run.folder / CALIBRATION} is damaged, or of another version ({in_short(error)}): remove it; "
-                f"metagrad train --resume {run.folder} makes it anew"
+                f"metagrad train --resume {run.folder} writes a new one"
             ) from error
 
 
@@ -173,19 +177,19 @@ def _sound(facts: dict[str, Any]) -> Size:
     facts = {"ood_threshold" if name == _OLD_THRESHOLD else name: value for name, value in facts.items()}
     for name, value in facts.items():
         if not is_number(value) and not (value is None and name in _MAYBE):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
     size = Size(**facts)
     shares = (size.accuracy, size.ece, size.ece_before, size.known_rejected, size.unknown_rejected, size.auroc)
     if not all(share is None or 0 <= share <= 1 for share in shares):
         raise ValueError("a fraction is not between 0 and 1")
     counts = is_count(size.ways, 2) and is_count(size.shots, 1)
     if not counts or not 1e-6 < size.temperature < 1e6 or size.ood_threshold < 0:
-        raise ValueError("a size cannot be so")
+        raise ValueError("a size is out of range")
     return size
 
 
 def pixels(images: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation over images uint8 ``(N, C, H, W)`` of what :func:`pixel_statistics` sees."""
+    """Return mean and standard deviation of :func:`pixel_statistics` over images uint8 ``(N, C, H, W)``."""
     seen = pixel_statistics(images)
     return {"mean": seen.mean(0).tolist(), "std": seen.std(0).tolist()}
 
@@ -202,9 +206,9 @@ def pixel_statistics(images: Tensor) -> Tensor:
 
 
 def farthest_statistic(images: Tensor, seen: dict[str, list[float]]) -> tuple[float, str]:
-    """Return how far the images are from those of training, in their standard deviations, and say in what."""
+    """Return how many standard deviations the images differ from the training images, and in which statistic."""
     mean, std = torch.tensor(seen["mean"]), torch.tensor(seen["std"])
     ours = pixel_statistics(images).median(0).values
     off = (ours - mean).abs() / std.clamp(min=1e-6)
     worst = int(off.argmax())
-    return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, there {mean[worst]:.2f} ± {std[worst]:.2f}"
+    return float(off[worst]), f"{FACTS[worst]} {ours[worst]:.2f}, training images {mean[worst]:.2f} ± {std[worst]:.2f}"

@@ -1,4 +1,4 @@
-"""How much each image counts in an adaptation."""
+"""Weights of the support images in an adaptation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ClassWeight = Literal["balanced"] | Mapping[str, float] | None
 
 
 def example_weights(y: Tensor, classes: Sequence[str], class_weight: ClassWeight) -> Tensor | None:
-    """Return how much each image counts, 1 in the mean, or ``None`` where all count alike.
+    """Return the weight of each image, 1 on average, or ``None`` if all are equal.
 
     Raises
     ------
     MetagradError
-        for weights of classes that there are none of, or that are not positive numbers.
+        for weights of unknown classes, or weights that are not positive.
     """
     if class_weight is None:
         return None
@@ -44,5 +44,5 @@ def example_weights(y: Tensor, classes: Sequence[str], class_weight: ClassWeight
 
 
 def batch_of(x: Tensor, y: Tensor, weight: Tensor | None) -> AnyBatch:
-    """Return support sets whose examples all count as ``weight``, ``(N,)``, says."""
+    """Return support sets with these example weights, ``(N,)``."""
     return Batch(x, y) if weight is None else WeightedBatch(x, y, weight.expand_as(y))

@@ -36,7 +36,7 @@ from metagrad.experiment.pretrained import Pretrained
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """Learn classes from a few examples of each, with what a metagrad run has learned.
+    """Learn classes from a few examples of each, starting from a metagrad run or a pretrained network.
 
     Pictures may be files (strings or paths), arrays or tensors ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)`` of
     1, 3 or 4 channels, a list of such of their own sizes, or the rows of a matrix: a row whose length is a square
@@ -51,12 +51,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         run directory, ``"glyphs"``: the model of drawings that comes with metagrad, or ``"photos"``. Default:
         ``"glyphs"``, where no network is given.
     network:
-        In place of a run: a pretrained network as it is, by its name (``"efficientnet-lite0"``, ``"timm:resnet18"``) or
-        as a :class:`~metagrad.experiment.pretrained.Pretrained`. A matrix then holds features, one picture a row, and
-        no pixels: of any length, and whatever they are features of. The network itself is needed for pictures alone.
+        In place of a run: a pretrained network, by its name (``"efficientnet-lite0"``, ``"timm:resnet18"``) or as a
+        :class:`~metagrad.experiment.pretrained.Pretrained`. The rows of a matrix are then features, not pixels, of any
+        length and from any source. The network itself is needed only for pictures.
     class_weight:
-        how much each class counts: ``"balanced"``, all alike however many pictures there are of each; ``None``, all
-        pictures alike; or numbers by label, 1 for those that are left out.
+        weights of the classes: ``"balanced"``, all classes count the same, however many pictures they have; ``None``,
+        all pictures count the same; or a weight for each label, 1 for missing ones.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             probabilities, ood_score = self.classifier_.classify_inputs(self._features(pictures))
         else:
             if form != self.form_:
-                raise ValueError(f"fitted on {self.form_}, asked about {form}")
+                raise ValueError(f"fitted on {self.form_}, but these are {form}")
             if self.range_ is not None:
                 require_alike(pictures, self.range_)
             images = _images(pictures, self.classifier_.reading, self.range_)
@@ -168,7 +168,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise TypeError(f"network is the name of a pretrained network, or a Pretrained, not {self.network!r}")
 
     def _learner(self, num_features: int | None = None) -> Learner:
-        """Return what learns: from pictures, or from rows of features of this length."""
+        """Return the learner of pictures, or of rows of features of this length."""
         if self.network is None:
             return Learner.of(Path("glyphs" if self.run is None else self.run))
         network = Pretrained(self.network) if isinstance(self.network, str) else self.network
@@ -186,14 +186,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         learner = self._learner()
         if learner.inputs != (self.n_features_in_,):
             raise ValueError(
-                f"fitted on rows of {self.n_features_in_} features, asked about pictures, of which the network gives "
-                f"{learner.inputs[0]}: ask about rows, or fit on pictures"
+                f"fitted on rows of {self.n_features_in_} features, but the network computes {learner.inputs[0]} "
+                "features of these pictures: give rows, or fit on pictures"
             )
         span = None if are_files(pictures) else span_of(pictures)
         return learner.network_inputs(_images(pictures, learner.reading, span))
 
     def _pictures(self, X: Any, y: Any = "no_validation") -> tuple[Pictures, str]:
-        """Check what was given; return file names, or pictures, and what they were given as."""
+        """Check the input; return file names or pictures, and their form."""
         X = column(X)
         if are_files(X):
             return list(X), "files"
@@ -206,7 +206,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return validate_data(self, X, y, dtype=np.float64)[0], _FEATURES
         if isinstance(y, str):
             if getattr(self, "form_", _ROWS) != _ROWS:
-                raise ValueError(f"fitted on {self.form_}, asked about {_ROWS}")
+                raise ValueError(f"fitted on {self.form_}, but these are {_ROWS}")
             return from_rows(validate_data(self, X, reset=False, dtype=np.float64)), _ROWS
         return from_rows(validate_data(self, X, y, dtype=np.float64)[0]), _ROWS
 

@@ -1,4 +1,4 @@
-"""An adapted network for programs that know nothing of metagrad."""
+"""Export an adapted network for programs without metagrad."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Probabilities(nn.Module):
 
 
 def export(classifier: Classifier, path: Path, form: Format) -> None:
-    """Write the network, any number of images at a time, with what it takes to use it.
+    """Write the network, for any batch size, with the metadata needed to use it.
 
     Input ``images``: float32 ``(N, C, H, W)`` in [0, 1]. Output ``probabilities``: ``(N, classes)``. The file's
     metadata name the classes and say how pictures are read.
@@ -83,7 +83,9 @@ def _onnx(program: Any, path: Path, facts: dict[str, str]) -> None:
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MetagradError("onnx needs it installed: pip install onnx onnxscript, or take --format pt2") from error
+        raise MetagradError(
+            "this needs the packages onnx and onnxscript: pip install onnx onnxscript, or use --format pt2"
+        ) from error
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Pictures that are handed over as numbers: arrays, tensors, lists, rows of a matrix, columns of a data frame."""
+"""Pictures given as numbers: arrays, tensors, lists, rows of a matrix, columns of a data frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pictures = list[Any] | np.ndarray
 
 
 def column(X: Any) -> Any:
-    """Return what a data frame's column, or a data frame of one column, holds, and everything else as it is.
+    """Return the values of a data frame's column, or of a data frame with one column; anything else unchanged.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def arrays(X: Any) -> Pictures | None:
     Raises
     ------
     ValueError
-        for one of no pixels, of numbers that are not finite, or whose channels cannot be told.
+        for one of no pixels, of numbers that are not finite, or whose channel axis is ambiguous.
     """
     if _is_list_of_pictures(X):
         return [_laid_out(_pixels(one), 0, f"picture {number}") for number, one in enumerate(X)]
@@ -102,7 +102,9 @@ def _laid_out(found: np.ndarray, lead: int, what: str) -> np.ndarray:
         first, last = found.shape[lead] in _CHANNELS, found.shape[-1] in _CHANNELS
         if first == last:
             shown = "(n, H, W), (n, H, W, 3) or (n, 3, H, W)" if lead else "(H, W), (H, W, 3) or (3, H, W)"
-            raise ValueError(f"{what} are {shown}, of 1, 3 or 4 channels; of {found.shape} they cannot be told")
+            raise ValueError(
+                f"{what} are {shown}, of 1, 3 or 4 channels; in the shape {found.shape} channels are ambiguous"
+            )
         found = found if last else np.moveaxis(found, lead, -1)
         found = found[..., 0] if found.shape[-1] == 1 else found
     if not found.size:
@@ -134,8 +136,8 @@ def from_rows(rows: np.ndarray) -> np.ndarray:
 def span_of(pictures: Pictures) -> Span:
     """Return which numbers are black and white.
 
-    The usual ranges are told by their greatest number: 0 to 1 and 0 to 255, of whole numbers to 4095 and 65535 too. In
-    all others the least and the greatest number of all pictures are.
+    The usual ranges are recognised by their largest number: 0 to 1 and 0 to 255, and for whole numbers also 4095 and
+    65535. Otherwise black and white are the smallest and the largest number in all pictures.
     """
     least = float(min(np.min(one) for one in pictures))
     most = float(max(np.max(one) for one in pictures))
@@ -148,7 +150,7 @@ def span_of(pictures: Pictures) -> Span:
 
 
 def require_alike(pictures: Pictures, span: Span) -> None:
-    """Refuse pictures in another range than those that were learned from.
+    """Refuse pictures in another range than the support pictures.
 
     Raises
     ------
@@ -157,7 +159,9 @@ def require_alike(pictures: Pictures, span: Span) -> None:
     """
     top, most = span[1], float(max(np.max(one) for one in pictures))
     if span[0] == 0 and top in _TOPS and (most > 2 * top or (top > 1 and 0 < most <= 1)):
-        raise ValueError(f"fitted on pictures from 0 to {top:g}, asked about some up to {most:g}: scale both alike")
+        raise ValueError(
+            f"fitted on pictures from 0 to {top:g}, but these go up to {most:g}: scale both in the same way"
+        )
 
 
 def as_bytes(one: np.ndarray, span: Span) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a training run learned, ready to adapt to new classes."""
+"""Meta-learned weights of a run, ready to adapt to new classes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from metagrad.named_code import name_of, require_named
 from metagrad.torch_modes import default_modes
 from metagrad.tree import Params
 
-_MOST = 2000  # support images in one adaptation, of 28 pixels a side; of others as many pixels: memory follows them
-_MOST_BYTES = 2**29  # of pictures whose features are computed: no more than they are held
+_MOST = 2000  # support images of 28 pixels a side in one adaptation; of larger ones as many pixels
+_MOST_BYTES = 2**29  # of pictures held in memory while their features are computed
 _PHOTOS = Pretrained("efficientnet-lite0", centred=True)
 _PRETRAINED = re.compile(r"efficientnet-lite.*|(timm|torchvision|hf):.+|[A-Za-z_][\w.]+:[A-Za-z_][\w.]*")
 _AT_ONCE = 640  # images of several tasks adapted to at once, at 28 pixels a side
@@ -57,11 +57,11 @@ class Learner:
     theta:
         the weights with the best validation accuracy.
     inputs:
-        shape of what the trained network takes: an image, or the features that a frozen trunk gives of it.
+        shape of the trained network's inputs: an image, or the features that a frozen trunk computes from it.
     facts:
-        what a classifier should know of where it came from.
+        origin of the weights, copied into every classifier.
     calibration:
-        what :func:`metagrad.classifier.calibrate.calibrate` found; ``None`` where it did not look.
+        result of :func:`metagrad.classifier.calibrate.calibrate`; ``None`` if the run was not calibrated.
     """
 
     experiment: Experiment
@@ -73,14 +73,14 @@ class Learner:
 
     @classmethod
     def of(cls, run: Path | Run, *, calibrated: bool = True, code: Collection[str] = ()) -> Learner:
-        """Return what a run learned, or what comes with metagrad.
+        """Return the best weights of a run, or a model that comes with metagrad.
 
         ``glyphs``, a model of drawn characters, comes with metagrad; ``photos`` is a pretrained network for
         photographs, ``efficientnet-lite0``, and any name that :class:`~metagrad.experiment.pretrained.Pretrained` knows
-        is such a network as it is. A folder of that name goes first. A run that is open already has its code: nothing
-        has to be named.
+        is such a network, without meta-training. A folder of that name has precedence. For an open run, ``code`` is not
+        needed.
 
-        ``calibrated=False`` leaves aside what was found about its probabilities, if anything was.
+        ``calibrated=False`` ignores an existing calibration.
 
         Raises
         ------
@@ -110,14 +110,14 @@ class Learner:
 
     @classmethod
     def untrained(cls, network: Pretrained, *, method: Algorithm = ON_FEATURES, calibrated: bool = True) -> Learner:
-        """Return a pretrained network as it is: nothing is meta-learned, and a task adapts the head on its features.
+        """Return a pretrained network without meta-training: a task adapts the head on its features.
 
-        ``calibrated=False`` leaves aside what was measured of its probabilities, if anything was.
+        ``calibrated=False`` ignores an existing calibration.
 
         Raises
         ------
         MetagradError
-            If its package or its weights are missing, or something below the head is to train.
+            If its package or its weights are missing, or a part below the head is trainable.
 
         Examples
         --------
@@ -127,7 +127,9 @@ class Learner:
         """
         extractor = extractor_of(network) if network.body == "nothing" else None
         if extractor is None:
-            raise MetagradError("without training a pretrained network is left as it is: take body nothing")
+            raise MetagradError(
+                "without training, a pretrained network must have body nothing, so that all of it is frozen"
+            )
         measured = _models() / "photos.json"
         known = calibrated and (network, method) == (_PHOTOS, ON_FEATURES) and measured.exists()
         facts = {"run": network.name, "digest": extractor.digest}
@@ -136,7 +138,7 @@ class Learner:
 
     @classmethod
     def on_rows(cls, network: Pretrained, num_features: int) -> Learner:
-        """Return the same for features that were computed elsewhere: the network itself is not opened.
+        """Return a learner for features that were computed elsewhere: the network itself is not opened.
 
         It adapts to rows float32 ``(N, num_features)`` (:meth:`adapt_inputs`), and its classifiers take such rows.
         """
@@ -154,15 +156,15 @@ class Learner:
 
     @property
     def most(self) -> int:
-        """How many images one adaptation takes at most."""
+        """Largest number of images in one adaptation."""
         pixels = self.reading.size**2
-        if self.on_features:  # these are small
+        if self.on_features:  # features are small
             return min(_MOST, _MOST_BYTES // (self.reading.channels * pixels))
         return _MOST * 28**2 // pixels
 
     @classmethod
     def now(cls, run: Run, theta: Params) -> Learner:
-        """Return what a run that is training has learned so far.
+        """Return the current weights of a run that is training.
 
         Raises
         ------
@@ -170,7 +172,7 @@ class Learner:
             if its tasks are not of pictures.
         """
         if run.dataset is None:
-            raise MetagradError(f"{run.folder} did not learn from pictures of a data set: use Run.adapt from Python")
+            raise MetagradError(f"{run.folder} was not trained on pictures of a data set: use Run.adapt in Python")
         size = run.inputs[-1] if len(run.inputs) == 3 else _image_size(run.experiment)
         return cls(run.experiment, Reading.of(run.dataset, size), theta, run.inputs)
 
@@ -192,9 +194,9 @@ class Learner:
         return build(self.experiment, self.inputs, ways)
 
     def network_inputs(self, images: Tensor, *, progress: Progress | None = None) -> Tensor:
-        """Return what the trained network takes of images uint8 ``(N, C, H, W)``: ``(N, *inputs)``, float32.
+        """Return the trained network's inputs, float32 ``(N, *inputs)``, for images uint8 ``(N, C, H, W)``.
 
-        Of a pretrained network these are features. They are computed once for each picture and kept in the cache.
+        For a pretrained network these are features, which are computed once for each picture and cached.
         """
         extractor = extractor_of(self.experiment.network)
         if extractor is None:
@@ -219,24 +221,24 @@ class Learner:
         """
         if len(images) > self.most:
             raise MetagradError(
-                f"{len(images)} support images are more than {self.most}: a few of each class do, test on the rest"
+                f"{len(images)} support images are more than {self.most}: a few of each class are enough"
             )
         return self.adapt_inputs(self.network_inputs(images), labels, class_weight=class_weight)
 
     @default_modes()
     def adapt_inputs(self, x: Tensor, labels: Sequence[str], *, class_weight: ClassWeight = "balanced") -> Classifier:
-        """Adapt to new classes, from what the trained network takes.
+        """Adapt to new classes, from the trained network's inputs.
 
         Parameters
         ----------
         x:
-            float32 ``(N, *inputs)``, as :meth:`network_inputs` gives them.
+            float32 ``(N, *inputs)``, as :meth:`network_inputs` returns them.
         labels:
-            the class of each; classes are put in alphabetical order.
+            the class of each; classes are sorted alphabetically.
         class_weight:
-            how much a class counts in what is adapted. ``"balanced"``: all alike, however many images there are of
-            each; else the many decide for the few. ``None``: all images alike. Or numbers by class, of an image of it,
-            whose ratios matter; 1 for those that are left out. Nearest class means (``protonet``) know of no weights.
+            weights of the classes in the support loss. ``"balanced"``: all classes count the same, however many images
+            they have. ``None``: all images count the same, so large classes dominate. Or a weight for an image of each
+            class, of which only the ratios matter; missing classes have 1. ``protonet`` ignores weights.
 
         Raises
         ------
@@ -246,7 +248,7 @@ class Learner:
         classes = tuple(sorted(set(labels)))
         if len(classes) < 2:
             raise MetagradError(
-                f"there is one class only ({classes[0]}): show at least two" if classes else "no images"
+                f"there is only one class ({classes[0]}): at least two are needed" if classes else "there are no images"
             )
         y = torch.tensor([classes.index(label) for label in labels])
         weight = example_weights(y, classes, class_weight)
@@ -282,7 +284,7 @@ class Learner:
 
     @default_modes()
     def solved(self, x: Tensor, y: Tensor, ways: int, weight: Tensor | None = None) -> list[tuple[nn.Module, float]]:
-        """Return the networks adapted to T tasks, and the gradient norms that their inner problems are left at.
+        """Return the networks adapted to T tasks, and the final gradient norms of their inner problems.
 
         Parameters
         ----------
@@ -313,11 +315,11 @@ class Learner:
         class_weight: ClassWeight = "balanced",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> LeftOut | None:
-        """Adapt without one image of each class and classify those, in turn, ten times at most.
+        """Leave one image of each class out, adapt to the rest and classify those left out; at most ten rounds.
 
-        One of *each*: a class that alone lacks an image loses against the others, and the accuracy would come out far
-        too low. Where a method adapts the head alone, the features of all images are computed once, with the batch
-        statistics of all: these know of no label. Other methods adapt the whole network anew.
+        One of each class in a round: if a single class lacked an image, it would be at a disadvantage, and the accuracy
+        far too low. Where a method adapts only the head, the features of all images are computed once, with the batch
+        statistics of all, which do not depend on labels. Other methods adapt the whole network in each round.
 
         Return ``None`` where every class has one image.
 

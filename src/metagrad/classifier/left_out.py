@@ -1,4 +1,4 @@
-"""How well an adaptation does, told by its own images: leave some out, adapt to the rest, classify those."""
+"""Leave-one-out accuracy of an adaptation: leave images out, adapt to the rest, classify those left out."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from metagrad.tree import Params
 if TYPE_CHECKING:
     from metagrad.classifier.learner import Learner
 
-_TURNS = 10  # at most so many times one image of each class is left out
+_TURNS = 10  # most rounds; each leaves one image of each class out
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What became of images that were left out of the adaptation in turn.
+    """Predictions for images that were left out of the adaptation.
 
     Attributes
     ----------
     numbers:
-        which images, by their places among all.
+        indices of the images.
     predicted, labels:
-        the class that each was taken for, and its own.
+        predicted and true class of each.
     probabilities:
-        of the class that each was taken for.
+        probability of the predicted class.
     """
 
     numbers: tuple[int, ...]
@@ -45,11 +45,11 @@ class LeftOut:
 
     @property
     def mistakes(self) -> list[int]:
-        """Places in :attr:`numbers` of the images that were taken for another class."""
+        """Positions in :attr:`numbers` of the misclassified images."""
         return [place for place, one in enumerate(self.predicted) if one != self.labels[place]]
 
     def as_json(self) -> dict[str, float]:
-        """Return the fraction that was right, and of how many."""
+        """Return the accuracy and the number of images."""
         count = len(self.numbers)
         return {"accuracy": 1 - len(self.mistakes) / count, "images": count}
 
@@ -63,7 +63,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class HeadAlone:
-    """A method on features that were computed once."""
+    """A method that adapts only the head, with features computed once."""
 
     method: AdaptsHead | ProtoNet | R2D2
     model: nn.Module
@@ -72,7 +72,7 @@ class HeadAlone:
 
     @classmethod
     def of(cls, learner: Learner, x: Tensor, y: Tensor, ways: int) -> HeadAlone | None:
-        """Return the head with the images' features, where the method adapts nothing else."""
+        """Return the head with the images' features, or ``None`` if the method adapts more than the head."""
         method, model = learner.built(ways)
         if not isinstance(method, AdaptsHead | ProtoNet | R2D2):
             return None
@@ -81,7 +81,7 @@ class HeadAlone:
             features = logits_and_features(network, x)[1]
         path = last_layer(model)
         alone = nn.Sequential(OrderedDict(body=nn.Identity(), head=model.get_submodule(path)))
-        theta = {".features": features[0, 0]}  # of these digits; a name that is no weight
+        theta = {".features": features[0, 0]}  # sets the dtype; no weight has this name
         for name, leaf in for_ways(learner.theta, method.init(model)).items():
             if name.startswith("."):
                 theta[name] = leaf
@@ -106,11 +106,11 @@ def leave_one_out(
     class_weight: ClassWeight,
     progress: Callable[[int, int], None],
 ) -> LeftOut | None:
-    """Do what :meth:`Learner.leave_one_out` says."""
+    """See :meth:`Learner.leave_one_out`."""
     classes = sorted(set(labels))
     y, ways = torch.tensor([classes.index(label) for label in labels]), len(classes)
     counts = torch.bincount(y, minlength=ways)
-    turn = torch.stack([(y[:index] == y[index]).sum() for index in range(len(y))])  # the how-manieth of its class
+    turn = torch.stack([(y[:index] == y[index]).sum() for index in range(len(y))])  # index within its class
     turns = min(_TURNS, int(counts.max()))
     if turns < 2:
         return None

@@ -1,4 +1,4 @@
-"""A linear layer on features that somebody has already computed."""
+"""A linear layer on features that were computed before."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from metagrad.strict_json import is_count, is_number
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What :class:`~metagrad.experiment.Pretrained` builds on features, of a network that need not be here.
+    """The head that :class:`~metagrad.experiment.Pretrained` builds on features, without the pretrained network.
 
     Parameters
     ----------
     num_features:
         Length of the feature vectors.
     scale:
-        The length that they are brought to.
+        Norm to which features are scaled.
 
     Raises
     ------

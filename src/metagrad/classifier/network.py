@@ -1,4 +1,4 @@
-"""An adapted network as an ordinary one: it looks at one image at a time, and needs nothing of metagrad to run."""
+"""An adapted network as an ordinary torch network: each image is classified by itself, and metagrad is not needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def for_ways(saved: Params, like: Params) -> Params:
         if they differ in more than the number of outputs.
     """
     if saved.keys() != like.keys():
-        raise MetagradError("the weights are those of another network or method")
+        raise MetagradError("the weights belong to another network or method")
     found = {}
     for name, leaf in saved.items():
         wanted = like[name].shape
@@ -47,15 +47,16 @@ def for_ways(saved: Params, like: Params) -> Params:
         elif leaf.dim() and leaf.shape[1:] == wanted[1:]:
             found[name] = leaf.mean(0, keepdim=True).expand(wanted).clone()
         else:
-            raise MetagradError(f"{name} is {tuple(leaf.shape)}, and {tuple(wanted)} is wanted: not the same network")
+            raise MetagradError(
+                f"{name} has shape {tuple(leaf.shape)} in place of {tuple(wanted)}: not the same network"
+            )
     return found
 
 
 def standalone(model: nn.Module, weights: Params, support: Tensor | None = None) -> nn.Module:
     """Return a copy of the model with these weights and torch's own norms in place of those of a batch.
 
-    What a batch norm takes from the images at hand while training, it takes from the support images for good: so a
-    prediction depends on nothing but its own image.
+    Batch norms use the support images' statistics from here on, so a prediction depends only on its own image.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ def fused(network: nn.Module) -> nn.Module:
 
 
 def logits_and_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of images ``(N, C, H, W)`` and their features ``(N, F)``: what the last layer is given."""
+    """Return the logits of images ``(N, C, H, W)`` and their features ``(N, F)``, the inputs of the last layer."""
     seen: list[Tensor] = []
     head = network.get_submodule(last_layer(network))
     last = list(network.children())[-1:]
@@ -131,7 +132,7 @@ def logits_and_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_length(network: nn.Module, inputs: tuple[int, ...]) -> int:
-    """Return how many features the last layer is given for an image of shape ``inputs``; the network may be on meta."""
+    """Return the number of features of an image of shape ``inputs``; the network may be on the meta device."""
     last = network.get_submodule(last_layer(network))
     if isinstance(last, nn.Linear):  # without a forward pass, for which torch on meta imports its compiler
         return last.in_features
@@ -140,7 +141,7 @@ def feature_length(network: nn.Module, inputs: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Where the classes lie among the features.
+    """The classes' mean features, and the scale of distances between them.
 
     Attributes
     ----------
@@ -149,7 +150,7 @@ class Prototypes:
     spread:
         mean distance between them.
     cosine:
-        whether features have one length, so that their directions alone are compared.
+        whether all features have the same norm, so that only directions are compared.
     """
 
     means: Tensor
@@ -166,7 +167,7 @@ class Prototypes:
         return cls(means, float(torch.pdist(means).mean()), cosine)
 
     def ood_score(self, features: Tensor) -> Tensor:
-        """Return how unlike all classes each image is, ``(N,)``.
+        """Return the out-of-distribution score of each image, ``(N,)``.
 
         That is its distance from the nearest prototype, in units of the mean distance between prototypes; of features
         of one length, 1 − the cosine to the nearest prototype.
@@ -183,7 +184,7 @@ def _own(leaf: Tensor) -> Tensor:
 
 
 class _Seen(NamedTuple):
-    """What a batch norm saw: how many axes, and mean and variance of each channel."""
+    """Inputs of a batch norm: number of axes, and mean and variance of each channel."""
 
     axes: int
     mean: Tensor
@@ -191,14 +192,14 @@ class _Seen(NamedTuple):
 
 
 def _statistics(model: nn.Module, images: Tensor) -> dict[nn.Module, _Seen]:
-    """Return what each batch norm sees of a batch."""
+    """Return the statistics of each batch norm's inputs for a batch."""
     found: dict[nn.Module, _Seen] = {}
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if module in found:
             raise MetagradError(
-                "a batch norm of the model runs twice in one pass, on other numbers each time: it cannot be frozen at "
-                "one mean and variance; give each use a norm of its own"
+                "a batch norm of the model runs twice in one forward pass, so it cannot be frozen at one mean and "
+                "variance: use a separate norm for each place"
             )
         axes = [0, *range(2, args[0].dim())]
         centre = args[0].mean(axes, keepdim=True)

@@ -28,7 +28,7 @@ from metagrad.errors import MetagradError
 
 T = TypeVar("T")
 _AT_ONCE = 64
-_LOOKED_AT = 50  # pictures whose colours are looked at
+_LOOKED_AT = 50  # pictures whose colours are measured
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Support:
     names:
         the file of each, as people see it.
     notes:
-        what a person should know of how they were read.
+        notes for the user about how they were read.
     """
 
     images: Tensor
@@ -56,7 +56,7 @@ class Support:
 def read_support(source: Path, reading: Reading, *, most: int) -> Support:
     """Read every picture below ``source``, a folder or zip with one folder a class.
 
-    A file that cannot be read is skipped, as is one that repeats another of its class; both are said.
+    Unreadable files and duplicates within a class are skipped; the notes list them.
 
     Raises
     ------
@@ -72,9 +72,7 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
                 "files into it"
             )
         if len(names) > most:
-            raise MetagradError(
-                f"{source} has {len(names)} pictures, more than {most}: a few of each class do, test on the rest"
-            )
+            raise MetagradError(f"{source} has {len(names)} pictures, more than {most}: a few of each class are enough")
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the interpreter
             results = pool.map(lambda name: _tried(partial(members.read, name), reading.told_apart), names)
             images, left_out = _without_repeats(
@@ -88,22 +86,26 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
             f"{source}: class {short(empty[0])!r} has no picture that can be read ({short(left_out.skipped[0], 400)})"
         )
     lines = there.notes + [
-        f"{short(one)!r} and {short(other)!r} are two classes, though named alike" for one, other in _alike(set(labels))
+        f"{short(one)!r} and {short(other)!r} are two classes with nearly the same name"
+        for one, other in _alike(set(labels))
     ]
     if left_out.same:
         lines.append(
-            f"of two classes, yet alike to the network, which sees drawings in the middle and of one size: "
-            f"{some_of(left_out.same)}; it cannot tell these apart"
+            f"the network cannot tell these pictures of two classes apart, since it sees drawings centred and of one "
+            f"size: {some_of(left_out.same)}"
         )
     if coloured > COLOURED:
         lines.append(
-            "these look like photographs, of which a network for drawings knows nothing: their colours differ by "
-            f"{coloured:.0f} of 255 from place to place, those of drawings by less than {COLOURED:.0f}; expect little"
+            "these look like photographs, but the network was trained on drawings, so accuracy may be low: colours "
+            f"differ by {coloured:.0f} of 255 within a picture, in drawings by less than {COLOURED:.0f}; for photos "
+            "use metagrad adapt photos"
         )
     if left_out.skipped:
         lines.append(f"skipped {len(left_out.skipped)} that cannot be read ({some_of(left_out.skipped)})")
     if left_out.twice:
-        lines.append(f"left out {len(left_out.twice)} that repeat another of their class ({some_of(left_out.twice)})")
+        lines.append(
+            f"left out {len(left_out.twice)} that duplicate another of their class ({some_of(left_out.twice)})"
+        )
     others, archives = there.others, there.archives
     if others:
         lines.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
@@ -153,7 +155,7 @@ def _coloured(members: Members, names: list[str], reading: Reading) -> float:
     """Return how much the colours of pictures differ from place to place, in the median; 0 where that is usual."""
     found = []
     for name in names if reading.kind == "strokes" else []:
-        with contextlib.suppress(Exception):  # it was said already that it cannot be read
+        with contextlib.suppress(Exception):  # a note lists it as unreadable already
             found.append(reading.colours(members.read(name)))
     return median(found) if found else 0.0
 
@@ -183,7 +185,9 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
         path = Path(place)
         if not path.is_dir():
             if not path.exists():
-                raise MetagradError(f"{place} does not exist: name pictures, folders of them, or - for a list on stdin")
+                raise MetagradError(
+                    f"{place} does not exist: give picture files, folders, or - to read names from standard input"
+                )
             yield path
             continue
         none = True

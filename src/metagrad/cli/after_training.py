@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,22 +14,25 @@ if TYPE_CHECKING:
     from metagrad.experiment.run import Run
     from metagrad.experiment.sources import Sources
 
-_WORTH_SAYING = 5.0  # seconds
+_WORTH_SAYING = 5.0  # seconds from which on the time is announced
 
 
 def show_result(screen: Screen, result: dict[str, Any], name: str = "") -> None:
-    """Print a result with its interval and protocol, in one line; and what training gained, where that is known."""
-    from metagrad.report.quantities import gain_text, protocol_text
+    """Print a result with its interval, chance and protocol; and the gain over frozen features where it is known."""
+    from metagrad.report.quantities import chance_of, gain_text, protocol_text, with_interval
 
-    metric, value, ci95 = result["metric"].replace("_", " "), result["value"], result["ci95"]
-    figure = f"{value:.2%} ± {ci95:.2%}" if metric.endswith("accuracy") else f"{value:.4g} ± {ci95:.2g}"
-    screen.write_line(f"{name}{metric} {figure}  ({protocol_text(result['protocol'])})")
+    metric, protocol = result["metric"].replace("_", " "), result["protocol"]
+    metric = re.sub("^val ", "validation ", metric)
+    figure = with_interval(metric, result["value"], result["ci95"], places=2)
+    chance = chance_of(metric, protocol)
+    compared = "" if chance is None else f" (chance {100 * chance:.3g} %)"
+    screen.write_line(f"{name}{metric} {figure}{compared} on {protocol_text(protocol)}")
     if "class_mean" in result:
         screen.write_line(gain_text(result["class_mean"]))
 
 
 def calibrate(screen: Screen, run: Run, dataset: Dataset | FeatureDataset, *, seconds: float) -> None:
-    """Find out how far the probabilities of classifiers that come of this run can be trusted, in so much time."""
+    """Calibrate the probabilities of classifiers adapted from this run, in about ``seconds``; print what it found."""
     from metagrad.classifier.calibrate import affordable
     from metagrad.classifier.calibrate import calibrate as measure
     from metagrad.classifier.calibration import CALIBRATION
@@ -41,15 +45,16 @@ def calibrate(screen: Screen, run: Run, dataset: Dataset | FeatureDataset, *, se
         tasks = max(4, min(60, run.experiment.budget.val_tasks))
         share, takes = affordable(learner, dataset, tasks=tasks, seconds=seconds)
         if takes > _WORTH_SAYING:
-            fewer = "" if share == 1 else f", with {share:.0%} of the usual tasks"
-            screen.write_line(f"calibrating probabilities, {duration(takes)}{fewer} (--no-calibrate leaves it out)")
+            fewer = "" if share == 1 else f" with {100 * share:.0f} % of the usual tasks"
+            screen.write_line(f"calibrating probabilities{fewer} takes {duration(takes)} (--no-calibrate skips it)")
         calibration = measure(learner, dataset, tasks=tasks, share=share, progress=progress)
     run.write_measured(CALIBRATION, calibration.as_json(), learner.facts["digest"])
     own = calibration.own
     screen.write_line(
-        f"each image by itself, validation: accuracy {own.accuracy:.1%}, probabilities off by {own.ece:.1%} "
-        f"(uncalibrated {own.ece_before:.1%}); {own.told()}"
+        f"on validation classes, each image classified by itself: accuracy {100 * own.accuracy:.1f} %, calibration "
+        f"error {100 * own.ece:.1f} % ({100 * own.ece_before:.1f} % before temperature scaling)"
     )
+    screen.write_line(own.about_reject())
 
 
 def write_report(screen: Screen, run: Run, sources: Sources) -> Path:

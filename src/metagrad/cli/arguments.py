@@ -38,7 +38,7 @@ class Option:
     name:
         the field that it fills.
     flag:
-        what a person types: ``--inner-lr``; of a positional argument, what the help calls it.
+        the flag, such as ``--inner-lr``; for a positional argument, its name in the help.
     kind:
         ``"int"``, ``"float"``, ``"str"``, ``"path"`` or ``"bool"``; choices are texts.
     many:
@@ -135,7 +135,7 @@ def parser(prog: str, about: str, sections: Sequence[Section], *, usage: str, po
         prog=prog, description=about, usage=f"{prog} {usage}".strip(), add_help=False, allow_abbrev=False,
         exit_on_error=False, formatter_class=formatter,
     )  # fmt: skip
-    made.add_argument("-h", "--help", action="help", help="Show this text and end.")
+    made.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     for section in sections:
         group: Any = made.add_argument_group(section.title, section.about) if section.title else made
         for option in section.options:
@@ -205,7 +205,7 @@ def _placed(made: _Parser, placed: Sequence[Option], words: list[str]) -> dict[s
         except argparse.ArgumentTypeError as error:
             made.error(f"{option.flag} {error}")
     if words:
-        made.error(f"there is no place for {in_short(repr(words[0]), 60)}")
+        made.error(f"unexpected argument {in_short(repr(words[0]), 60)}")
     return given
 
 
@@ -232,7 +232,7 @@ def arg(
     repeated: bool = False,
     hidden: bool = False,
 ) -> Any:
-    """Return a field of a command that is more than its type says (:class:`Option`); ``hidden``: that is no option."""
+    """Return a field of a command with settings of its :class:`Option`; a ``hidden`` field is not an option."""
     about = {"positional": positional, "metavar": metavar, "aliases": aliases, "least": least, "most": most,
              "repeated": repeated, "hidden": hidden}  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
@@ -292,7 +292,7 @@ def _texts(command: Any) -> dict[str, str]:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return a suggestion for a word with a slip in it; nothing where none is near."""
+    """Return a suggestion for a misspelt word; an empty text if no known word is similar."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

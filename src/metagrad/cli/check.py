@@ -12,12 +12,12 @@ from metagrad.cli.arguments import arg
 
 @dataclass(frozen=True)
 class Check:
-    """Say how far a run's meta-gradient is from an accurate one, and where the error comes from."""
+    """Compare a run's meta-gradient with an accurate one, print where the error comes from, and whether it matters."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of the run, whose last checkpoint is checked."""
+    """Directory of the run; its last checkpoint is checked."""
     tasks: int = arg(4, least=1)
-    """Training tasks to average the gradient over; time and memory grow with them."""
+    """Training tasks that the gradient is averaged over; time and memory grow with their number."""
     seed: int = arg(0, least=0, most=2**62 - 1)
     """Seed of the tasks."""
     device: str | None = None
@@ -25,7 +25,7 @@ class Check:
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
+    """Allow the import of your own code that the run names, as package.module:name. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -54,38 +54,87 @@ class Check:
 
 
 def describe(result: dict[str, Any]) -> list[str]:
-    """Say in a few lines what a check found."""
+    """Return a check in a few lines; the last one says whether to worry."""
     lines = [
-        f"meta-gradient of {result['tasks']} tasks at meta-step {result['step']}, beside {result['against']}:",
-        f"  cosine {result['cosine']:.4f}, relative error {result['error']:.2g}, length {result['length']:.2g} of its",
+        f"meta-gradient of {result['tasks']} tasks at meta-step {result['step']}, compared with {result['against']}:",
+        f"  cosine {result['cosine']:.4f}, relative error {result['error']:.2g}, norm ratio {result['length']:.2g}",
     ]
     if result.get("inner") is not None:
         lines += [
-            f"  {result['inner']:.2g} from the inner problem, left at gradient norm {result['grad_norm']:.2g}",
-            f"  {result['linear']:.2g} from the linear system, left at residual {result['residual']:.2g}",
-            f"  {result['curvature']:.2g} from taking {result['matrix']} as the curvature",
-            f"  {result['arithmetic']:.2g} from computing in {result['precision']}",
+            "  contributions to the relative error:",
+            f"    inner solve   {result['inner']:<8.2g} (inner gradient norm {result['grad_norm']:.2g})",
+            f"    linear solve  {result['linear']:<8.2g} (relative residual {result['residual']:.2g})",
+            f"    curvature     {result['curvature']:<8.2g} ({_CURVATURES[result['matrix']]})",
+            f"    rounding      {result['arithmetic']:<8.2g} ({result['precision']})",
         ]
-    stable = result.get("stable_inner_lr")
+    left, curvature = result.get("reference_grad_norm", 0.0), result.get("reference_min_curvature", 1.0)
+    if left > 1e-6:
+        lines.append(
+            f"  the reference has inner gradient norm {left:.2g}, not 0"
+            + ("" if _is_unsolved(result) else ": with ReLU, minimisers lie on kinks, where it does not reach 0")
+        )
+    if curvature <= 0:
+        lines.append(
+            f"  the reference has negative curvature ({curvature:.2g}): it is a stationary point, not a minimum"
+        )
+    return [*lines, verdict(result)]
+
+
+_CURVATURES = {"gauss_newton": "gauss_newton in place of the exact Hessian", "hessian": "the exact Hessian"}
+_ACCURATE = 0.1  # relative error up to which nothing is left to improve
+
+
+def _is_unsolved(result: dict[str, Any]) -> bool:
+    """Whether the reference's inner problem is hardly better solved than the run's own."""
+    return bool(result.get("reference_grad_norm", 0.0) > 0.5 * result.get("grad_norm", 0.0) > 0)
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Return one sentence: whether the error of a meta-gradient is a reason to worry, and why.
+
+    What needs no reference comes first: a linear solve that fails and inner steps that oscillate. An unreliable
+    reference leaves the question open. Otherwise only a gradient that points the wrong way is a reason: with a more
+    accurate one a run seldom trains better (RESULTS.md, "Error of the meta-gradient").
+    """
+    stable, cosine = result.get("stable_inner_lr"), result["cosine"]
+    if (result.get("residual") or 0.0) > 1:
+        return (
+            f"Worry: the linear solve fails (relative residual {result['residual']:.2g}, should be below 1), so the "
+            "meta-gradient is mostly noise; use --curvature gauss_newton, a larger --lam or more --cg-steps."
+        )
     if stable is not None and result["inner_lr"] > stable:
-        lines.append(
-            f"  the inner step size {result['inner_lr']:g} is beyond the largest stable one where the steps end, about "
-            f"{stable:.2g}: they go back and forth; lower --inner-lr, or --inner-solver hessian-free finds its own"
+        return (
+            f"Worry: inner steps oscillate, because --inner-lr {result['inner_lr']:g} is above the largest stable step "
+            f"size, about {stable:.2g}; lower it, or use --inner-solver hessian-free, which chooses its own."
         )
-    left = result.get("reference_grad_norm", 0.0)
-    if left > 0.5 * result.get("grad_norm", 0.0) > 0:
-        lines.append(
-            f"  no usable reference: solved on, an inner problem is still at gradient norm {left:.2g}; what is said "
-            "above compares two guesses"
-        )
-    elif left > 1e-6:
-        lines.append(
-            f"  the best solution's own inner gradient norm is {left:.2g}: with ReLU it does not go to zero, as "
-            "minimisers sit on kinks"
+    if _is_unsolved(result):
+        return (
+            "Undecided: there is no usable reference, since its inner problem is not solved either; judge the run by "
+            "its validation accuracy."
         )
     if result.get("reference_min_curvature", 1.0) <= 0:
-        lines.append(
-            f"  the curvature there goes down to {result['reference_min_curvature']:.2g}: no minimum, so the accurate "
-            "gradient is that of a stationary point, and no better a direction to follow"
+        return (
+            "Undecided: the reference is no minimum, so its gradient is no better than the run's; judge the run by its "
+            "validation accuracy."
         )
-    return lines
+    if result["error"] <= _ACCURATE:
+        return f"Good: the meta-gradient is accurate, its relative error is {result['error']:.2g}."
+    if not cosine > 0:  # also where it is NaN
+        return (
+            f"Worry: the meta-gradient does not point in the accurate one's direction (cosine {cosine:.2g}), so a step "
+            f"may make training worse; {_largest_part(result)}."
+        )
+    return f"Usual: training does not need an accurate gradient (here cosine {cosine:.2g}); {_largest_part(result)}."
+
+
+def _largest_part(result: dict[str, Any]) -> str:
+    """Return the largest contribution to the error, and the option that reduces it."""
+    if result.get("inner") is None:
+        return "the method leaves out part of the derivative by design"
+    advice = {
+        "inner": "the inner solve, which more --inner-steps reduce",
+        "linear": "the linear solve, which more steps of the linear solver (--cg-steps) reduce",
+        "curvature": "the approximate curvature, which --curvature hessian avoids at the risk of negative curvature",
+        "arithmetic": "rounding" + ", which --precision float32 reduces" * (result["precision"] != "float32"),
+    }
+    return f"the largest part of the error is {advice[max(advice, key=lambda name: result[name])]}"

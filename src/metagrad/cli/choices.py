@@ -19,23 +19,23 @@ _FIELDS = {"loss": "loss", "inner-solver": "solver", "linear-solver": "adjoint"}
 _ALWAYS = ("outer", "budget", "compute")
 _OLD = {"--keep-every": "--checkpoint", "--learn-inner-lr": "--learn-lr"}  # of metagrad 0.1
 _WORDS = {
-    "method": "what adapts, and how the meta-gradient is taken",
-    "loss": "what a task's outputs cost",
-    "inner-solver": "how a task is solved",
-    "linear-solver": "how the linear system of the meta-gradient is solved",
-    "network": "what is meta-learned",
+    "method": "which weights a task adapts, and how the meta-gradient is computed",
+    "loss": "loss of a task's outputs",
+    "inner-solver": "solver of a task's inner problem",
+    "linear-solver": "solver of the linear system of the meta-gradient",
+    "network": "the network that is meta-learned",
 }
 _USUAL = {"loss": "cross-entropy", "inner-solver": "gradient-descent", "linear-solver": "cg"}
-# What suits few-shot tasks where a solver has no default of its own: of descent where it is not the method's own, ...
+# Defaults for few-shot tasks, where the method has another solver: step sizes, ...
 _LR = {"gradient-descent": 0.1, "nesterov": 0.1, "adam": 0.01}
-_STEPS = 20  # ... in place of a method's few steps of Newton's
-# On features, unless a method is chosen: it learns most of what there is to gain in a minute of a core.
+_STEPS = 20  # ... and steps, in place of a few Newton steps
+# Default method on frozen features: it gains nearly as much as any other, in a minute of one core.
 _ON_FEATURES = ("protonet", {"scale": 1.0})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What words choose: the parts, by their roles; and what the help shows of the choices themselves."""
+    """The parts of an experiment that a command line chooses, by their roles, and how the help shows them."""
 
     parts: dict[str, Part]
     source: str | None
@@ -43,12 +43,12 @@ class Plan:
 
     @classmethod
     def of(cls, words: Sequence[str]) -> Plan:
-        """Return what words of ``metagrad train`` choose.
+        """Return the plan that the words of ``metagrad train`` choose.
 
         Raises
         ------
         MetagradError
-            for a choice that there is not.
+            for an unknown choice.
         """
         source = _source(words)
         own = source is not None and ":" in source
@@ -88,7 +88,7 @@ class Plan:
         return [section for section in sections if section.options]
 
     def explain(self, flag: str) -> str | None:
-        """Say which choices have an option that none of the present ones has."""
+        """Return which other choices have an option, for one that the present choices lack."""
         for role in ("inner-solver", "linear-solver", "network", "loss"):
             owners = [name for name in table()["choices"][role] if flag in _flags(role, name)]
             if owners and (role in self.parts or (role == "linear-solver" and self.first_order)):
@@ -103,7 +103,7 @@ class Plan:
         return None
 
     def experiment(self, given: Given, *, task_set: int | None, seed: int) -> Experiment:
-        """Return the experiment that options make.
+        """Return the experiment that the options describe.
 
         Raises
         ------
@@ -118,7 +118,9 @@ class Plan:
             tasks = TaskSet(tasks=tasks, count=task_set)
         network = None if "network" not in self.parts else _made(self.parts["network"], given, named=True)
         if network is None and getattr(tasks, "network", None) is None:
-            raise MetagradError("say which network is to learn these tasks: --network mlp, or package.module:name")
+            raise MetagradError(
+                "these tasks have no default network: give --network mlp, or --network package.module:name"
+            )
         method = self._method(given)
         _require_together(method, tasks)
         try:
@@ -145,7 +147,7 @@ class Plan:
         if "linear-solver" in self.parts:
             linear, lr = self.parts["linear-solver"], getattr(more.get("solver"), "lr", _LR["gradient-descent"])
             if isinstance(linear.preset.get("lr"), str):
-                # Descent bears a step that grows along the steepest direction for a few steps; a series must not.
+                # A few descent steps may overshoot along the steepest direction; the series would diverge.
                 given = {"linear-solver.lr": lr / 4, **given}
             more["adjoint"] = self.parts["adjoint"].build(given, linear_solver=_made(linear, given))
         elif self.first_order:
@@ -155,8 +157,8 @@ class Plan:
 
 _METRIC = Option(
     name="method.metric", flag="--metric", kind="str", metavar="CODE",
-    help="Function of your own, as package.module:function, from (outputs, targets) of one task to a number that is "
-    "shown beside the loss. Default: the loss's own metric.",
+    help="Your own function, as package.module:function, from (outputs, targets) of one task to a number, which is "
+    "reported beside the loss. Default: the loss's own metric.",
 )  # fmt: skip
 
 
@@ -170,7 +172,7 @@ def modern(words: Sequence[str]) -> list[str]:
 
 
 def replace_flag(option: Option, role: str, taken: set[str]) -> Option:
-    """Return an option whose flag nobody has: code of one's own may have a field that something else has too."""
+    """Return the option with a unique flag: a user's code may have a field with the name of another option."""
     if option.flag in taken:
         option = dataclasses.replace(option, flag=f"--{role}-{option.flag.removeprefix('--')}")
     taken.add(option.flag)
@@ -191,7 +193,7 @@ def _chosen(words: Sequence[str], role: str, *more: str) -> str | None:
 
 
 def _network(words: Sequence[str]) -> Part | None:
-    """Return the network that words choose; one of a person's own is a backbone where they say what of it trains."""
+    """Return the network that the words choose; a user's own one is a backbone if --body is given."""
     choice = _chosen(words, "network", *PRESETS)
     if choice is None:
         return None
@@ -237,7 +239,7 @@ def _nested(role: str, choice: str | None, method: Part) -> Part:
 
 
 def _made(part: Part, given: Given, *, named: bool = False) -> Any:
-    """Return a part's value; other code of one's own is the value itself, or its path where ``named``."""
+    """Return a part's value; a user's code that is no dataclass is the value itself, or its path if ``named``."""
     from metagrad.named_code import imported
 
     made = imported(part.path, code=(part.path,))

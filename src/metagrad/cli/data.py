@@ -25,17 +25,17 @@ class Data:
     what: Literal["list", "info", "verify", "features"] = arg(positional=True, metavar="WHAT")
     """What to do. list: list all data sets. info NAME: describe a data set's classes and images. verify DIR or verify
     NAME: read every file of a folder, zip or data set, also cached ones, and print what is wrong (exit code 1; 2 if
-    it cannot be used). features: list the features of pictures that the cache keeps, with their sizes."""
+    it cannot be used). features: list the cached features of pictures, with their sizes."""
     name: str | None = arg(None, positional=True, metavar="NAME|DIR")
-    """Data set (info, verify), or folder or zip (verify)."""
+    """A data set (info, verify), or a folder or zip (verify)."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     clean: bool = False
-    """With features: remove them from the cache. What needs them computes them again."""
+    """With features: remove them from the cache; they are computed again when needed."""
     image_size: int = arg(84, least=8)
     """Side in pixels to which pictures of a data set without a fixed size are resized."""
     split: Path | None = arg(None, metavar="FILE")
-    """With verify DIR: JSON file of the classes of each split, as metagrad train folder takes. Default: as there."""
+    """With verify DIR: JSON file with the classes of each split, as in metagrad train folder --split."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code (1: verify found something to mend)."""
@@ -47,12 +47,14 @@ class Data:
             raise MetagradError(f"--clean is for metagrad data features, not {self.what}: leave it out")
         if self.what == "list":
             for name, about in known.items():
-                screen.write_line(f"{name:16} {about['about']}")
+                screen.write_line(f"{name:18} {about['about']}")
             return 0
         if self.what == "features":
             return _features(screen, clean=self.clean)
         if self.name is None:
-            raise MetagradError(f"metagrad data {self.what} needs a {'name' if self.what == 'info' else 'folder'}")
+            raise MetagradError(
+                f"metagrad data {self.what} needs a {'data set' if self.what == 'info' else 'folder or data set'}"
+            )
         from metagrad import data
         from metagrad.cli.progress import data_progress
 
@@ -60,9 +62,9 @@ class Data:
         if self.what == "verify" and not (named and not Path(self.name).exists()):
             dataset = self._verified(self.name, screen)
         elif self.name not in known:
-            raise MetagradError(f"no data set is called {self.name!r}: there are {', '.join(known)}")
+            raise MetagradError(f"no data set is called {self.name!r}: choose one of {', '.join(known)}")
         elif self.name == "folder" and self.data_dir is None:
-            raise MetagradError("name the folder or zip of pictures with --data-dir")
+            raise MetagradError("give the folder or zip of pictures with --data-dir")
         else:
             dataset = data.load(
                 self.name,
@@ -90,7 +92,7 @@ class Data:
                 anew=True,
                 progress=data_progress(screen),
             )
-        except MetagradError:  # what is wrong with its files is worth knowing all the same
+        except MetagradError:  # print what is wrong with its files too
             with contextlib.suppress(MetagradError):
                 for note in pictures.load(Path(name), size=self.image_size).notes():
                     screen.write_line(printable(note))
@@ -115,7 +117,7 @@ def _features(screen: Screen, *, clean: bool) -> int:
 
 
 def describe(dataset: Dataset) -> list[str]:
-    """Say in a few lines what a data set holds."""
+    """Describe a data set in a few lines."""
     lines = [f"{dataset.name}: {dataset.preprocessing}"]
     for which in ("train", "val", "test"):
         classes = getattr(dataset, which)
@@ -125,6 +127,6 @@ def describe(dataset: Dataset) -> list[str]:
         count = len(classes.names)
         lines.append(f"  {which:5} {count} class{'es' * (count != 1)} of {each} images ({names})")
     if dataset.rotations:
-        lines.append("  in training, a class turned by 90, 180 or 270 degrees is a class of its own")
+        lines.append("  in training, each class rotated by 90, 180 or 270 degrees counts as another class")
     lines.append(f"  digest {dataset.digest}")
     return lines + [f"  {note}" for note in dataset.notes]

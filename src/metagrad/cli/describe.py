@@ -86,7 +86,7 @@ def defaults(made: Made) -> dict[str, Any]:
 
 
 def hints_of(made: Made) -> dict[str, Any]:
-    """Return the types of fields or parameters, as far as they can be told."""
+    """Return the types of fields or parameters, as far as they can be resolved."""
     try:
         return get_type_hints(made)
     except (NameError, TypeError):  # a type that is only there while types are checked

@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure accuracy on new tasks, with a 95 % interval; of several runs, on the same tasks, with paired differences.
+    """Measure a run's accuracy on new tasks, with a 95 % interval; compare several runs on the same tasks.
 
-    The accuracy of each task is kept in evaluations.jsonl of the run.
+    Every task's accuracy goes into evaluations.jsonl of the run.
     """
 
     runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
-    """Directory of a run. Of several, each is compared with the first, task by task."""
+    """Directory of a run. If you give several, each is compared with the first, task by task."""
     split: Literal["test", "val"] = "test"
     """Classes to draw from: test, never used to train or to choose weights, or val, used to choose weights."""
     tasks: int = arg(600, least=2)
     """Number of tasks; the interval narrows with its square root."""
     ways: int | None = arg(None, least=2)
-    """Classes a task. Default: as the run judges."""
+    """Classes a task. Default: as in the run's own test."""
     shots: int | None = arg(None, least=1)
-    """Support images of each class. Default: as the run judges."""
+    """Support images of each class. Default: as in the run's own test."""
     queries: int | None = arg(None, least=1)
-    """Query images of each class. Default: as the run judges."""
+    """Query images of each class. Default: as in the run's own test."""
     turned: bool = False
     """Turn each class of a task by a random multiple of 90 degrees, as some published protocols do."""
     disjoint: bool = False
-    """Take tasks that share no image, as many as there are, at most --tasks. The interval then also holds the chance
-    that chose the images; over tasks that are drawn anew each time it does not."""
+    """Draw tasks that share no image: as many as possible, at most --tasks. The interval then also covers the choice of
+    images; with tasks that may share images it does not."""
     transductive: bool = True
-    """Classify all query images of a task together, as the papers do: batch norms then use the statistics of all.
-    --no-transductive classifies each image by itself."""
+    """Classify all query images of a task together, as the papers do: batch norms then use the statistics of all
+    of them. --no-transductive classifies each image by itself."""
     seed: int = arg(0, least=0, most=2**62 - 1)
     """Seed of the tasks."""
     device: str | None = None
@@ -51,7 +51,7 @@ class Evaluate:
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files. Default: METAGRAD_DATA, else they are downloaded."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
+    """Allow the import of your own code that the run names, as package.module:name. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
@@ -96,13 +96,13 @@ class Evaluate:
                 progress=progress,
                 ranks=ranks,
             )
-        show_result(screen, result, name)  # before it is kept: a read-only run can be measured all the same
+        show_result(screen, result, name)  # before it is written: a read-only run can be measured too
         if ranks.first:
             run.append("evaluations.jsonl", {**result, "command": ["metagrad", *words]})
         return result
 
 
-_DIFFERS = {"data": "other data", "drawn": "other tasks", "seeds": "another rule of seeds, so other tasks"}
+_DIFFERS = {"data": "other data", "drawn": "other tasks", "seeds": "another seeding scheme, and so other tasks"}
 
 
 def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
@@ -114,15 +114,17 @@ def _require_alike(runs: Sequence[Any], asked: Evaluate) -> None:
             if one[name] != two[name]:
                 if name in _DIFFERS:
                     what = _DIFFERS[name]
-                    raise MetagradError(f"{other.folder} has {what} than {first.folder}: they cannot be compared")
+                    raise MetagradError(
+                        f"{other.folder} has {what} than {first.folder}: they cannot be compared task by task"
+                    )
                 raise MetagradError(
-                    f"{other.folder} judges with {two[name]} {name}, {first.folder} with {one[name]}: give --{name}"
+                    f"{other.folder} is tested with {two[name]} {name}, {first.folder} with {one[name]}: give --{name}"
                 )
 
 
 def _kind(run: Any, asked: Evaluate) -> dict[str, Any]:
-    """Return what decides the tasks that a run is measured on."""
-    # A source of one's own has no digest of its data, only one of what it draws first.
+    """Return everything that determines the tasks that a run is measured on."""
+    # A user's source has no digest of its data, only one of the first tasks that it draws.
     kind = {"data": run.data["digest"], "drawn": run.data.get("drawn"), "seeds": run.seeds.rule}
     episodes = run.episodes
     if episodes is not None:
@@ -131,7 +133,7 @@ def _kind(run: Any, asked: Evaluate) -> dict[str, Any]:
 
 
 def _difference(folder: Path, result: dict[str, Any], first: Path, reference: dict[str, Any]) -> str:
-    """Say how much better a run is than the first, task by task."""
+    """Return in words how much better a run is than the first, task by task."""
     if result["metric"] != reference["metric"]:
         raise MetagradError(
             f"{folder} is measured by {result['metric']}, {first} by {reference['metric']}: they cannot be compared"
@@ -144,4 +146,4 @@ def _difference(folder: Path, result: dict[str, Any], first: Path, reference: di
     shown = (
         f"{100 * mean:+.2f} ± {196 * error:.2f} points" if what == "accuracy" else f"{mean:+.4g} ± {1.96 * error:.2g}"
     )
-    return f"{folder} over {first}: {what} {shown}, the same {len(gaps)} tasks, paired"
+    return f"{folder} minus {first}: {what} {shown} (paired, same {len(gaps)} tasks)"

@@ -1,4 +1,4 @@
-"""What the commands that compute figures share: folder, files, tables."""
+"""Folder, files and tables of the commands that compute figures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save_rows(screen: Screen, out: Path, name: str, rows: Sequence[Any], protoco
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder, and find out before the work whether files can be made there."""
+    """Make the folder, and check before the work whether files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,7 +59,7 @@ def _refused(path: Path, error: OSError) -> MetagradError:
 
 
 def _save_rows(rows: Sequence[Any], protocol: Any, path: Path) -> None:
-    """Write rows as CSV; what they all share is repeated in each, so that a row stands for itself."""
+    """Write rows as CSV; shared settings are repeated in each row, so that every row is complete."""
     own = dataclasses.asdict(rows[0])
     shared = {
         name: value

@@ -1,4 +1,4 @@
-"""Ctrl-C that loses nothing."""
+"""Ctrl-C without losing work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from metagrad.cli.text import say
 
 
 class Interrupt:
-    """Ctrl-C asks the loop to save and stop; a second one stops at once.
+    """Ctrl-C lets the loop save and stop after the current meta-step; a second one stops at once.
 
-    What is ignored stays so. In a thread other than the main one, where Python allows no handlers, nobody asks.
+    A signal that is ignored stays ignored. Outside the main thread, where Python allows no handlers, this does nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -41,11 +41,11 @@ class Interrupt:
             before = self._former[number]
             if not callable(before):
                 raise KeyboardInterrupt
-            before(number, frame)  # raises it, at a moment that bears it
+            before(number, frame)  # raises KeyboardInterrupt, outside of an import
             return
         self._asked = True
         if not self._quiet:
-            say("saving after this meta-step; once more stops at once")
+            say("will save and stop after this meta-step; interrupt again to stop at once")
 
 
 def until(hours: float | None, stop: Callable[[], bool]) -> Callable[[], bool]:

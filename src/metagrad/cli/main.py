@@ -25,7 +25,7 @@ Start with:  metagrad train glyphs"""
 
 
 class Reproduce:
-    """Compute a published figure anew: the picture (PNG and SVG) and its numbers (CSV)."""
+    """Reproduce a published figure or table: pictures (PNG and SVG) and numbers (CSV)."""
 
 
 COMMAND_HOMES = {
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     with _settings():
         try:
             return _command(words)
-        except BrokenPipeError:  # who reads what is printed has seen enough
+        except BrokenPipeError:  # the reader closed the pipe, such as | head
             with contextlib.suppress(OSError, ValueError):
                 give_up(sys.stdout.fileno())
             return 0
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _command(words: list[str]) -> int:
     if sys.stdout is None and ("--help" in words or words[0] in ("-h", "--version", "-V", "data")):
-        raise MetagradError("standard output is closed: there is nowhere to write to")
+        raise MetagradError("standard output is closed, so nothing can be printed")
     if words in (["--version"], ["-V"]):
         print(f"metagrad {metagrad.__version__}")
         code = 0
@@ -90,14 +90,14 @@ def _command(words: list[str]) -> int:
 
 
 def _flush() -> None:
-    """Find out here, not at the end of the process, whether what was printed reached anybody."""
+    """Flush standard output here, so that an error is reported and not lost at the end of the process."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Set how streams encode and what becomes of warnings, for a while."""
+    """Set the encoding of streams and the display of warnings inside a ``with`` block."""
     codecs.register_error("metagrad", _as_bytes)
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "metagrad"), (sys.stderr, "metagrad")):
@@ -106,8 +106,8 @@ def _settings() -> Iterator[None]:
                     stack.callback(_encode_errors, stream, stream.errors)
                     stream.reconfigure(errors=errors)
         warnings.showwarning = _show(warnings.showwarning)
-        warnings.filterwarnings("ignore", module="PIL")  # what it thinks of a picture's metadata
-        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; there is a limit of our own
+        warnings.filterwarnings("ignore", module="PIL")  # about a picture's metadata
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's limit; metagrad has another
         yield
 
 
@@ -117,7 +117,7 @@ def _encode_errors(stream: io.TextIOWrapper, errors: str | None) -> None:
 
 
 def _complain(error: Exception) -> int:
-    """Say in one line what an error has to do with the world; raise it again if it is a programmer's."""
+    """Print an error that the user can fix in one line and return 2; raise a programming error again."""
     text = _about(error)
     if text is None:
         raise error
@@ -132,16 +132,16 @@ def _about(error: Exception) -> str | None:
     if is_out_of_memory(error):
         return "not enough memory: lower --chunk, --tasks-per-step, --queries or --filters"
     if isinstance(error, RecursionError):
-        return "something that was read is nested too deeply: check the files and folders that are named"
+        return "a file or folder is nested too deeply: check those that you gave"
     if isinstance(error, UnicodeError):
-        return f"text that cannot be read or written ({error}): check the names and files that are given"
+        return f"text cannot be decoded or encoded ({error}): check the names and files that you gave"
     if not isinstance(error, OSError):
         return None
     refused = _stdout_refuses() if error.filename is None else None
     if refused is not None:
-        return f"cannot write to standard output ({refused}): make room there, or write to another place"
+        return f"cannot write to standard output ({refused}): free space there, or redirect it to another place"
     if error.filename is None and error.strerror:  # of a file, or of an output that keeps nothing back
-        return f"cannot write ({error.strerror}): make room where files, or what is printed, go"
+        return f"cannot write ({error.strerror}): free space for files and for the printed output"
     return f"{error}: check the path, its permissions and the space there"
 
 
@@ -189,14 +189,14 @@ def command_of(words: list[str]) -> Any:
         known, prog, about, rest = FIGURE_HOMES, "metagrad reproduce", str(Reproduce.__doc__), words[1:] or ["--help"]
     if rest[0] in ("-h", "--help"):
         made = parser(prog, about, [], usage="COMMAND ...")
-        group = made.add_argument_group("commands", f"{prog} COMMAND --help says what each takes")
+        group = made.add_argument_group("commands", f"{prog} COMMAND --help lists a command's options")
         for name, home in known.items():
             group.add_argument(name, help=str(imported(home).__doc__).split("\n")[0].replace("%", "%%"))
         print(made.format_help(), end="")
         raise SystemExit(0)
     if rest[0] not in known:
-        near = did_you_mean(rest[0], list(known)) or f": there are {', '.join(known)}"
-        raise MetagradError(f"{prog} has no {in_short(repr(rest[0]), 60)}{near}")
+        near = did_you_mean(rest[0], list(known)) or f": the commands are {', '.join(known)}"
+        raise MetagradError(f"{prog} has no command {in_short(repr(rest[0]), 60)}{near}")
     command, prog = imported(known[rest[0]]), f"{prog} {rest[0]}"
     return command.parsed(rest[1:], prog) if hasattr(command, "parsed") else parse(command, rest[1:], prog)
 

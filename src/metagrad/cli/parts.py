@@ -1,4 +1,4 @@
-"""Values as parts of a command: the options of a class's fields, and the class's value from what is given.
+"""Values as parts of a command: options for a class's fields, and the class's value from the given options.
 
 Flags are the fields' names with hyphens, but for these: a field of the inner solver begins with ``inner-``, one of the
 linear solver with the solver's name, ``max_steps`` of either is called steps, and the outer step size is ``outer-lr``.
@@ -25,7 +25,7 @@ PRESETS = {"conv4-pool": ("conv4", {"pooling": True})}
 BACKBONE = "metagrad:Pretrained"
 PACKAGES = ("timm:", "torchvision:", "hf:")  # whose networks are backbones by their names
 _FLAGS = {("outer", "lr"): "--outer-lr", ("network", "scale"): "--feature-length"}  # methods have these names too
-_LAYER = {"body": "linear"}  # what trains unless it is said: without training there is no need of the command
+_LAYER = {"body": "linear"}  # default of metagrad train, which needs something to train
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def table() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """One value of the experiment: what makes it, the options of its fields, what they are where not given."""
+    """One value of the experiment: its class or function, the options of its fields, and their defaults."""
 
     role: str
     choice: str
@@ -60,12 +60,12 @@ class Part:
 
     @classmethod
     def of(cls, role: str, choice: str, preset: Mapping[str, Any] | None = None) -> Part:
-        """Return the part of a choice; code of one's own is imported to be asked.
+        """Return the part of a choice; a user's code is imported to find its options.
 
         Raises
         ------
         MetagradError
-            for a choice that there is not.
+            for an unknown choice.
         """
         choice, more = PRESETS.get(choice, (SHORT.get(choice, choice), {}))
         path = table()["choices"][role].get(choice, choice)
@@ -114,7 +114,7 @@ class Part:
 
 
 def own(role: str, path: str) -> dict[str, Any]:
-    """Return the record of code of one's own."""
+    """Return the record of a user's code."""
     from metagrad.cli.describe import described, summary
     from metagrad.named_code import imported
 

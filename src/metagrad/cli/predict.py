@@ -23,7 +23,7 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Predict:
-    """Label pictures with a classifier that metagrad adapt made; each picture by itself."""
+    """Label pictures with a classifier from metagrad adapt; each picture by itself."""
 
     model: Path = arg(positional=True, metavar="MODEL")
     """The file that metagrad adapt wrote."""
@@ -33,15 +33,16 @@ class Predict:
     """Form of the output: table for people; csv or jsonl (one JSON object on each line) for programs, with the
     probability of every class."""
     reject: bool = False
-    """Label a picture unknown if it looks like none of the classes. The threshold rejects about 1 in 20 pictures of
-    known classes; metagrad adapt prints how many unknown ones it finds. In jsonl the class is then null."""
+    """Label a picture unknown if it is farther from every class than 95 % of the pictures of known classes are.
+    metagrad adapt prints how many unknown pictures this finds, and how many known ones it rejects. In jsonl the class
+    is then null."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the classifier names, as package.module:name: allow its import. Give it once for each."""
+    """Allow the import of your own code that the classifier names, as package.module:name. Give it once for each."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         if not self.images:
-            raise MetagradError("name pictures, folders of them, or - for a list on stdin")
+            raise MetagradError("give picture files or folders, or - to read their names from standard input")
         allocator.keep_memory()
         from metagrad.classifier.artifact import Classifier
         from metagrad.classifier.support import listed, read_all
@@ -52,12 +53,14 @@ class Predict:
         classifier = Classifier.load(self.model, code=self.code)
         classifier.require_pictures()
         if self.reject and classifier.ood_threshold is None:
-            raise MetagradError(f"{self.model} knows no threshold: its run was not calibrated; leave out --reject")
+            raise MetagradError(
+                f"{self.model} has no threshold for --reject, since its run was not calibrated: leave it out"
+            )
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
-            say("one of the classes is called unknown too: --format jsonl tells it from what is rejected")
+            say("one class is itself named unknown: use --format jsonl, where a rejected picture has the class null")
         pictures = list(listed(self.images, sys.stdin or ()))
         if not pictures:
-            raise MetagradError("no picture is named on standard input")
+            raise MetagradError("standard input names no picture")
         write = _WRITERS[self.format](classifier.classes)
         done = skipped = 0
         with WorkProgress(Screen(stderr=True, quiet=sys.stdout.isatty()), "labelling pictures") as progress:
@@ -73,7 +76,7 @@ class Predict:
                 done, skipped = done + len(paths), skipped + len(bad)
                 progress(done + skipped, len(pictures))
         if skipped and not done:
-            none = "the only picture that is named cannot" if skipped == 1 else f"none of the {skipped} pictures can"
+            none = "the only picture cannot" if skipped == 1 else f"none of the {skipped} pictures can"
             raise MetagradError(f"{none} be read")
         return 0
 

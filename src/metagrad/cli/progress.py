@@ -1,7 +1,8 @@
-"""Live progress: a bar on a terminal, a line now and then in a log."""
+"""Live progress: a bar on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -11,16 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from metagrad.report.quantities import metric_of, number
+from metagrad.report.quantities import metric_of, number, with_interval
 
 if TYPE_CHECKING:
     from metagrad.experiment.loop import Event
+    from metagrad.experiment.run import Run
 
 _LOG_SECONDS = 15.0
 
 
 class Screen(Console):
-    """What commands print on. A closed pipe (``| head``) silences it but does not stop it: the training goes on."""
+    """The console of all commands. A closed pipe (``| head``) silences it but does not stop the training."""
 
     def on_broken_pipe(self) -> None:
         """Write nothing from here on."""
@@ -46,7 +48,7 @@ def data_progress(screen: Screen) -> Any:
 
 
 class WorkProgress(Progress):
-    """Shows how much of a computation is done and the time left; called with (done, total)."""
+    """Shows the fraction of a computation that is done and the time left; called with (done, total)."""
 
     def __init__(self, screen: Screen, what: str) -> None:
         self.screen, self.what = screen, what
@@ -65,7 +67,7 @@ class WorkProgress(Progress):
         self.task = self.add_task(what, total=None)
 
     def begin_at(self, done: float) -> None:
-        """Say how much was done before: it tells nothing of the time left."""
+        """Set how much was done in an earlier session, which is left out when the time left is computed."""
         self.first, self.began = done, time.monotonic()
 
     def __call__(self, done: float, total: float) -> None:
@@ -75,15 +77,37 @@ class WorkProgress(Progress):
         if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
             left = (now - self.began) * (total - done) / max(done - self.first, 1e-9)
-            self.screen.write_line(f"{self.what}: {done / total:.0%}, {_clock(left)} left")
+            self.screen.write_line(f"{self.what}: {100 * done / total:.0f} % done, {_clock(left)} left")
             self.screen.file.flush()
 
 
 class TrainProgress(Progress):
-    """Shows meta-steps, rate, time left and what the gradient is worth."""
+    """Shows meta-steps, rate, time left, and the metric on training and validation tasks.
 
-    def __init__(self, screen: Screen, *, first_step: int, meta_steps: int) -> None:
-        self.screen, self.meta_steps = screen, meta_steps
+    Parameters
+    ----------
+    first_step:
+        meta-steps done in earlier sessions.
+    chance:
+        accuracy of guessing, to compare with the first validation; ``None`` where it is not known.
+    minutes:
+        time limit of the training, over all sessions; ``None``: none.
+    verbose:
+        also show diagnostics of the inner solve and of the linear solve.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        *,
+        first_step: int,
+        meta_steps: int,
+        chance: float | None = None,
+        minutes: float | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.screen, self.meta_steps, self.chance, self.verbose = screen, meta_steps, chance, verbose
+        self.limit = math.inf if minutes is None else 60 * minutes
         self.began, self.first_step, self.printed = time.monotonic(), first_step, 0.0
         self.validation = ""
         digits = len(str(meta_steps))
@@ -93,18 +117,25 @@ class TrainProgress(Progress):
             TextColumn("[bold]{task.completed:.0f}[/]/{task.total:.0f}", table_column=_whole(2 * digits + 1)),
             BarColumn(bar_width=20 if screen.width >= 110 else 6),
             TextColumn("{task.fields[rate]:.1f}/s", table_column=_whole(5)),
-            TimeRemainingColumn(table_column=_whole(7)),
+            TextColumn("{task.fields[left]}", table_column=_whole(7)),
             TextColumn("{task.fields[text]}", markup=False, table_column=cut),
             console=screen,
             disable=not screen.is_terminal or screen.quiet,
         )
-        self.task = self.add_task("train", total=meta_steps, completed=first_step, rate=0.0, text="")
+        self.task = self.add_task("train", total=meta_steps, completed=first_step, rate=0.0, left="-:--:--", text="")
+
+    @classmethod
+    def of(cls, run: Run, screen: Screen, *, first_step: int, verbose: bool) -> TrainProgress:
+        """Return the progress of a run, with its chance and its limits."""
+        steps, minutes, episodes = run.experiment.meta_steps, run.experiment.budget.minutes, run.episodes
+        chance = None if episodes is None else 1 / episodes.ways
+        return cls(screen, first_step=first_step, meta_steps=steps, chance=chance, minutes=minutes, verbose=verbose)
 
     def __call__(self, event: Event) -> None:
         """Show one logged line."""
         line = event.line
         if "tested" in line:
-            self.update(self.task, text=f"testing: task {line['tested']} of {line['of']}")
+            self.update(self.task, text=f"testing: {line['tested']} of {line['of']} tasks")
         elif "seconds_left" in line:
             from metagrad.experiment.estimate import in_words  # which loads torch
 
@@ -113,21 +144,22 @@ class TrainProgress(Progress):
             self.screen.write_line("\n".join(line["init"]))
         elif "val_ci95" in line:
             metric = metric_of(line)
-            score = f"{number(metric, line[f'val_{metric}'])} ±{number(metric, line['val_ci95'], 2)}"
-            self.validation = f"val {score}"
-            prefix = "" if metric == "accuracy" else f"{metric.replace('_', ' ')} "
-            self._log(f"step {event.step}: validation {prefix}{score}")
+            score = with_interval(metric, line[f"val_{metric}"], line["val_ci95"])
+            compared = f" (chance {100 * self.chance:.3g} %)" if self.chance and metric == "accuracy" else ""
+            shown = f"validation {metric.replace('_', ' ')} {score}"
+            self._log(f"step {event.step}/{self.meta_steps}: {shown}{'' if self.validation else compared}")
+            self.validation = f"  {shown}"
         else:
-            self._show_step(event.step, describe(line))
+            self._show_step(event.step, describe(line, verbose=self.verbose), line.get("seconds", 0.0))
 
-    def _show_step(self, step: int, text: str) -> None:
+    def _show_step(self, step: int, text: str, spent: float) -> None:
         now = time.monotonic()
         rate = (step - self.first_step) / (now - self.began) if now > self.began else 0.0
-        self.update(self.task, completed=step, rate=rate, text=f"{text} {self.validation}")
+        left = _clock(max(0.0, min((self.meta_steps - step) / max(rate, 1e-9), self.limit - spent)))
+        self.update(self.task, completed=step, rate=rate, left=left, text=f"{text}{self.validation}")
         if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
-            left = (self.meta_steps - step) / max(rate, 1e-9)
-            self._log(f"step {step}/{self.meta_steps} {rate:.1f}/s {_clock(left)} left  {text}")
+            self._log(f"step {step}/{self.meta_steps}: {text}  ({rate:.1f} steps/s, {left} left)")
 
     def _log(self, text: str) -> None:
         self.screen.write_line(text)
@@ -138,16 +170,21 @@ def _whole(width: int) -> Column:
     return Column(no_wrap=True, min_width=width)
 
 
-def describe(line: dict[str, Any]) -> str:
-    """Say in a few words what a metrics line says: the metric, and how well both systems were solved."""
+def describe(line: dict[str, Any], *, verbose: bool = False) -> str:
+    """Return a line of metrics in words: the metric on training tasks.
+
+    ``verbose`` adds how accurately the inner problems and the linear systems were solved, and what else is learned.
+    """
     metric = metric_of(line)
-    called = "acc" if metric == "accuracy" else metric.replace("_", " ")
-    text = f"query {called} {number(metric, line[metric])}  inner grad {line['grad_norm']:.2g}"
-    for name, said in (("residual", "residual"), ("min_curvature", "curvature seen")):
+    text = f"training {metric.replace('_', ' ')} {number(metric, line[metric])}"
+    if not verbose:
+        return text
+    text += f"  inner gradient norm {line['grad_norm']:.2g}"
+    for name, called in (("residual", "linear residual"), ("min_curvature", "smallest curvature")):
         if name in line:
-            text += f"  {said} {line[name]:.2g}"
+            text += f"  {called} {line[name]:.2g}"
     if line.get("stopped"):
-        text += f"  stopped early {line['stopped']:.0%}"
+        text += f"  stopped at negative curvature {100 * line['stopped']:.0f} %"
     for name in ("lam", "lr"):
         if name in line:
             text += f"  {name} {line[name]:.3g}"

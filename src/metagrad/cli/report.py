@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one page of one or more runs: results, curves, options, and tasks with the mistakes made in them."""
+    """Write a page about one or more runs: results, tasks as pictures with the mistakes, curves, options."""
 
     runs: tuple[Path, ...] = arg(positional=True, metavar="RUN")
-    """Directory of a run; the page compares several."""
+    """Directory of a run; if you give several, the page compares them."""
     out: Path = arg(Path("report.html"), metavar="FILE")
-    """HTML file to write; it replaces one that is there, and needs no other file and no network."""
+    """HTML file to write, self-contained; an existing one is replaced."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with the data set's original files, for the pictures of tasks. Default: as in training; without the data
     the page has no pictures."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """Your own code that the run names, as package.module:name: allow its import. Give it once for each name."""
+    """Allow the import of your own code that the run names, as package.module:name. Give it once for each name."""
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
         if not self.runs:
-            raise MetagradError("name a run directory: metagrad report runs/first")
+            raise MetagradError("give a run directory: metagrad report runs/first")
         if self.out.is_dir():
-            raise MetagradError(f"--out {self.out} is a folder: name a file")
+            raise MetagradError(f"--out {self.out} is a folder: give a file")
         from metagrad.cli.progress import Screen
         from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
@@ -63,5 +63,5 @@ class Report:
             try:
                 sources = open_sources(run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen))
             except MetagradError as error:
-                screen.write_line(f"no pictures of {label}: {error}")
+                screen.write_line(f"the page has no pictures of {label}: {error}")
         return view_of(run, label, sources, busy=screen.status)

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from metagrad.recipes.network_error import NetworkRow
     from metagrad.recipes.rates import RateRow
 
-# Beyond, rounding and hours stand in the way.
+# Larger ones take hours, and rounding dominates.
 _MOST_KAPPA = 1e6
 
 
 @dataclass(frozen=True)
 class MetaGradientError:
-    """Measure how far the meta-gradients of iMAML and MAML are from the exact one.
+    """Measure the error of the meta-gradients of iMAML and MAML, where the exact one is known.
 
-    One figure shows the error over inner steps and CG steps, the other how many gradient evaluations an accurate
-    meta-gradient takes over the condition number.
+    One figure shows the error against inner steps and CG steps, the other the number of gradient evaluations of an
+    accurate meta-gradient against the condition number.
     """
 
     out: Path = arg(Path("figures"), metavar="DIR")
@@ -128,7 +128,9 @@ class MetaGradientError:
             for name in ("kappa", "tasks", "inner_steps", "kappas"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     option = f"--{name.replace('_', '-')}"
-                    raise MetagradError(f"{option} has no effect with --run, whose networks are measured: leave it out")
+                    raise MetagradError(
+                        f"{option} has no effect with --run, which measures the run's network: leave it out"
+                    )
         for option, kappa in (("--kappa", self.kappa), *(("--kappas", kappa) for kappa in self.kappas)):
             if not 1 < kappa <= _MOST_KAPPA:  # nan is refused too
                 raise MetagradError(f"{option} must be above 1 and at most {_MOST_KAPPA:g}, got {kappa:g}")
@@ -137,7 +139,7 @@ class MetaGradientError:
 
 
 def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
-    lines = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved", "MAML")
+    lines = table(f"error at {at} inner steps", "2 CG steps", "5", "20", "solved exactly", "MAML")
     last = [row for row in rows if row.inner_steps == at]
     for spectrum, solver in dict.fromkeys((row.spectrum, row.solver) for row in last):
         errors = {row.cg: row.error for row in last if (row.spectrum, row.solver) == (spectrum, solver)}
@@ -147,7 +149,9 @@ def _error_table(rows: Sequence[ErrorRow], at: int) -> Table:
 
 def _network_table(rows: Sequence[NetworkRow]) -> Table:
     shown = [1, 5, 20, max(row.inner_steps for row in rows)]
-    lines = table("cosine with the accurate one, after", *(f"{steps} steps" for steps in shown), "least curvature")
+    lines = table(
+        "cosine with the accurate gradient after", *(f"{steps} steps" for steps in shown), "smallest curvature"
+    )
     for activation, lam, method in dict.fromkeys((row.activation, row.lam, row.method) for row in rows):
         mine = {
             row.inner_steps: row for row in rows if (row.activation, row.lam, row.method) == (activation, lam, method)
@@ -161,7 +165,7 @@ def _rate_table(rows: Sequence[RateRow]) -> Table:
     from metagrad.recipes.rates import fits
 
     low, high = min(row.kappa for row in rows), max(row.kappa for row in rows)
-    lines = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates held")
+    lines = table("", "exponent of κ", f"κ = {low:g}", f"κ = {high:g}", "iterates in memory")
     exponents = fits(rows)
     for method, solver in dict.fromkeys((row.method, row.solver) for row in rows):
         mine = {row.kappa: row for row in rows if (row.method, row.solver) == (method, solver)}

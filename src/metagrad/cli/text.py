@@ -1,10 +1,10 @@
-"""Text that is safe to print, and the lines that the command says to a person."""
+"""Text that is safe to print, and messages on standard error."""
 
 import contextlib
 import os
 import sys
 
-_MOST = 2000  # characters of a line that is said; a path or a file's contents in it may be of any length
+_MOST = 2000  # characters of a message; a path or a file's contents in it may have any length
 
 
 def printable(text: str) -> str:
@@ -18,7 +18,7 @@ def shown(text: str) -> str:
 
 
 def say(text: str, *, who: str = "metagrad") -> None:
-    """Print one line of bounded length on standard error. Nobody there to read it is no reason to stop."""
+    """Print one line of bounded length on standard error; go on if that is closed."""
     line = printable(" ".join(text.splitlines()))
     if len(line) > _MOST:
         line = f"{line[: _MOST // 2]} ... {line[-_MOST // 2 :]}"
@@ -29,12 +29,12 @@ def say(text: str, *, who: str = "metagrad") -> None:
     except (OSError, ValueError):  # full, or closed at its other end
         with contextlib.suppress(OSError, ValueError):
             give_up(sys.stderr.fileno())
-    except RuntimeError:  # a signal's handler says something while something else is being said
+    except RuntimeError:  # a signal's handler prints while another message is being printed
         pass
 
 
 def give_up(stream: int) -> None:
-    """Send what else is written to a stream nowhere, so that the end of the process does not complain of it."""
+    """Redirect a stream to /dev/null, so that later writes to it raise no error at the end of the process."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream)
     os.close(nowhere)

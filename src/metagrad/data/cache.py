@@ -121,7 +121,7 @@ def prepared(
         try:
             result = read()
         except Damaged as damage:
-            warnings.warn(f"{damage}: it is made anew", MetagradWarning, stacklevel=2)
+            warnings.warn(f"{damage}: writing it again", MetagradWarning, stacklevel=2)
             result = None
         if result is None or anew:
             result = None  # releases the memory map
@@ -132,7 +132,7 @@ def prepared(
                 raise MetagradError(f"{damage} just after it was written: check the disk, or set METAGRAD_CACHE to "
                                     "a folder on another") from damage  # fmt: skip
     if result is None:
-        raise MetagradError(f"the cache {entry} vanished while it was made: try again")
+        raise MetagradError(f"the cache folder {entry} was removed while metagrad wrote it: try again")
     return result
 
 
@@ -224,7 +224,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 def remember(path: Path, name: str, fact: Any) -> None:
     """Add one fact to the file ``path``, which another process may have added to."""
     facts: dict[str, Any] = {}
-    with contextlib.suppress(Damaged):  # a warning told of it
+    with contextlib.suppress(Damaged):  # a warning was printed
         facts = read_facts(path) or {}
     write_facts(path, {**facts, name: fact})
 
@@ -240,7 +240,7 @@ def is_plain(path: Path) -> bool:
     try:
         if stat.S_ISREG(path.stat().st_mode):
             return True
-        raise OSError(errno.EINVAL, "it is no plain file")
+        raise OSError(errno.EINVAL, "it is not a plain file")
     except FileNotFoundError:
         return False
     except OSError as error:

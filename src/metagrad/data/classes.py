@@ -195,7 +195,7 @@ class Dataset:
     digest:
         sha256 (hex) of what the splits were made from; a resumed run must see the same.
     notes:
-        what a person should know of how it was read: files that were left out.
+        notes about how it was read: files that were left out.
     """
 
     name: str

@@ -115,8 +115,8 @@ def make_room(folder: Path, need: int, most: int) -> bool:
         if one.folder != folder and remove(one.folder):
             over -= one.size
             warnings.warn(
-                f"removed the cached features of {one.name or 'a network'} ({said_size(one.size)}), unused for "
-                f"longest, to keep the cache below {said_size(most)}",
+                f"removed the cached features of {one.name or 'a network'} ({said_size(one.size)}), the least "
+                f"recently used, to keep the cache below {said_size(most)}",
                 MetagradWarning,
                 stacklevel=5,
             )

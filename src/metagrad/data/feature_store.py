@@ -244,8 +244,8 @@ class FeatureStore:
         altered = self._records.forget_altered(keys, told)
         if altered:
             warnings.warn(
-                f"the cached features of {altered} picture{'s' * (altered > 1)} in {self.folder} are not what was "
-                "written: they are computed anew",
+                f"the cached features of {altered} picture{'s' * (altered > 1)} in {self.folder} are damaged: "
+                "computing them again",
                 MetagradWarning,
                 stacklevel=4,
             )
@@ -289,7 +289,7 @@ class FeatureStore:
             said = error if isinstance(error, MetagradError) else storage_error(self.folder / "rows", error)
         if not self._warned:
             self._warned = True
-            warnings.warn(f"features are computed but not kept: {said}", MetagradWarning, stacklevel=5)
+            warnings.warn(f"features are computed but cannot be cached: {said}", MetagradWarning, stacklevel=5)
         self._held.update(zip(keys, rows, strict=True))
 
     def _found(self, keys: Sequence[bytes]) -> Found:
@@ -322,8 +322,8 @@ class FeatureStore:
         need = (len(kept) + missing) * size
         if need > self._most_bytes:
             warnings.warn(
-                f"these features take {said_size(need)} on disk, more than the {said_size(self._most_bytes)} that the "
-                "cache is kept below: they are removed when other features need room",
+                f"these features take {said_size(need)} on disk, more than the cache's limit of "
+                f"{said_size(self._most_bytes)}: they are removed when other features need space",
                 MetagradWarning,
                 stacklevel=4,
             )

@@ -75,7 +75,7 @@ class FeatureDataset:
         the three splits, features float32 ``(N, *shape)``.
     pictures:
         the same pictures in the same order, to look at: a sampler of the same split, with the same generator, draws
-        the pictures of the tasks. ``None`` if nobody asked for them.
+        the pictures of the tasks; ``None`` if they were not requested.
     """
 
     name: str

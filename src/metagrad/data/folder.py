@@ -67,7 +67,7 @@ def load(
 
 
 class AskedSplit(NamedTuple):
-    """A split that somebody asks for, which nobody has looked at yet; ``None`` where nobody does."""
+    """The split that the user gave, not validated yet; ``None`` if there is none."""
 
     split: Any
     where: str
@@ -204,8 +204,8 @@ def _written(source: Path) -> tuple[dict[str, Any] | None, str]:
 def _parted(names: list[str], source: Path) -> dict[str, list[str]]:
     if len(names) < 6:
         raise MetagradError(
-            f"{source} has {len(names)} classes: to part them into training, validation and test classes takes six or "
-            "more, two of each"
+            f"{source} has {len(names)} classes, but a split into training, validation and test classes needs at least "
+            "6, two of each"
         )
     shuffled = sorted(names)
     random.Random(0).shuffle(shuffled)

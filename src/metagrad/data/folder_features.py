@@ -42,7 +42,7 @@ def features_of_folder(
 ) -> FeatureDataset:
     """Return the features of the pictures in class folders; no decoded picture is kept.
 
-    The classes, their split and what is said of files that cannot be read are those of
+    The classes, their split and the notes about unreadable files are those of
     :func:`metagrad.data.folder.load`, except that two files count as the same picture only if they are the same byte
     for byte.
 
@@ -174,7 +174,7 @@ class _Decoder:
 def _chosen(
     names: list[str], keys: list[bytes], found: Found, there: Candidates, unread: dict[str, str], bad: dict[str, str]
 ) -> tuple[pictures.Pictures, list[int]]:
-    """Return features with what is to be said of files that are left out, and the numbers of those that are not."""
+    """Return features with notes about files that are left out, and the numbers of the other files."""
     skipped = {there.pictures[name].shown: why for name, why in unread.items()}
     why = {key: bad[name] for name, key in zip(names, keys, strict=True) if name in bad}
     counts: Counter[str] = Counter()

@@ -64,7 +64,9 @@ def load(
     """
     place = data_directory(data_dir)
     if place is None:
-        raise MetagradError(f"{name} may not be handed on, so it is not downloaded: name its folder with --data-dir")
+        raise MetagradError(
+            f"{name} may not be redistributed, so metagrad does not download it: give its folder with --data-dir"
+        )
     source = find(place, name, (name, name.replace("-", "_"), f"{name}.zip", "."), Path.exists)
     split = published_split(name)
     if name == "mini-imagenet" and (source / _PICKLED.format(which="train")).is_file():
@@ -77,7 +79,7 @@ def load(
     )
     renamed = {label.rpartition("/")[2]: count for label, count in found.counts.items()}
     if len(renamed) != len(found.counts):
-        raise MetagradError(f"{source} has a class in several folders: leave one of them")
+        raise MetagradError(f"{source} has a class in several folders: keep one of them")
     _require(renamed, split, name, source)
     says = pictures.preprocessing(size)
     return dataset(name, found.images, renamed, split, preprocessing=says, content=found.digest, notes=found.notes())

@@ -59,7 +59,7 @@ class Pictures:
     shared:
         pairs of files that show the same picture in two classes.
     folders:
-        how folders were read, where that can be doubted.
+        how folders were read, where other readings are possible.
     """
 
     images: Tensor
@@ -74,20 +74,22 @@ class Pictures:
     folders: list[str] = field(default_factory=list)
 
     def notes(self) -> tuple[str, ...]:
-        """Say in a few lines what was left out."""
+        """Return in a few lines which files were left out."""
         said = list(self.folders)
         if self.skipped:
             bad = [f"{short(name)}: {why}" for name, why in self.skipped.items()]
             said.append(f"skipped {files_of(len(self.skipped))} that cannot be read ({some_of(bad)})")
         if self.twice:
-            repeat = "repeats another of its class" if len(self.twice) == 1 else "repeat another of their class"
+            repeat = "duplicates another of its class" if len(self.twice) == 1 else "duplicate another of their class"
             said.append(f"left out {files_of(len(self.twice))} that {repeat} ({some_of(self.twice)})")
         if self.shared:
             same = some_of([f"{short(one)} is {short(other)}" for one, other in self.shared])
-            said.append(f"{files_of(len(self.shared))} in two classes at once ({same}): accuracy will be off")
+            said.append(f"{files_of(len(self.shared))} in two classes at once ({same}): this makes accuracy misleading")
         if self.empty:
-            said.append(f"left out {len(self.empty)} folder{'s' * (len(self.empty) > 1)} of no pictures that can be "
-                        f"read ({some_of(self.empty)})")  # fmt: skip
+            said.append(
+                f"left out {len(self.empty)} folder{'s' * (len(self.empty) > 1)} without a readable picture "
+                f"({some_of(self.empty)})"
+            )
         if self.others:
             said.append(f"left out {files_of(len(self.others))} of other kinds ({some_of(self.others)})")
         if self.archives:
@@ -202,8 +204,8 @@ def refuse(pictures: Pictures, strict: bool, source: Path) -> Pictures:
     first, why = next(((short(name), why) for name, why in pictures.skipped.items()), ("", ""))
     if strict and pictures.skipped:
         raise MetagradError(
-            f"{source}: {first} cannot be read ({why}), and {len(pictures.skipped) - 1} more: mend or remove them, or "
-            "leave out --strict to skip them"
+            f"{source}: {first} cannot be read ({why}), and {len(pictures.skipped) - 1} more: repair or remove them, "
+            "or leave out --strict to skip them"
         )
     if not pictures.counts and pictures.skipped:
         raise MetagradError(f"{source}: none of {files_of(len(pictures.skipped))} can be read ({first}: {why})")

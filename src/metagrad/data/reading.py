@@ -137,10 +137,10 @@ def _strokes(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _framed(drawn: Image.Image) -> Image.Image:
-    """Return the square around what is drawn, of which it takes a given part; beyond the picture there is paper.
+    """Return the square around the drawing, which fills a fixed part of it; beyond the picture there is paper.
 
-    People draw large or small, here or there on a page: of characters that fill 0.5 to 0.9 of it 89 % are told apart,
-    without this 34 % (docs/results-diary.md).
+    People draw large or small, here or there on a page. Of characters that fill 0.5 to 0.9 of it, 89 % are classified
+    correctly; without this 34 % (docs/results-diary.md).
     """
     factor = max(1, max(drawn.size) // 128)
     coarse = np.asarray(drawn.reduce(factor), dtype=np.float64)  # the noise of a camera is averaged away

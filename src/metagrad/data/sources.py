@@ -33,7 +33,7 @@ def find(data_dir: Path, name: str, places: Sequence[str], wanted: Callable[[Pat
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a person's JSON file; `MetagradError` if it is not there or not JSON."""
+    """Return the content of a user's JSON file; `MetagradError` if it is missing or not JSON."""
     require_readable(path, missing="name a JSON file")
     try:
         return strict_json.read(path)

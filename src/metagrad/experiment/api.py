@@ -58,13 +58,13 @@ def train(
         such directory, begin. The experiment may ask for more meta-steps than before.
     init:
         initial weights: a run directory (its best), also of another method or other ways; a model file; or a
-        ``state_dict`` in safetensors. The first :class:`Event` says which are copied, begun anew and left out. They are
-        validated before the first meta-step, so what the run keeps is no worse.
+        ``state_dict`` in safetensors. The first :class:`Event` lists which are copied, which stay random and which are
+        not used. They are validated before the first meta-step, so the run's best weights are never worse.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
-        called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: each validation is printed, with the
-        time that is left.
+        called with each :class:`Event`: a line of ``metrics.jsonl``. ``None``: print each validation with the time
+        left.
     stop:
         called after every meta-step; if it returns true, training saves its state and returns.
     progress:
@@ -114,7 +114,7 @@ def train(
 
 
 class _PrintValidations:
-    """Prints each validation in a line, and where initial weights come from."""
+    """Prints each validation in a line, the estimated time, and which initial weights were copied."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None

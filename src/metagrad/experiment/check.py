@@ -45,9 +45,9 @@ def check_run(
 ) -> dict[str, Any]:
     """Compare the meta-gradient of ``tasks`` training tasks at the run's last weights with an accurate one.
 
-    For an implicit method that is the gradient of the exactly solved problem (:func:`metagrad.check_meta_gradient`);
-    the result says where the error comes from. For MAML and similar methods it is the gradient of the same steps,
-    unrolled in float64.
+    For an implicit method the reference is the gradient of the exactly solved problem
+    (:func:`metagrad.check_meta_gradient`), and the result attributes the error to its causes. For MAML and similar
+    methods it is the gradient of the same steps, unrolled in float64.
 
     Raises
     ------
@@ -64,12 +64,12 @@ def check_run(
         method = replace(method, features="recomputed")
     if not hasattr(method, "inner") or isinstance(method, Reptile):
         raise MetagradError(
-            f"{run.method_name} has no inner problem whose solution is differentiated: nothing to check"
+            f"{run.method_name} does not differentiate the solution of an inner problem: there is nothing to check"
         )
     if getattr(method, "start", "rows") in ("shared", "prototypes"):
         raise MetagradError(
-            f"check is for heads that begin at learned rows, not at start={method.start!r}: train with start='rows' to "
-            "have the gradient checked"
+            f"check works only for heads that start at learned rows, not for start={method.start!r}: to check the "
+            "gradient, train with --start rows"
         )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
     precision = run.experiment.compute.precision
@@ -78,7 +78,7 @@ def check_run(
     return {**facts, **comparison, "precision": precision, "versions": versions()}
 
 
-_EXACT = 1e-6  # inner gradient norm up to which a solution is called exact
+_EXACT = 1e-6  # largest inner gradient norm of an exact solution
 
 
 def query_loss(method: Algorithm, model: nn.Module, tasks: Tasks) -> Callable[[Params, Params], Tensor]:
@@ -147,7 +147,7 @@ def _unrolled(
     outer = query_loss(method, model, tasks)
     gradients = []
     for dtype in (torch.float32, torch.float64):
-        report(f"the gradient in {str(dtype).removeprefix('torch.')}")
+        report(f"computing the meta-gradient in {str(dtype).removeprefix('torch.')}")
         leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in theta.items()}
         inner = method.inner(model, leaves, _to_digits(tasks.support, dtype))
         adjoint = inner.adjoint if dtype == torch.float32 else Unroll()

@@ -66,7 +66,7 @@ def require_facts(facts: Any) -> None:
     }
     wrong = [name for name, ok in valid.items() if not ok]
     if wrong:
-        raise ValueError(f"{wrong[0]} cannot be so")
+        raise ValueError(f"invalid {wrong[0]}")
 
 
 def _is_line(line: Any) -> bool:
@@ -92,7 +92,7 @@ def require_generator(state: Tensor) -> None:
         try:
             own.set_state(state)
         except RuntimeError as error:
-            raise ValueError(f"the generator's state cannot be so: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"the generator's state is invalid: {str(error).splitlines()[0]}") from error
 
 
 def require_like(name: str, leaf: Tensor, like: Tensor) -> None:

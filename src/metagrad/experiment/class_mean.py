@@ -1,4 +1,4 @@
-"""What meta-training gained over the class mean of the same frozen features, on the same tasks."""
+"""Gain of meta-training over nearest class means of the same frozen features, on the same tasks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def class_mean(
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Classify by the nearest class mean of a pretrained network's features, as nobody has trained it further.
+    """Classify by the nearest class mean of a pretrained network's features: the baseline without meta-training.
 
-    Features have unit length. Nothing is learned but the means of each task's support examples.
+    Features have unit length. A class is the mean of its support examples' features.
 
     Parameters
     ----------
     source:
-        of ``sources``: draws the tasks.
+        one of ``sources``; draws the tasks.
     tasks, generator, progress, ranks:
         see :func:`metagrad.fewshot.evaluate`.
 
@@ -42,7 +42,7 @@ def class_mean(
         for a network without frozen features.
     """
     if not network.has_features:
-        raise MetagradError("a network that trains as a whole has no frozen features: take another body than all")
+        raise MetagradError("a network that trains as a whole has no frozen features: choose another body than all")
     model = network.build(sources.inputs, sources.outputs).to(sources.device)
     method = ProtoNet()
     theta = method.init(model)

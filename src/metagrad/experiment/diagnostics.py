@@ -1,4 +1,4 @@
-"""Warnings and errors of a run that goes wrong while it trains: each once, with the option to change."""
+"""Warnings and errors of a run that diverges or stops learning: each once, with the option to change."""
 
 from __future__ import annotations
 
@@ -37,33 +37,33 @@ def warn_precision(
     off = float((rounded - exact).norm() / exact.norm())
     if ranks.first and not off <= MOST_OFF:
         warnings.warn(
-            f"with --precision {chosen} the first meta-gradient is {off:.0%} off that of float32: training "
-            "may fail where float32 would not; leave out --precision, or watch validation",
+            f"with --precision {chosen} the first meta-gradient differs by {100 * off:.0f} % from that in float32, so "
+            "training may diverge; leave out --precision, or watch the validation accuracy",
             MetagradWarning,
             stacklevel=3,
         )
 
 
-MOST_OFF = 0.3  # of the gradient's norm: a 32-filter Conv4 in bf16 is a tenth off and trains as well
+MOST_OFF = 0.3  # of the gradient's norm: a 32-filter Conv4 in bf16 differs by 0.1 and trains equally well
 
 
 def warn_noise(experiment: Experiment, progress: dict[str, Any], line: dict[str, Any], ranks: Ranks) -> None:
-    """Warn once in a run that the linear solve diverges, or that the inner step size is too large."""
+    """Warn once in a run if the linear solve diverges or the inner step size is too large."""
     message = None
     if line.get("residual", 0.0) > 1.0:
         curvature = getattr(getattr(experiment.method, "adjoint", None), "curvature", "gauss_newton")
         matrix = "" if curvature == "gauss_newton" else "--curvature gauss_newton, "
         message = (
-            f"by meta-step {line['step']} the meta-gradient is mostly noise: the linear solve leaves a residual of "
-            f"{line['residual']:.2g} times its right-hand side (smallest curvature met {line['min_curvature']:.2g}); "
-            f"use {matrix}a larger --lam or more --cg-steps"
+            f"meta-step {line['step']}: the meta-gradient is mostly noise, because the linear solve fails (relative "
+            f"residual {line['residual']:.2g}, should be well below 1; smallest curvature "
+            f"{line['min_curvature']:.2g}); use {matrix}a larger --lam or more --cg-steps"
         )
     lr, stable = inner_lr(experiment.method), _stable_at(experiment.method, line.get("max_curvature", 0.0))
     if message is None and stable is not None and lr is not None and lr > stable:
         message = (
-            f"by meta-step {line['step']} the inner steps of {lr:g} go back and forth: the curvature "
-            f"where they end is {line['max_curvature']:.2g}, stable are steps below {stable:.2g}; lower --inner-lr, or "
-            "--inner-solver hessian-free finds its own"
+            f"meta-step {line['step']}: inner steps oscillate, because their size {lr:g} is too large: the largest "
+            f"curvature is {line['max_curvature']:.2g}, so steps are stable below {stable:.2g}; lower --inner-lr, or "
+            "use --inner-solver hessian-free, which chooses its own step size"
         )
     if message is None or progress.get("warned"):
         return
@@ -73,7 +73,7 @@ def warn_noise(experiment: Experiment, progress: dict[str, Any], line: dict[str,
 
 
 def warn_dead(outputs: int, progress: dict[str, Any], validation: Evaluation, ranks: Ranks) -> None:
-    """Warn once in a run that validation is at chance; its numbers may all be finite."""
+    """Warn once in a run if validation accuracy is at chance, although all numbers are finite."""
     if validation.metric != "accuracy":
         return
     chance, best = 1 / outputs, -1.0 if progress["best_score"] is None else progress["best_score"]
@@ -81,14 +81,16 @@ def warn_dead(outputs: int, progress: dict[str, Any], validation: Evaluation, ra
         return
     fell = best > chance + max(5 * validation.ci95, 0.02)
     if not fell and validation.loss < 1.5 * math.log(outputs):
-        return  # it may not have begun to learn
+        return  # training may not have made progress yet
     progress["dead"] = True
     if ranks.first:
-        after = f", after {best:.1%} at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
+        kept = (
+            f", after {100 * best:.1f} % at meta-step {progress['best_step']}, whose weights are kept" if fell else ""
+        )
         warnings.warn(
-            f"meta-step {progress['step']}: validation is at chance, {validation.accuracy:.1%} "
-            f"(loss {validation.loss:.2g}){after}; "
-            "the features have died and do not come back: begin anew with a smaller --outer-lr or --inner-lr",
+            f"meta-step {progress['step']}: validation accuracy is at chance, {100 * validation.accuracy:.1f} % "
+            f"(loss {validation.loss:.2g}){kept}; the features have collapsed and rarely recover: start a new run with "
+            "a smaller --outer-lr or --inner-lr",
             MetagradWarning,
             stacklevel=3,
         )
@@ -101,8 +103,8 @@ def failure(run: Run, step: int, error: Exception) -> str:
         return f"meta-step {step}: {error}: {_against_divergence(run.experiment.method, error)}{kept}"
     if isinstance(error, torch.linalg.LinAlgError):
         return (
-            f"meta-step {step}: a linear system of the inner problem cannot be solved any more, its numbers are out of "
-            f"all measure: lower --outer-lr{kept}"
+            f"meta-step {step}: a linear system of the inner problem is singular or has overflowed: lower "
+            f"--outer-lr{kept}"
         )
     return f"meta-step {step}: {error}{kept}"
 
@@ -116,8 +118,10 @@ def _against_divergence(method: Algorithm, error: Exception) -> str:
         return f"lower --lam or --inner-lr, whose product {lam * lr:.3g} must be below 2"
     series = getattr(getattr(method, "adjoint", None), "linear_solver", None)
     if isinstance(series, Neumann) and isinstance(error, DivergedError):
-        return "lower --inner-lr (the Neumann series takes a quarter of it), or --outer-lr where it comes late"
-    return "lower --inner-lr, or --outer-lr where it comes late"
+        return (
+            "lower --inner-lr (the Neumann series uses a quarter of it), or --outer-lr if this happens late in training"
+        )
+    return "lower --inner-lr, or --outer-lr if this happens late in training"
 
 
 def inner_lr(method: Algorithm) -> float | None:
@@ -157,4 +161,4 @@ def require_finite(numbers: dict[str, float], theta: Params) -> None:
     else:
         cause = "the outer steps are too large: lower --outer-lr"
     what = f"the loss is {numbers['loss']:.2g}" if large else "the loss or its gradient is not finite"
-    raise MetagradError(f"{what}; likely {cause}")
+    raise MetagradError(f"{what}; probably {cause}")

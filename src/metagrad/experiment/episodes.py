@@ -40,7 +40,7 @@ class Episodes:
         side of the pictures in pixels, for mini-imagenet, tiered-imagenet and folder; time grows with its square.
         ``None``: 84.
     train_ways:
-        classes a training task, for methods whose head has no learned row for each class (protonet, r2d2, and the
+        classes of a training task, for methods whose head has no learned row for each class (protonet, r2d2, and the
         others with another start than rows): more make a harder task, and better features. ``None``: as many as
         elsewhere.
     train_shots:
@@ -48,7 +48,7 @@ class Episodes:
     train_queries:
         query images a class of training tasks; ``None``: as many as elsewhere.
     variation:
-        how far drawings are varied in training, each image by itself: 0 leaves them as they are; 1 moves them by up to
+        how much drawings are varied in training, each image by itself: 0 leaves them as they are; 1 moves them by up to
         2 pixels, turns them by up to 10 degrees, slants them by up to 0.15 and blends strokes by up to half with ones a
         pixel thicker or thinner at each edge; at most 2. For glyphs, omniglot and drawings.
 
@@ -116,7 +116,7 @@ class Episodes:
 
     @property
     def training(self) -> dict[str, str]:
-        """What a protocol says of training tasks that are other than those that are judged."""
+        """A protocol's entries about training tasks, where they differ from the test tasks."""
         found = {}
         ways, shots, queries = self.sizes("train")
         if (ways, shots, queries) != self.sizes("test"):
@@ -130,17 +130,17 @@ class Episodes:
 
     @property
     def meta_steps(self) -> int:
-        """How many meta-steps suit the data set."""
+        """Default number of meta-steps."""
         return data.DATASETS[self.dataset].meta_steps
 
     @property
     def minutes(self) -> float | None:
-        """How many minutes of training from nothing are worth their while before one looks; ``None``: no limit."""
+        """Default time limit, in minutes, of training an untrained network; ``None``: no limit."""
         return _MINUTES if data.DATASETS[self.dataset].pictures else None
 
     @property
     def network(self) -> Conv4Config:
-        """The network that suits the data set."""
+        """Default network."""
         return Conv4Config(pooling=data.DATASETS[self.dataset].pictures)
 
     def open(
@@ -153,7 +153,7 @@ class Episodes:
         features: FeatureExtractor | None = None,
         progress: Progress | None = None,
     ) -> Sources:
-        """Load the data set and return samplers of its three splits, of features in place of pictures if asked.
+        """Load the data set and return samplers of its three splits, with features in place of pictures if wanted.
 
         Raises
         ------
@@ -281,7 +281,7 @@ _FOR = {"train": "training", "val": "validation", "test": "the test"}
 
 
 def episodes_of(tasks: Any) -> Episodes | None:
-    """Return how tasks are drawn from a data set, if they are."""
+    """Return how tasks are drawn from a data set, or ``None`` if they come from elsewhere."""
     if isinstance(tasks, TaskSet):
         return episodes_of(tasks.tasks)
     return tasks if isinstance(tasks, Episodes) else None

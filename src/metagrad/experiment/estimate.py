@@ -8,19 +8,19 @@ from typing import Any
 
 from metagrad.experiment.experiment import Experiment
 
-_STEPS, _SECONDS = 3, 2.0  # the first meta-steps are slower; where one takes long, one has to do
+_STEPS, _SECONDS = 3, 2.0  # the first meta-steps are slower, so the third is timed; one of two seconds is enough
 _TASKS = 8  # of a validation, to see how long one takes
 
 
 class FirstSteps:
-    """Times meta-steps until they tell how long the training takes, and says so once.
+    """Times the first meta-steps and estimates once how long the training takes.
 
     Parameters
     ----------
     step:
-        meta-steps done before.
+        meta-steps done in earlier sessions.
     judge:
-        evaluates so many validation tasks; timed too.
+        evaluates the given number of validation tasks; timed too.
     """
 
     def __init__(self, experiment: Experiment, step: int, judge: Callable[[int], object]) -> None:
@@ -29,7 +29,7 @@ class FirstSteps:
         self._said = False
 
     def after(self, step: int, spent: float) -> dict[str, Any] | None:
-        """Return the line that says what is still to come, after the meta-step that tells; otherwise ``None``.
+        """Return the estimate after the meta-step that is timed for it, and ``None`` after all others.
 
         Parameters
         ----------
@@ -52,7 +52,7 @@ class FirstSteps:
 
 
 def expected(experiment: Experiment, step: int, each: float, judging: float, spent: float) -> dict[str, Any]:
-    """Return what is still to come after a meta-step.
+    """Estimate the work that is left after a meta-step.
 
     Parameters
     ----------
@@ -82,26 +82,25 @@ def expected(experiment: Experiment, step: int, each: float, judging: float, spe
 
 
 def in_words(line: dict[str, Any], meta_steps: int) -> str:
-    """Say a line of :func:`expected`.
+    """Return an estimate of :func:`expected` as a sentence.
 
     Examples
     --------
     >>> in_words({"steps_left": 497, "seconds_left": 170.0, "minutes": None, "seconds_of_steps": 170.0}, 500)
-    '500 meta-steps, about 2.8 minutes'
+    '500 meta-steps, validation and test take about 2.8 minutes'
     >>> in_words({"steps_left": 9997, "seconds_left": 3610.0, "minutes": 60.0, "seconds_of_steps": 79000.0}, 10_000)
-    'at most 60 minutes: all 10,000 meta-steps would take about 22 hours (--meta-steps 10000)'
+    'training stops after 60 minutes (--minutes); all 10,000 meta-steps would take about 22 hours'
     """
     if line["minutes"] is not None:
-        return (
-            f"at most {line['minutes']:g} minutes: all {meta_steps:,} meta-steps would take "
-            f"{duration(line['seconds_of_steps'])} (--meta-steps {meta_steps})"
-        )
+        limit = f"{line['minutes']:g} minute{'s' * (line['minutes'] != 1)}"
+        every = f"all {meta_steps:,} meta-steps would take {duration(line['seconds_of_steps'])}"
+        return f"training stops after {limit} (--minutes); {every}"
     some = f"{meta_steps:,}" if line["steps_left"] > meta_steps - _STEPS - 1 else f"{line['steps_left']:,} more"
-    return f"{some} meta-steps, {duration(line['seconds_left'])}"
+    return f"{some} meta-steps, validation and test take {duration(line['seconds_left'])}"
 
 
 def duration(seconds: float) -> str:
-    """Say a time roughly.
+    """Return a duration in words, rounded.
 
     Examples
     --------
@@ -115,4 +114,4 @@ def duration(seconds: float) -> str:
 
 
 _UNITS = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86400))
-_MOST = 60  # of a unit that is said
+_MOST = 60  # of a unit; above it the next larger unit is used

@@ -26,7 +26,7 @@ _LARGEST = 1e38  # beyond float32 there is infinity
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
-    """How theta is updated: an optimiser of ``torch.optim``, and the course of its step size.
+    """Update of theta: an optimiser of ``torch.optim``, and the schedule of its step size.
 
     Parameters
     ----------
@@ -70,7 +70,9 @@ class Outer:
             raise MetagradError(f"torch.optim has no {self.optimizer!r}: there are {', '.join(sorted(names.values()))}")
         object.__setattr__(self, "optimizer", names[self.optimizer.lower()])
         if self.optimizer == "LBFGS":
-            raise MetagradError("LBFGS asks for the loss several times a step, which a meta-step gives once: take Adam")
+            raise MetagradError(
+                "LBFGS evaluates the loss several times a step, but a meta-step computes it once: use Adam"
+            )
         if self.lr is not None:
             _require_between("outer lr", self.lr, 0, _LARGEST)
         _require_count("warmup", self.warmup, 0)
@@ -86,7 +88,7 @@ class Outer:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long is trained, and what is looked at on the way.
+    """Length of the training, and the number of validation and test tasks.
 
     Parameters
     ----------
@@ -94,17 +96,18 @@ class Budget:
         meta-steps of the whole training; ``None``: the suggestion of the network (on the features of a pretrained one
         500) or of the task source, else 10,000.
     minutes:
-        most minutes of training by the clock, all resumes together; ``None``: no limit; for mini-imagenet,
+        maximum wall-clock minutes of training, over all sessions; ``None``: no limit; for mini-imagenet,
         tiered-imagenet and folder an hour, unless ``meta_steps`` is given or the network is pretrained.
     tasks_per_step:
-        tasks of a meta-step. More make its gradient less noisy and its time proportionally longer; ``None``: the
+        tasks of a meta-step. More give a less noisy gradient and take proportionally longer; ``None``: the
         network's suggestion (on the features of a pretrained one 8), else 16.
     val_every:
-        meta-steps between validations; ``None``: a tenth of all.
+        meta-steps between validations; ``None``: a tenth of ``meta_steps``.
     val_tasks:
         tasks of a validation, the same every time.
     test_tasks:
-        test tasks at the end; 0 leaves them alone and reports three times as many validation tasks as ``val_tasks``.
+        test tasks at the end; 0 uses no test classes and reports the accuracy on three times ``val_tasks`` validation
+        tasks instead.
     checkpoint_seconds:
         seconds between checkpoints: a power cut loses at most this much work.
 
@@ -136,17 +139,17 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and with how many digits is computed.
+    """Device and precision of the computation.
 
     Parameters
     ----------
     device:
         where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
     precision:
-        digits of the factors in the network's products: ``"float32"`` has 24 bits; ``"tf32"`` has 11 and needs a GPU;
-        ``"bf16"`` has 8.
+        precision of matrix products and convolutions: ``"float32"`` (24 bits), ``"tf32"`` (11 bits, needs a GPU) or
+        ``"bf16"`` autocast (8 bits).
     chunk:
-        tasks computed at once: more need more memory, results stay the same; ``None``: as suits the processor's cache.
+        tasks computed at once: more need more memory, results stay the same; ``None``: what fits the processor's cache.
 
     Raises
     ------
@@ -169,7 +172,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What :func:`metagrad.train` is given: everything that decides what comes out.
+    """The argument of :func:`metagrad.train`: everything that determines the result.
 
     Parameters
     ----------
@@ -218,7 +221,7 @@ class Experiment:
         if self.network is None:
             network = getattr(self.tasks, "network", None) or getattr(self.method, "network", None)
             if network is None:
-                raise MetagradError("say which network is to learn these tasks: network=MLPConfig(), or your own")
+                raise MetagradError("these tasks have no default network: give network=MLPConfig(), or your own")
             object.__setattr__(self, "network", network)
         self._fill_in()
 

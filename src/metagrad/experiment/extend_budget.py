@@ -1,4 +1,4 @@
-"""More time for a run that is there already."""
+"""Raise the budget of an existing run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def raise_meta_steps(run: Run, steps: int) -> None:
     """
     planned = run.experiment.meta_steps
     if steps < planned:
-        raise MetagradError(f"--meta-steps {steps} is fewer than the run's {planned}: it can only be raised")
+        raise MetagradError(f"--meta-steps {steps} is below the run's {planned}: it can only be raised")
     if steps != planned:
         _write(run, "meta_steps", steps)
 
@@ -37,7 +37,7 @@ def raise_minutes(run: Run, minutes: float) -> None:
     planned = run.experiment.budget.minutes
     if planned is None or minutes < planned:
         limit = "no limit" if planned is None else f"{planned:g}"
-        raise MetagradError(f"--minutes {minutes:g} is less than the run's {limit}: it can only be raised")
+        raise MetagradError(f"--minutes {minutes:g} is below the run's {limit}: it can only be raised")
     if minutes != planned:
         _write(run, "minutes", minutes)
 

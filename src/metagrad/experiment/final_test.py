@@ -1,4 +1,4 @@
-"""The end of a training: what its best weights are worth on the test tasks."""
+"""The final test: accuracy of the best weights on the test tasks."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def final_test(
     stop: Callable[[], bool],
     ranks: Ranks,
 ) -> dict[str, Any] | None:
-    """Measure the weights that validation chose on the test tasks, once; ``None`` if ``stop`` ends it.
+    """Evaluate the weights with the best validation on the test tasks, once; return ``None`` if ``stop`` ends it.
 
     Parameters
     ----------
     progress:
-        of the training.
+        the training's progress.
     report:
         called with ``{"tested": tasks, "of": tasks in all}``.
     """
     test_tasks = run.experiment.budget.test_tasks
-    # Of validation three times as many tasks as training looked at: 600, unless it was asked for others.
+    # Without test tasks: three times the validation tasks of training, 600 by default.
     split, tasks = ("test", test_tasks) if test_tasks else ("val", 3 * run.experiment.budget.val_tasks)
 
     def tell(done: int, total: int) -> None:
@@ -67,7 +67,7 @@ class _StoppedError(Exception):
 def _over_class_mean(
     run: Run, sources: Sources, split: str, trained: Evaluation, tell: Callable[[int, int], None], ranks: Ranks
 ) -> dict[str, Any]:
-    """Return what was gained over the class mean of the same frozen features, where there are any."""
+    """Return the gain over nearest class means of the same frozen features, if the network has any."""
     network = run.experiment.network
     if not isinstance(network, Pretrained) or not network.has_features or trained.metric != "accuracy":
         return {}

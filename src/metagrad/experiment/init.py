@@ -24,7 +24,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Copied:
-    """Which initial weights theta took over.
+    """Which initial weights were copied into theta.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class Copied:
     copied:
         names that were found there with the same shape.
     fresh:
-        names in theta that were not, with the reason: they keep their random initial values.
+        names in theta that were not found, with the reason: they keep their random initial values.
     unused:
-        names that were there and not in theta.
+        names of weights that theta does not have.
     sizes:
-        how many numbers were copied, and how many theta has.
+        number of weights copied, and in theta.
     """
 
     where: str
@@ -47,15 +47,17 @@ class Copied:
     sizes: tuple[int, int]
 
     def lines(self) -> list[str]:
-        """Return it in a few lines of text."""
+        """Return it as a few lines of text."""
         lines = [
-            f"begins at {self.where}: {len(self.copied)} of {len(self.copied) + len(self.fresh)} tensors, "
-            f"{self.sizes[0]:,} of {self.sizes[1]:,} numbers"
+            f"copied {len(self.copied)} of {len(self.copied) + len(self.fresh)} tensors from {self.where} "
+            f"({self.sizes[0]:,} of {self.sizes[1]:,} weights)"
         ]
         if self.fresh:
-            lines.append("  begun anew: " + ", ".join(f"{name} ({why})" for name, why in [*self.fresh.items()][:6]))
+            lines.append(
+                "  randomly initialised: " + ", ".join(f"{name} ({why})" for name, why in [*self.fresh.items()][:6])
+            )
         if self.unused:
-            lines.append(f"  left out: {in_short(', '.join(self.unused), 160)}")
+            lines.append(f"  not used: {in_short(', '.join(self.unused), 160)}")
         return lines
 
 
@@ -67,13 +69,13 @@ def read_file(path: Path) -> Params:
     MetagradError
         if there are none.
     """
-    require_readable(path, missing="name a run directory, a model file, or a state_dict in safetensors")
+    require_readable(path, missing="give a run directory, a model file, or a state_dict in safetensors")
     try:
         leaves = load_file(path)
     except Exception as error:  # safetensors has an exception of its own
         raise MetagradError(
-            f"{path} holds no weights that can be read ({in_short(error)}): name a run directory, a model file, or a "
-            "state_dict in safetensors"
+            f"{path} has no readable weights ({in_short(error)}): give a run directory, a model file, or a state_dict "
+            "in safetensors"
         ) from error
     network = {name.removeprefix("network/"): leaf for name, leaf in leaves.items() if name.startswith("network/")}
     return network or {name.removeprefix("theta/"): leaf for name, leaf in leaves.items()}
@@ -93,17 +95,17 @@ def copy_weights(theta: Params, weights: Params, where: str) -> Copied:
     copied, fresh = [], {}
     for name, leaf in theta.items():
         if name not in weights:
-            fresh[name] = "not there"
+            fresh[name] = "missing there"
         elif weights[name].shape != leaf.shape:
             fresh[name] = f"{_shape(weights[name])} there, {_shape(leaf)} here"
         elif not bool(weights[name].isfinite().all()):
-            raise MetagradError(f"{where}: {name} has numbers that are not finite")
+            raise MetagradError(f"{where}: {name} has NaN or infinite weights")
         else:
             leaf.copy_(weights[name].to(leaf.dtype))
             copied.append(name)
     if not copied:
         raise MetagradError(
-            f"no weight of {where} fits this network: it has {in_short(', '.join(theta), 80)}, there are "
+            f"no weight of {where} fits this network: the network has {in_short(', '.join(theta), 80)}, the file has "
             f"{in_short(', '.join(weights), 80)}"
         )
     sizes = sum(theta[name].numel() for name in copied), sum(leaf.numel() for leaf in theta.values())

@@ -40,10 +40,10 @@ LOG_EVERY = 10  # meta-steps averaged into one line of metrics.jsonl
 
 @dataclass(frozen=True)
 class Event:
-    """What the loop reports after ``step`` of ``meta_steps``.
+    """A report of the loop after ``step`` of ``meta_steps``.
 
-    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation); after a few meta-steps also what
-    :func:`metagrad.experiment.estimate.expected` says of the time left; ``{"tested": ..., "of": ...}`` during the
+    ``line`` is a line of ``metrics.jsonl`` (averages over steps, or a validation); once, after a few meta-steps, the
+    time left as :func:`metagrad.experiment.estimate.expected` returns it; ``{"tested": ..., "of": ...}`` during the
     final test. A validation also has ``theta``, the weights that were validated.
     """
 
@@ -103,7 +103,9 @@ def train_run(
     timed = FirstSteps(
         experiment, state.step, lambda count: _validate(method, model, state.judged, sources, run, ALONE, tasks=count)
     )
-    if state.step == 0 and run.record.get("init") is not None:  # what is kept is no worse than what it began at
+    if (
+        state.step == 0 and run.record.get("init") is not None
+    ):  # so that the best weights are no worse than the initial ones
         _keep_best(run, sources, state, _validate(method, model, state.judged, sources, run, ranks), report, ranks)
     good: tuple[State, int] | None = None  # the last state with a finite gradient, and the size of metrics.jsonl then
     chunk: Chunks | int | Literal["auto"] = experiment.compute.chunk or "auto"
@@ -197,7 +199,7 @@ def _own_tasks(sources: Sources, count: int, generator: torch.Generator, ranks: 
 
 @contextmanager
 def _failing_at(step: int, run: Run, good: tuple[State, int] | None) -> Iterator[None]:
-    """Let an error name the meta-step and what to do; keep the last state that gave a finite gradient, if any."""
+    """Add the meta-step and a remedy to an error; save the last state with a finite gradient, if there is one."""
     try:
         yield
     except (MetagradError, torch.linalg.LinAlgError) as error:

@@ -47,7 +47,7 @@ def measure(
     split:
         ``"test"`` or ``"val"``.
     ways, shots, queries:
-        classes a task, support and query images a class; ``None``: as the run judges.
+        classes a task, support and query images a class; ``None``: those of the run's validation and test tasks.
     turned:
         turn the images of each class of a task by a random multiple of 90 degrees, as classes of their own.
     disjoint:
@@ -150,7 +150,7 @@ def measured(
 
 
 def features_of(network: Any) -> dict[str, str]:
-    """Return what a protocol says of a pretrained network: which, by its digest, and what of it trains."""
+    """Return a protocol's entry for a pretrained network: its name and digest, and which part of it trains."""
     if not isinstance(network, Pretrained):
         return {}
     return {"backbone": f"{network.name} {trunk_digest(network)[:12]}, body {network.body}"}
@@ -166,7 +166,7 @@ def source_of(
     queries: int | None = None,
     turned: bool = False,
 ) -> tuple[TaskSource, dict[str, Any]]:
-    """Return where the tasks come from, and what the protocol says of them."""
+    """Return the source of the tasks, and the protocol's entries about them."""
     source, episodes = sources.test if split == "test" else sources.val, run.episodes
     given = {"ways": ways, "shots": shots, "queries": queries}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -185,8 +185,8 @@ def _require_ways(run: Run, ways: int | None) -> None:
     own, method = run.episodes, run.experiment.method
     if ways is not None and own is not None and ways != own.ways and not getattr(method, "any_ways", False):
         raise MetagradError(
-            f"{run.method_name} learned one row of its head for each of {own.ways} classes, and {ways} ways are asked "
-            "for: take a run that was trained with another start, such as --start shared, or ProtoNet"
+            f"{run.method_name} learned one row of its head for each of {own.ways} classes, so --ways {ways} is not "
+            "possible: use a run trained with another --start, such as shared, or with protonet"
         )
 
 
@@ -199,7 +199,7 @@ def _disjoint(
     found = disjoint_tasks(source, generator=generator)
     few = found.part(0, min(tasks, len(found)))
     if len(few) < 2:
-        raise MetagradError("there are too few images for two tasks that share none: lower --ways or --queries")
+        raise MetagradError("there are too few images for two tasks without a common image: lower --ways or --queries")
     return DisjointTasks(few), drawn | {"disjoint": True}, len(few)
 
 

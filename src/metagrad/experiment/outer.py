@@ -49,7 +49,7 @@ def lr_at(experiment: Experiment, step: int, seconds: float) -> float:
 
 
 class OuterState:
-    """What changes from meta-step to meta-step, and what a checkpoint holds of it.
+    """The state that changes from meta-step to meta-step, and its part in a checkpoint.
 
     Parameters
     ----------

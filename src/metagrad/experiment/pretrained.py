@@ -1,4 +1,4 @@
-"""A pretrained network as a value: a frozen trunk that gives features, and what trains on top of it."""
+"""A pretrained network as a value: a frozen trunk that computes features, and a trainable top."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BODIES = ("nothing", "diagonal", "linear", "last-block", "all")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network that was trained by others, on many pictures, and a head on its features.
+    """A pretrained network for pictures, and a head on its features.
 
     Parameters
     ----------
@@ -37,24 +37,24 @@ class Pretrained:
         ``"hf:NAME"``, or ``"package.module:function"`` of your own that returns an ``nn.Module`` whose outputs are
         features ``(N, F)``.
     body:
-        What trains below the head. ``"nothing"``: features are constants. ``"diagonal"``, ``"linear"``: one layer
-        on the features, which begins as the identity. ``"last-block"``: the network's last block. ``"all"``: all
-        of it, which is slow.
+        Which part trains below the head. ``"nothing"``: all is frozen. ``"diagonal"``, ``"linear"``: one new layer on
+        the features, which starts as the identity. ``"last-block"``: the network's last block. ``"all"``: the whole
+        network, which is slow.
     scale:
-        Length of the features that the head sees; their direction alone counts.
+        Norm to which features are scaled before the head.
     centred:
         Subtract the mean feature of photographs, which comes with metagrad for efficientnet-lite0, before features
-        are brought to one length. Only for photographs, with body ``"nothing"``.
+        are scaled. Only for photographs, with body ``"nothing"``.
     layer:
-        With body ``"linear"``, what the layer begins as: ``"identity"``, or ``"whitening"``, which makes the covariance
-        of features within the training classes the identity, computed once before the first meta-step.
+        With body ``"linear"``, initial value of the layer: ``"identity"``, or ``"whitening"``, which makes the
+        covariance of features within the training classes the identity; computed once before the first meta-step.
     weights:
-        safetensors file with a ``state_dict`` to read in place of the package's own weights.
+        safetensors file with a ``state_dict``, used in place of the package's weights.
 
     Raises
     ------
     MetagradError
-        For a value outside its range. A package or weights that are missing are told when the network is built.
+        For a value outside its range. Missing packages or weights are reported when the network is built.
 
     Examples
     --------
@@ -100,22 +100,22 @@ class Pretrained:
 
     @property
     def meta_steps(self) -> int | None:
-        """How many meta-steps suit it; ``None``: as many as suit the tasks."""
+        """Default number of meta-steps; ``None``: that of the tasks."""
         return self._MANY_STEPS if self.has_features else None
 
     @property
     def tasks_per_step(self) -> int | None:
-        """How many tasks of a meta-step suit it; ``None``: as many as elsewhere."""
+        """Default number of tasks of a meta-step; ``None``: that of other networks."""
         return self._TASKS if self.has_features else None
 
     @property
     def outer_lr(self) -> float:
-        """The outer step size that suits it."""
+        """Default outer step size."""
         return self._LR
 
     @property
     def has_features(self) -> bool:
-        """Whether a frozen trunk gives features, which need computing only once a picture."""
+        """Whether a frozen trunk computes features, which is needed only once for each picture."""
         return self.body != "all"
 
     def build(self, inputs: tuple[int, ...], outputs: int, *, generator: torch.Generator | None = None) -> nn.Module:
@@ -172,7 +172,7 @@ def feature_shape(network: Any) -> tuple[int, ...] | None:
 
 
 def extractor_of(network: Any) -> FeatureExtractor | None:
-    """Return what computes features of pictures, or ``None`` where the network takes images."""
+    """Return the extractor that computes features of pictures, or ``None`` if the network takes images."""
     shape = feature_shape(network)
     if shape is None:
         return None

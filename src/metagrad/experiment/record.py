@@ -42,7 +42,7 @@ class Record:
         the experiment it describes.
     data:
         ``digest`` of the data; ``inputs`` and ``outputs`` of the network; ``backbone``, the digest of a pretrained one;
-        ``drawn``, that of the first tasks of a source of one's own; ``data_dir`` and ``split`` if there are any.
+        ``drawn``, that of the first tasks of a user's source; ``data_dir`` and ``split`` if there are any.
     """
 
     written: dict[str, Any]
@@ -163,7 +163,7 @@ def _same(written: Any, given: Experiment, folder: Path) -> Experiment:
     """Return the given experiment with the run's number of meta-steps; refuse one that the run is not of."""
     field = difference(trained_as(given.as_json()), trained_as(written))
     if field is not None:
-        raise _AnotherError(f"{folder} is a run of another experiment ({field}): choose another run")
+        raise _AnotherError(f"{folder} is a run of another experiment ({field} differs): choose another run")
     return replace(given, budget=replace(given.budget, meta_steps=written["budget"]["meta_steps"]))
 
 
@@ -196,7 +196,7 @@ def _require_record(record: dict[str, Any]) -> None:
     """Raise ``ValueError`` naming the first value in config.json that no run writes."""
     data = record if record["format"] == 1 else record.get("data")
     if not isinstance(data, dict):
-        raise ValueError("data cannot be so")
+        raise ValueError("invalid data")
     size, split, inputs = record.get("image_size"), data.get("split"), data.get("inputs", [])
     digest = data.get("data_digest" if record["format"] == 1 else "digest")
     valid = {
@@ -219,7 +219,7 @@ def _require_record(record: dict[str, Any]) -> None:
         valid |= {"dataset": record.get("dataset") in DATASETS, "config": isinstance(record.get("config"), dict)}
     wrong = [name for name, ok in valid.items() if not ok]
     if wrong:
-        raise ValueError(f"{wrong[0]} cannot be so")
+        raise ValueError(f"invalid {wrong[0]}")
 
 
 def _are_texts(value: Any) -> bool:

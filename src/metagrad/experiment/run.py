@@ -120,7 +120,7 @@ class Run:
 
     @property
     def episodes(self) -> Episodes | None:
-        """How the run draws tasks from a data set, if it does."""
+        """How the run draws tasks from a data set, or ``None`` if they come from elsewhere."""
         return episodes_of(self.experiment.tasks)
 
     @property
@@ -268,7 +268,7 @@ class Run:
         return metrics_file.lines_of(self.metrics_path)
 
     def metrics_fault(self, state: State) -> str | None:
-        """Say what is wrong with ``metrics.jsonl`` up to a checkpoint, if anything is."""
+        """Return what is wrong with ``metrics.jsonl`` up to a checkpoint, or ``None``."""
         return metrics_file.fault(self.metrics_path, state.facts)
 
     def save(self, name: str, state: State, *, logged: int | None = None) -> None:

@@ -54,8 +54,8 @@ def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any],
     if stored.digest is None and folder not in _WARNED:
         _WARNED.add(folder)
         warnings.warn(
-            f"{folder} has checkpoints without a checksum, written by an older metagrad: whether they are as they were "
-            "written cannot be told",
+            f"{folder} has checkpoints without a checksum, written by an older metagrad, so it cannot be verified that "
+            "they are unaltered",
             MetagradWarning,
             stacklevel=3,
         )
@@ -121,7 +121,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         text = strict_json.dump(strict_json.signed(value), indent=2) + "\n"
     except ValueError as error:
         raise MetagradError(
-            f"{path} would hold a number that is not finite: the weights are no use, begin anew with a smaller "
+            f"{path} would contain NaN or infinite numbers, so the weights are unusable: start again with a smaller "
             "--outer-lr or --inner-lr"
         ) from error
     write_text(path, text, refused=lambda error: storage_error(path, error))
@@ -130,7 +130,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_measured(path: Path, record: dict[str, Any], weights: str | None) -> dict[str, Any] | None:
     """Return a measurement; see :meth:`metagrad.experiment.Run.read_measured`."""
     require_own(path)
-    remake = f"metagrad train --resume {path.parent} makes it anew"
+    remake = f"metagrad train --resume {path.parent} writes a new one"
     try:
         measured = strict_json.read(path)
         if not isinstance(measured, dict):
@@ -145,7 +145,7 @@ def read_measured(path: Path, record: dict[str, Any], weights: str | None) -> di
         raise MetagradError(f"{path} is another run's: remove it; {remake}")
     if measured.get("weights") is not None and weights is not None and measured["weights"] != weights:
         warnings.warn(
-            f"{path} was measured on earlier weights of this run and is left aside: {remake}",
+            f"{path} was measured on earlier weights of this run and is ignored: {remake}",
             MetagradWarning,
             stacklevel=3,
         )

@@ -108,7 +108,7 @@ def require_same_backbone(run: Run) -> None:
     network, recorded = run.experiment.network, run.data.get("backbone")
     if isinstance(network, Pretrained) and recorded is not None and trunk_digest(network) != recorded:
         raise MetagradError(
-            f"{network.name} is another network than the one {run.folder} began with (other weights, layers or "
+            f"{network.name} differs from the network that {run.folder} was started with (other weights, layers or "
             "image size): restore it, or begin a new run"
         )
 
@@ -133,14 +133,14 @@ def open_sources(
     )
     if sources.digest != run.data["digest"]:
         raise MetagradError(
-            f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} began with: "
+            f"the {run.dataset} data{f' in {where}' if where else ''} differ from those {run.folder} was started with: "
             "restore the files as they were, pass another --data-dir, or begin a new run"
         )
     drawn = run.data.get("drawn")
     if drawn is not None and sources.record.get("drawn") not in (None, drawn):
         warnings.warn(
-            f"the task source draws other tasks than when {run.folder} began: its code, its data or torch's version "
-            "has changed, and results may not be those of the whole run",
+            f"the task source draws other tasks than when {run.folder} was started: its code, its data or the version "
+            "of torch has changed, so results may not be comparable",
             MetagradWarning,
             stacklevel=2,
         )

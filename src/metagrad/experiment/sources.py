@@ -27,7 +27,7 @@ TaskSource = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Sources:
-    """An experiment's opened tasks: the source of each split, and what is known of them.
+    """An experiment's opened tasks: the source of each split, and facts about them.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Sources:
 
     @property
     def pictures(self) -> Dataset | None:
-        """The data set's pictures, if there are any: of features, those that they were computed from."""
+        """The data set's pictures, if it has any; for features, the pictures that they were computed from."""
         return self.dataset.pictures if isinstance(self.dataset, FeatureDataset) else self.dataset
 
     @property
@@ -77,16 +77,16 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSet:
-    """A finite set of tasks: drawn once, all of them taken at every meta-step, each going on from where it ended.
+    """A finite set of tasks, drawn once and all used at every meta-step; inner solves start at their last solutions.
 
     The deterministic form of Yang, Ma and Yu 2025; for methods that differentiate implicitly.
 
     Parameters
     ----------
     tasks:
-        where they are drawn from; validation and test draw from there as ever.
+        source of the tasks; validation and test tasks come from it as usual.
     count:
-        how many.
+        number of training tasks.
 
     Raises
     ------
@@ -108,18 +108,18 @@ class TaskSet:
 
     @property
     def meta_steps(self) -> int:
-        """How many meta-steps suit the tasks."""
+        """Default number of meta-steps."""
         return int(getattr(self.tasks, "meta_steps", 10_000))
 
     @property
     def minutes(self) -> float | None:
-        """How many minutes of training suit the tasks; ``None``: no limit."""
+        """Default time limit of training, in minutes; ``None``: no limit."""
         minutes: float | None = getattr(self.tasks, "minutes", None)
         return minutes
 
     @property
     def network(self) -> Any:
-        """The network that suits the tasks, if there is one."""
+        """Default network, if there is one."""
         return getattr(self.tasks, "network", None)
 
 
@@ -244,7 +244,7 @@ def _moved(source: TaskSource, device: torch.device) -> TaskSource:
 
 
 def _digest(groups: list[Tasks]) -> str:
-    """Return a sha256 over tasks: a source of one's own has no data to compare, only what it draws."""
+    """Return a sha256 over tasks: a user's source has no data to compare, only the tasks that it draws."""
     digest = hashlib.sha256()
     for leaf in pytree.tree_leaves([(group.support, group.query) for group in groups]):
         if isinstance(leaf, Tensor):

@@ -26,7 +26,7 @@ def require_own(path: Path) -> None:
         naming it.
     """
     if path.is_symlink():
-        raise MetagradError(f"{path} is a link, and a run writes to files of its own alone: remove it")
+        raise MetagradError(f"{path} is a link, and metagrad does not write a run's files through links: remove it")
 
 
 def require_unused(folder: Path) -> None:

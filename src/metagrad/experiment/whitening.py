@@ -1,4 +1,4 @@
-"""Where a linear layer on frozen features begins: the identity, or the whitening of the training classes' features."""
+"""Initial value of a linear layer on frozen features: the identity, or a whitening of the training features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 8192  # at a time: they may live in a file
 
 
 def require_layer(network: Any, sources: Sources) -> None:
-    """Refuse a layer that is to begin at the whitening of features where there is no data set of them.
+    """Refuse a whitening layer where there is no data set of features.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def require_layer(network: Any, sources: Sources) -> None:
 
 
 def begin_layer(network: Any, sources: Sources, theta: Params) -> None:
-    """Set the layer of a pretrained network to the whitening of the training features, in place, if it asks for it."""
+    """Set the layer of a pretrained network to the whitening of the training features, in place, if it is chosen."""
     if isinstance(network, Pretrained) and network.layer == "whitening":
         require_layer(network, sources)
         assert sources.dataset is not None

@@ -52,8 +52,8 @@ def task_by_task(model: nn.Module, output: Callable[[Params, Any], Any], params:
     if model not in _WARNED:
         _WARNED.add(model)
         warnings.warn(
-            f"{one_by_one(model)} does not run for several tasks at once: they run one by one, which gives the same "
-            "numbers and takes longer",
+            f"{one_by_one(model)} does not support several tasks at once, so tasks run one by one: the same "
+            "results, but slower",
             MetagradWarning,
             stacklevel=2,
         )

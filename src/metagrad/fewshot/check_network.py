@@ -88,7 +88,7 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
     if any(isinstance(part, lazy) for part in (*model.parameters(), *model.buffers())):
         raise MetagradError("the network has lazy modules, whose weights are not there yet: call it once before")
     if _num_examples(x) == 0:
-        raise MetagradError("there are no example inputs, so nothing can be looked at: give a few")
+        raise MetagradError("there are no example inputs to check the network with: give a few")
     for leaf in pytree.tree_leaves(x):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             raise MetagradError("the example inputs hold numbers that are not finite: give ordinary ones")
@@ -135,8 +135,8 @@ def admit(model: nn.Module, x: Any) -> nn.Module:
         model = copy.deepcopy(model)
     if replaced := _replace_norms(model):
         warnings.warn(
-            f"replaced {', '.join(replaced)} by metagrad's version, which always normalises by the batch at hand and "
-            "keeps no running averages; one that is to stay as it was trained goes into eval mode first",
+            f"replaced {', '.join(replaced)} by metagrad's version, which always uses the current batch's statistics "
+            "and keeps no running averages; put a pretrained one into eval mode first to keep its running averages",
             MetagradWarning,
             stacklevel=2,
         )

@@ -67,8 +67,8 @@ def halved(sizes: Chunks, tasks: int) -> Chunks:
 def warn_smaller_chunk(too_many: int, fits: int) -> None:
     """Warn which chunk fits, and how to begin with it."""
     warnings.warn(
-        f"out of memory with {too_many} tasks at a time: going on with {fits} (--chunk {fits} from the start saves the "
-        "attempts)",
+        f"out of memory with {too_many} tasks at a time: continuing with {fits} (--chunk {fits} from the start avoids "
+        "this)",
         MetagradWarning,
         stacklevel=3,
     )

@@ -93,5 +93,7 @@ class DisjointTasks:
         """
         first, self._next = self._next, self._next + num_tasks
         if self._next > len(self.tasks):
-            raise ValueError(f"{len(self.tasks)} tasks share no example, and {self._next} are asked for")
+            raise ValueError(
+                f"there are only {len(self.tasks)} tasks without a common example, but {self._next} were requested"
+            )
         return self.tasks.part(first, self._next)

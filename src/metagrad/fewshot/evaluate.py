@@ -102,7 +102,7 @@ def evaluate(
         count = min(_BATCH, tasks - first)
         groups = checked_groups(theta, source(count, generator=generator))
         if (drawn := sum(map(len, groups))) != count:
-            raise ValueError(f"the source was asked for {count} tasks and drew {drawn}")
+            raise ValueError(f"the task source must return {count} tasks, got {drawn}")
         rows += [scorer(group, ranks) for group in groups]
         if progress is not None:
             progress(first + count, tasks)
@@ -155,7 +155,7 @@ class _Scorer:
         return self._outputs_one_by_one(solution, part)
 
     def _outputs_one_by_one(self, solution: Solution, part: Tasks) -> Tensor:
-        """Predict each query image in a batch of its own with the support images."""
+        """Predict each query image in a separate batch with the support images."""
         (support, spec), query = pytree.tree_flatten(part.support.x), pytree.tree_leaves(part.query.x)
         outputs = []
         for image in range(num_examples(part.query)):

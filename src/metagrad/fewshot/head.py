@@ -30,7 +30,7 @@ def adapted(model: nn.Module, adapts: Adapts) -> list[str]:
         if it chooses none that is trainable.
     """
     if not isinstance(adapts, str | nn.Module):
-        raise MetagradError(f"what adapts is one pattern of names, such as 'head.*', or a module, got {adapts!r}")
+        raise MetagradError(f"adapts must be one pattern of names, such as 'head.*', or a module, got {adapts!r}")
     known = module_lock.places(model)
     named = {name: here for name, here in known.items() if here[0].leaf.requires_grad}
     chosen = [name for name in _matching(known, adapts) if name in named]

@@ -19,8 +19,8 @@ _will_run = getattr(torch._C, "_will_engine_execute_node", None)
 def needs_input_grad(ctx: Any) -> tuple[bool, ...]:
     """Return, for each tensor given to the custom function whose backward is running, whether its gradient is used.
 
-    These tensors come first among the function's inputs. torch does not answer for leaves: those that require a
-    gradient count as used, so a caller that wants to know passes a view.
+    These tensors come first among the function's inputs. For leaf tensors PyTorch cannot tell, so leaves that require a
+    gradient count as used; pass ``x.view_as(x)`` to get an exact answer.
     """
     if _will_run is None:
         return tuple(ctx.needs_input_grad)

@@ -86,6 +86,6 @@ class Variation:
         cos, sin = angle.cos(), angle.sin()
         linear = torch.stack([cos, cos * slant + sin, -sin, cos - sin * slant], 1).unflatten(1, (2, 2))
         shift = torch.stack([right, down], 1)[..., None] * (2 * self.shift / images.shape[-1])
-        # Moved last, so that a shift is what was asked, whatever the turn.
+        # Shifted last, so that the rotation does not change the shift.
         affine = torch.cat([linear, -linear @ shift], 2)
         return F.affine_grid(affine, list(images.shape), align_corners=False)

@@ -1,4 +1,4 @@
-"""How good is the meta-gradient that is used? Against one at high accuracy, with the error parted by its causes."""
+"""Compare a meta-gradient with a high-accuracy reference and attribute the error to its causes."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _DENSE = 512  # parameters a task up to which the reference solves with the whol
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """A meta-gradient beside an accurate one. Sizes are relative to the accurate one's norm.
+    """A meta-gradient compared with an accurate reference. Norms are relative to the reference's norm.
 
     Attributes
     ----------
     cosine, error:
-        of the angle between the two; norm of their difference.
+        cosine of the angle between the two; norm of their difference.
     arithmetic, inner, linear, curvature:
-        what the error is made of: norm of the change when the same steps are taken in float64, the inner problem is
-        solved, the linear system is solved, the exact Hessian is taken for another matrix. As vectors they add up to
-        the error; the last three are ``None`` where the adjoint solves no system.
+        contributions to the error: norm of the change when the same steps are taken in float64, the inner problem is
+        solved, the linear system is solved, the exact Hessian replaces the approximate curvature. As vectors they add
+        up to the error; the last three are ``None`` where the adjoint solves no system.
     used, reference:
-        the gradients themselves, all of theta end to end, float64.
+        the two gradients, flattened over all of theta, float64.
     grad_norm, residual:
-        ``(T,)``: inner gradient norm and relative residual behind the one that is used (``residual`` may be ``None``).
+        ``(T,)``: inner gradient norm and relative residual of the gradient in use (``residual`` may be ``None``).
     reference_grad_norm, reference_residual, reference_min_curvature:
-        ``(T,)``: the same behind the accurate one, and the smallest curvature met there. With ReLU the gradient norm
-        does not go to zero, as minimisers sit on kinks; and curvature that is negative says that it is no minimum: then
-        the accurate gradient is that of a stationary point, and large where curvature is near zero.
+        ``(T,)``: the same for the reference, and its smallest curvature. With ReLU the gradient norm does not reach
+        zero, because minimisers lie on kinks. Negative curvature means that the reference is no minimum but another
+        stationary point; its gradient is then large where the curvature is near zero.
     """
 
     cosine: float
@@ -78,11 +78,11 @@ def check_meta_gradient(
     tol: float = 1e-9,
     report: Callable[[str], None] = lambda text: None,
 ) -> GradientCheck:
-    """Compare the meta-gradient that ``solver`` and ``adjoint`` give with one at high accuracy.
+    """Compare the meta-gradient of ``solver`` and ``adjoint`` with a high-accuracy reference.
 
-    The accurate one: float64, the inner problem solved on from where ``solver`` ended by Newton's method until the
-    gradient norm is ``tol`` or falls no more (the least is taken), the exact Hessian, the system solved by MINRES
-    to 1e-10 (by the whole matrix up to 512 parameters a task).
+    The reference is computed in float64. Newton's method continues the inner solve from the result of ``solver``, until
+    the gradient norm is ``tol`` or stops falling (the smallest is used). The linear system has the exact Hessian and is
+    solved by MINRES to 1e-10, or with the dense matrix up to 512 parameters a task.
 
     Parameters
     ----------
@@ -98,14 +98,14 @@ def check_meta_gradient(
         as for :func:`~metagrad.argmin`; ``False``: one problem, without a task axis in what ``start`` returns, in data,
         in the phi of ``outer``, or in the numbers that are returned.
     tol:
-        inner gradient norm wanted of the accurate one.
+        largest inner gradient norm of the reference.
     report:
-        called with a few words on what is being done.
+        called with a short description of each step of the computation.
 
     Returns
     -------
     GradientCheck
-        both gradients, how far they are apart, and how much of that each approximation makes.
+        both gradients, the error, and each approximation's contribution to it.
 
     Raises
     ------
@@ -127,9 +127,9 @@ def check_meta_gradient(
         lambda phi, theta: outer(structure.value(phi), structure.theta_of(theta)),
         None if batched is None else True,
     )
-    report("the gradient that is used")
+    report("computing the meta-gradient as in training")
     used, solution = gradient(theta, data, solver, adjoint)
-    report("the same in float64")
+    report("computing it in float64")
     sharp_theta, sharp_data = _double(theta), _double(data)
     sharp, ended = gradient(sharp_theta, sharp_data, solver, adjoint)
     phi = tree.detach(ended.value)
@@ -142,7 +142,7 @@ def check_meta_gradient(
     def at(point: Params, kind: Adjoint) -> tuple[Tensor, Solution]:
         return gradient(sharp_theta, sharp_data, lambda problem, init: point, kind)
 
-    report("the linear system at the exact solution")
+    report("reference: solving the linear system")
     reference, behind = at(exact, Implicit(linear_solver=linear))
     if behind.linear is None:
         raise ValueError("outer does not depend on phi: its gradient needs no inner solution")
@@ -151,7 +151,7 @@ def check_meta_gradient(
     whole = reference.norm()
     inner = system = curvature = None
     if isinstance(adjoint, Implicit):
-        report("the linear system where the inner solver ended")
+        report("solving the linear system at the inner solver's result")
         inner, system, curvature = _shares(adjoint, lambda kind: at(phi, kind)[0], sharp, reference, linear)
     residual = None if solution.linear is None else solution.linear.residual
     return GradientCheck(
@@ -215,7 +215,7 @@ def solve_on(problem: Problem, phi: Params, *, tol: float, report: Callable[[str
     best, least, idle = phi, tree.norm(problem.grad(phi)), 0
     with torch.no_grad():
         for number in range(1, _ROUNDS + 1):
-            report(f"the exact inner solution, round {number} of at most {_ROUNDS}: gradient norm {least.max():.2g}")
+            report(f"reference: inner solve, round {number} of at most {_ROUNDS}, gradient norm {least.max():.2g}")
             if (least <= tol).all() or idle == _IDLE:
                 break
             phi = newton(problem, phi).value

@@ -121,7 +121,7 @@ class _Regularisation:
     """Derivatives of the regulariser R at one point.
 
     ``shift``: the diagonal of ``d²R/dphi²``; ``add_gradient``: ``a -> a + dR/dphi``; ``add_product``:
-    ``(a, v) -> a + d²R/dphi² v``, which may use a up; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
+    ``(a, v) -> a + d²R/dphi² v``, which may overwrite ``a``; ``mixed``: ``(inputs, u) -> −(d²R / dinputs dphi)ᵀ u``.
     """
 
     shift: Params | None

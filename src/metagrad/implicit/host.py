@@ -1,4 +1,4 @@
-"""When the host may read a tensor.
+"""Whether reading a tensor in Python is free (CPU) or forces a device synchronisation.
 
 Called as ``host.may_read``, one name for every solver: a test on the CPU replaces it to see what a GPU would do.
 """

@@ -8,7 +8,7 @@ __all__ = ["write"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the page's parts when they are first asked for: the command asks for light ones alone."""
+    """Import the page's parts on first use: the command line needs only the light ones."""
     if name == "write":
         from metagrad.report.runs import write
 

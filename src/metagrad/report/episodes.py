@@ -13,7 +13,7 @@ from torch import Tensor
 from metagrad.classifier.learner import Learner
 from metagrad.experiment.sources import Sources
 
-TASKS = 60  # that a page judges
+TASKS = 60  # on one page
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often, in per cent, images of one class were taken for the other when both were in a task."""
+    """Percentage of images of class ``one`` classified as ``other``, among tasks that have both classes."""
 
     one: str
     other: str
@@ -49,15 +49,15 @@ class Confusion:
 def judge_tasks(
     learner: Learner, sources: Sources, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
 ) -> tuple[list[list[Row]], list[Confusion]]:
-    """Return some validation tasks as pictures, and the pairs of classes most often mistaken.
+    """Return some validation tasks as pictures, and the pairs of classes that are confused most often.
 
-    Each image is judged by itself, as ``metagrad predict`` does.
+    Each image is classified by itself, as in ``metagrad predict``.
     """
     episodes = learner.episodes
     assert sources.dataset is not None
     assert sources.pictures is not None
     dataset = sources.dataset
-    # The same generator draws the same tasks: as pictures, and as what the network takes.
+    # The same seed draws the same tasks twice: as pictures, and as the network's inputs.
     drawn, taken = (
         episodes.sampler(part, "val")(tasks, generator=torch.Generator().manual_seed(seed))
         for part in (sources.pictures, dataset)

@@ -1,4 +1,4 @@
-"""Curves of runs as SVG text that takes its colours from the page around it; a task as a figure."""
+"""Curves of runs as SVG in the page's colours; a task as a figure."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 # Readable on white and on black; dashes tell runs apart where colour does not.
 _COLOURS = ("#2f86a6", "#c8553d", "#5f9e4a", "#a0709c", "#8a8a8a")
 _DASHES: Sequence[tuple[float, ...]] = ((), (4, 2), (1, 1), (6, 2, 1, 2), (8, 1))
-_INK = "#010203"  # a colour that nothing else has: it becomes the page's own
-_NONE = 1e30  # what is not below it cannot be drawn
-_POINTS = 600  # of a curve: more than a screen shows, little to load
+_INK = "#010203"  # used by nothing else; replaced by the page's text colour
+_NONE = 1e30  # larger values cannot be drawn
+_POINTS = 600  # of a curve: more than a screen resolves, and the page stays small
 
 
 @dataclass(frozen=True)
 class Curve:
     """One run's line: meta-steps, values, and half widths of their 95 % intervals where there are any.
 
-    ``run`` is the how-manieth run of the page it is of: it has the same colour and dashes in every figure.
+    ``run`` is the index of the run on the page; a run has the same colour and dashes in every figure.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What a figure shows; ``more``: few people ask for it."""
+    """What a figure shows; ``more``: the page folds it in."""
 
     title: str
     unit: str
@@ -62,7 +62,7 @@ def _panel(quantity: Quantity, runs: Sequence[tuple[str, list[dict[str, Any]]]])
     key, scale, curves = quantity.key, quantity.scale, []
     for number, (label, lines) in enumerate(runs):
         points = [(line["step"], line[key] * scale, line) for line in lines if abs(line.get(key, _NONE)) < _NONE]
-        if not points or (quantity.log and not any(value for _, value, _ in points)):  # nothing was to be solved
+        if not points or (quantity.log and not any(value for _, value, _ in points)):  # a method without this solve
             continue
         ci = [line.get("val_ci95", 0.0) * scale for *_, line in points if key == f"val_{metric_of(line)}"]
         steps, values = [step for step, *_ in points], [value for _, value, _ in points]
@@ -149,9 +149,10 @@ def task_figure(rows: Sequence[Row]) -> Figure:
     for axis in grid.flat:
         axis.set_axis_off()
     for row, axes in zip(rows, grid, strict=True):
-        cells = [(picture, "learned from", "#8a8a8a") for picture in row.support]
+        cells = [(picture, "support", "#8a8a8a") for picture in row.support]
         cells += [
-            (prediction.picture, f"{'✓' if prediction.right else prediction.label[-14:]} {prediction.probability:.0%}",
+            (prediction.picture,
+             f"{'✓' if prediction.right else prediction.label[-14:]} {100 * prediction.probability:.0f} %",
              "#5f9e4a" if prediction.right else "#c8553d")
             for prediction in row.query
         ]  # fmt: skip
@@ -168,7 +169,7 @@ def task_figure(rows: Sequence[Row]) -> Figure:
 
 
 def described(panel: Panel) -> str:
-    """Say in words what a panel shows, for those who do not see it."""
+    """Return what a panel shows in words, for readers who cannot see it."""
     unit = f" {panel.unit}" if panel.unit else ""
 
     def words(curve: Curve) -> str:
@@ -177,7 +178,7 @@ def described(panel: Panel) -> str:
         )
         return (
             f"{curve.label}: from {first} at meta-step {curve.steps[0]:.0f} to {last} at {curve.steps[-1]:.0f}; "
-            f"least {least}, greatest {greatest}"
+            f"minimum {least}, maximum {greatest}"
         )
 
     return "; ".join(words(curve) for curve in panel.curves)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that asks for nothing from anywhere."""
+"""The report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from metagrad.classifier.calibration import Calibration
 from metagrad.report.episodes import TASKS, Confusion, Row
 from metagrad.report.figures import described, legend, panels, svg
-from metagrad.report.quantities import metric_of_result, number, protocol_text
+from metagrad.report.quantities import chance_of, metric_of, metric_of_result, number, protocol_text, with_interval
 
 # Published accuracies, per cent with 95 % intervals: of the iMAML paper, table 2, and of the papers it cites there.
 _OMNIGLOT = {
@@ -33,7 +33,7 @@ _PUBLISHED = {"omniglot": _OMNIGLOT, "mini-imagenet": _MINI}
 
 
 def published(dataset: str, ways: int, shots: int) -> dict[str, str]:
-    """Return the accuracies, in percent, that the iMAML paper has, by method; empty where none is."""
+    """Return the iMAML paper's accuracies in per cent, by method; empty if it has none for this size."""
     return _PUBLISHED.get(dataset, {}).get((ways, shots), {})
 
 
@@ -44,13 +44,15 @@ class RunView:
     Attributes
     ----------
     label:
-        what it is called here.
+        its name on the page.
     about:
         its options, flat: name and value.
     record, lines, result, calibration:
         ``config.json``, ``metrics.jsonl``, ``result.json`` (may be empty), ``calibration.json`` if any.
     grids, hardest:
-        what :func:`metagrad.report.episodes.judge_tasks` returns; empty where the data are not at hand.
+        result of :func:`metagrad.report.episodes.judge_tasks`; empty if the data are not available.
+    best_step:
+        meta-step of the weights with the best validation, which the page shows; ``None`` before the first validation.
     """
 
     label: str
@@ -61,6 +63,7 @@ class RunView:
     calibration: Calibration | None
     grids: list[list[Row]]
     hardest: list[Confusion]
+    best_step: int | None = None
 
 
 def page(runs: Sequence[RunView]) -> str:
@@ -89,7 +92,7 @@ def page(runs: Sequence[RunView]) -> str:
 
 
 def _values(runs: Sequence[RunView]) -> tuple[str, list[tuple[str, str]]]:
-    """Return the metric of the results, and of each run its value and what stands beside it."""
+    """Return the metric of the results, and each run's value and interval."""
     metrics = dict.fromkeys(metric_of_result(run.result) for run in runs if run.result)
     values = []
     for run in runs:
@@ -103,12 +106,14 @@ def _values(runs: Sequence[RunView]) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
-    """Return rows of what else came of the runs, those that some run has."""
+    """Return the other rows of the results' table: those for which some run has an entry."""
     names = (
-        "on",
-        "over the class mean of its frozen features",
-        "validation, each image by itself",
-        "probabilities off by",
+        "chance",
+        "without meta-training (nearest class mean of the frozen features)",
+        "measured on",
+        "weights",
+        "validation accuracy, each image by itself",
+        "calibration error",
         "training",
         "peak memory",
     )
@@ -116,11 +121,14 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     for run in runs:
         result, calibration = run.result, run.calibration
         last = next((line for line in reversed(run.lines) if "seconds" in line), None)
+        chance = chance_of(metric_of_result(result), result["protocol"]) if result else None
         columns.append([
-            protocol_text(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
+            "–" if chance is None else f"{100 * chance:.3g} %",
             _gain(result["class_mean"]) if "class_mean" in result else "–",
-            f"{calibration.own.accuracy:.1%}" if calibration else "–",
-            f"{calibration.own.ece:.1%}" if calibration else "–",
+            protocol_text(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
+            _weights(run),
+            number("accuracy", calibration.own.accuracy) if calibration else "–",
+            _calibrated(calibration) if calibration else "–",
             f"{_duration(last['seconds'])}, {last['step']} meta-steps" if last else "–",
             f"{result['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in result else "–",
         ])  # fmt: skip
@@ -129,7 +137,28 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
 
 
 def _gain(found: dict[str, Any]) -> str:
-    return f"{100 * found['gain']:+.1f} ± {100 * found['gain_ci95']:.1f} points, task by task ({found['value']:.1%})"
+    gain = f"{100 * found['gain']:+.1f} ± {100 * found['gain_ci95']:.1f} points"
+    return f"{number('accuracy', found['value'])}; meta-training changes it by {gain} on the same tasks"
+
+
+def _calibrated(calibration: Calibration) -> str:
+    own = calibration.own
+    return f"{number('accuracy', own.ece)} ({number('accuracy', own.ece_before)} before temperature scaling)"
+
+
+def _weights(run: RunView) -> str:
+    """Return the meta-step of the weights that the page shows, and how validation went on after it."""
+    validated = [line for line in run.lines if "val_ci95" in line]
+    best = next((line for line in validated if line["step"] == run.best_step), None)
+    if best is None:
+        return "–"
+
+    def score(line: dict[str, Any]) -> str:
+        metric = metric_of(line)
+        return f"{metric.replace('_', ' ')} {with_interval(metric, line[f'val_{metric}'], line['val_ci95'])}"
+
+    text, last = f"meta-step {best['step']}, the best validation ({score(best)})", validated[-1]
+    return text if last["step"] == best["step"] else f"{text}; at meta-step {last['step']} {score(last)}"
 
 
 def _duration(seconds: float) -> str:
@@ -149,8 +178,15 @@ def _published(runs: Sequence[RunView]) -> list[tuple[str, int, int, dict[str, s
 
 
 def _short(name: str) -> str:
-    """Return a class's name with the last folder it lies in."""
-    return "/".join(name.split("/")[-2:])
+    """Return a class's name with its last folder; a character's name without its code point.
+
+    Examples
+    --------
+    >>> _short("images_evaluation/Atlantean/character01"), _short("Armenian/U+0533 ARMENIAN CAPITAL LETTER GIM")
+    ('Atlantean/character01', 'Armenian capital letter gim')
+    """
+    character = re.search(r"(?:^|/)U\+[0-9A-F]{4,6} ([^/]+)$", name)
+    return character[1].capitalize() if character else "/".join(name.split("/")[-2:])
 
 
 def _options(runs: Sequence[RunView]) -> list[tuple[str, list[str], bool]]:
@@ -165,15 +201,15 @@ def _options(runs: Sequence[RunView]) -> list[tuple[str, list[str], bool]]:
 
 
 def _command(run: RunView) -> str:
-    """Return what repeats a run: its command, or a program where it began in Python."""
+    """Return how to repeat a run: its command, or a program if it was started from Python."""
     if run.record["command"]:
         return shlex.join(run.record["command"])
     experiment = run.record["experiment"]
     if isinstance(experiment["network"], dict) and "module" in experiment["network"]:
-        return f"# {run.label!r} began in Python, with a module for its network: run that program again"
+        return f"# {run.label!r} was started from Python, with a module as its network: run that program again"
     named = set(re.findall(r'"([^\W\d][\w.]*:[^\W\d][\w.]*)"', json.dumps(experiment, ensure_ascii=False)))
     code = sorted(name for name in named if not name.startswith(("metagrad:", "metagrad.", "torch.nn")))
     return (
-        f"# {run.label!r} began in Python\nfrom metagrad import Run, train\n"
+        f"# {run.label!r} was started from Python\nfrom metagrad import Run, train\n"
         f"train(Run.open({run.label!r}{f', code={code!r}' if code else ''}).experiment, {f'{run.label}-again'!r})"
     )

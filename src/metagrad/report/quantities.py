@@ -1,4 +1,4 @@
-"""What the numbers of a run are called and how they are written: known keys of ``metrics.jsonl``, and any others."""
+"""Titles, units and formats of a run's numbers: known keys of ``metrics.jsonl``, and any others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Quantity:
-    """A key of ``metrics.jsonl``: its title and unit, what it is multiplied by, and whether its axis may be a log one.
+    """A key of ``metrics.jsonl``: its title, unit, factor, and whether its axis may be logarithmic.
 
-    ``more``: metagrad does not know what it means, or few people ask for it.
+    ``more``: a diagnostic, or a number that metagrad does not know; the page folds its figure in.
     """
 
     key: str
@@ -23,18 +23,18 @@ class Quantity:
 
 
 _SOLVED = (
-    Quantity("grad_norm", "Inner gradient norm: how far tasks are from solved", log=True),
-    Quantity("residual", "Residual of the linear system: how far it is from solved", log=True),
-    Quantity("min_curvature", "Smallest curvature met"),
-    Quantity("stopped", "Tasks that stopped at negative curvature", "%", 100),
-    Quantity("cpu_seconds", "Processor time", "s"),
+    Quantity("grad_norm", "Inner gradient norm: 0 if the inner problems are solved", log=True, more=True),
+    Quantity("residual", "Residual of the linear system: 0 if it is solved", log=True, more=True),
+    Quantity("min_curvature", "Smallest curvature in the linear solve", more=True),
+    Quantity("stopped", "Tasks whose linear solve stopped at negative curvature", "%", 100, more=True),
+    Quantity("cpu_seconds", "Processor time", "s", more=True),
     Quantity("seconds", "Time", "s", more=True),
     Quantity("inner_steps", "Inner steps taken", more=True),
-    Quantity("max_curvature", "Largest curvature met", more=True),
-    Quantity("delta", "Inner solutions are off by at most (δ)", log=True, more=True),
-    Quantity("delta_at_least", "Inner solutions are off by at least (δ)", log=True, more=True),
-    Quantity("delta_prime", "Solutions of the linear system are off by at most (δ′)", log=True, more=True),
-    Quantity("delta_prime_at_least", "Solutions of the linear system are off by at least (δ′)", log=True, more=True),
+    Quantity("max_curvature", "Largest curvature in the linear solve", more=True),
+    Quantity("delta", "Error of inner solutions, upper bound (δ)", log=True, more=True),
+    Quantity("delta_at_least", "Error of inner solutions, lower bound (δ)", log=True, more=True),
+    Quantity("delta_prime", "Error of the linear solve, upper bound (δ′)", log=True, more=True),
+    Quantity("delta_prime_at_least", "Error of the linear solve, lower bound (δ′)", log=True, more=True),
 )
 
 
@@ -89,13 +89,33 @@ def _twice(key: str, lines: Sequence[dict[str, Any]]) -> bool:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a fraction that people read in per cent."""
+    """Whether a metric is a fraction, which is printed in per cent."""
     return metric.endswith("accuracy")
 
 
 def number(metric: str, value: float, digits: int = 3) -> str:
     """Return a metric's value as text: an accuracy in per cent."""
-    return f"{value:.1%}" if is_share(metric) else f"{value:.{digits}g}"
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.{digits}g}"
+
+
+def with_interval(metric: str, value: float, ci95: float, *, places: int = 1) -> str:
+    """Return a metric's value with the half width of its 95 % interval; ``places`` decimals for an accuracy.
+
+    Examples
+    --------
+    >>> with_interval("accuracy", 0.486, 0.0516)
+    '48.6 ± 5.2 %'
+    >>> with_interval("squared_error", 0.5123, 0.0211)
+    '0.5123 ± 0.021'
+    """
+    if is_share(metric):
+        return f"{100 * value:.{places}f} ± {100 * ci95:.{places}f} %"
+    return f"{value:.4g} ± {ci95:.2g}"
+
+
+def chance_of(metric: str, protocol: Mapping[str, Any]) -> float | None:
+    """Return the accuracy of guessing; ``None`` for another metric, or where the number of classes is not known."""
+    return 1 / protocol["ways"] if is_share(metric) and protocol.get("ways") else None
 
 
 def metric_of_result(result: dict[str, Any]) -> str:
@@ -104,32 +124,31 @@ def metric_of_result(result: dict[str, Any]) -> str:
 
 
 def gain_text(found: Mapping[str, Any]) -> str:
-    """Return what was gained over the class mean of frozen features, in words.
+    """Return in words how much more accurate meta-training is than nearest class means of the frozen features.
 
     Parameters
     ----------
     found:
-        of :func:`metagrad.experiment.class_mean.gained`.
+        what :func:`metagrad.experiment.class_mean.gained` returned.
 
     Examples
     --------
-    >>> gain_text({"gain": 0.123, "gain_ci95": 0.011, "tasks": 600})
-    'meta-training gained 12.3 ± 1.1 points over the class mean of the frozen features (same 600 tasks)'
-    >>> gain_text({"gain": 0.003, "gain_ci95": 0.011, "tasks": 600}).partition(":")[0]
-    'meta-training gained nothing measurable over the class mean of the frozen features'
+    >>> gain_text({"value": 0.61, "gain": 0.123, "gain_ci95": 0.011, "tasks": 600})
+    'nearest class mean of the frozen features: 61.0 %; meta-training gained 12.3 ± 1.1 points (same 600 tasks)'
+    >>> gain_text({"value": 0.61, "gain": 0.003, "gain_ci95": 0.011, "tasks": 600}).partition("; ")[2]
+    'meta-training gained nothing measurable, 0.3 ± 1.1 points (same 600 tasks)'
     """
     points, width = 100 * found["gain"], 100 * found["gain_ci95"]
-    told, tasks = f"{abs(points):.1f} ± {width:.1f} points", f"(same {found['tasks']} tasks)"
     if abs(points) <= width:
-        told = f"{points:.1f} ± {width:.1f} points"
-        return f"meta-training gained nothing measurable over the class mean of the frozen features: {told} {tasks}"
-    if points < 0:
-        return f"meta-training lost {told} against the class mean of the frozen features {tasks}"
-    return f"meta-training gained {told} over the class mean of the frozen features {tasks}"
+        gain = f"gained nothing measurable, {points:.1f} ± {width:.1f} points"
+    else:
+        gain = f"{'gained' if points > 0 else 'lost'} {abs(points):.1f} ± {width:.1f} points"
+    baseline = f"nearest class mean of the frozen features: {100 * found['value']:.1f} %"
+    return f"{baseline}; meta-training {gain} (same {found['tasks']} tasks)"
 
 
 def protocol_text(protocol: dict[str, Any]) -> str:
-    """Return how the tasks of a result were drawn, in words, as far as its protocol tells."""
+    """Return in words how the tasks of a result were drawn, as far as its protocol records it."""
     words = [f"{protocol['dataset']} {protocol['split']}"]
     if "ways" in protocol:
         words.append(f"{protocol['ways']}-way {protocol['shots']}-shot")

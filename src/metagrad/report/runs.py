@@ -1,4 +1,4 @@
-"""From run directories to the page of them."""
+"""From run directories to a page about them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def write(runs: Run | Sequence[Run], out: str | Path, *, data_dir: str | Path | 
     Parameters
     ----------
     out:
-        an HTML file, which needs no other; one that is there is replaced.
+        a self-contained HTML file; an existing one is replaced.
     data_dir:
-        folder with the data set's original files, for the pictures of tasks; without the data there are none.
+        folder with the data set's original files, for the pictures of tasks; without it the page has no pictures.
 
     Raises
     ------
@@ -66,22 +66,24 @@ def write(runs: Run | Sequence[Run], out: str | Path, *, data_dir: str | Path | 
 
 
 def view_of(run: Run, label: str, sources: Sources | None, *, busy: Busy = _quietly) -> RunView:
-    """Return what a page shows of a run; tasks as pictures where the data are at hand."""
+    """Return what a page shows of a run; tasks as pictures if the data are available."""
     lines = _metrics(run)
-    best = run.load("best").digest if run.has("best") else None
+    state = run.load("best") if run.has("best") else None
+    best = None if state is None else state.digest
     grids: list[list[Row]] = []
     hardest: list[Confusion] = []
     # A bilevel problem gives no network that classifies pictures.
     classifies = hasattr(run.experiment.method, "weights") and run.has("best")
     if sources is not None and sources.pictures is not None and classifies:
-        with busy("judging tasks"):
+        with busy("classifying validation tasks"):
             grids, hardest = judge_tasks(Learner.of(run), sources)
     calibration = Calibration.of_run(run, best)
-    return RunView(label, described(run.experiment), run.record, lines, _result(run, best), calibration, grids, hardest)
+    result, step = _result(run, best), None if state is None else state.facts["best_step"]
+    return RunView(label, described(run.experiment), run.record, lines, result, calibration, grids, hardest, step)
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of a run's curve, and warn of what is wrong with them."""
+    """Return a run's metrics, and warn if they do not match its checkpoint."""
     lines = run.metrics() if run.metrics_path.exists() else []
     if run.has("last") and (fault := run.metrics_fault(run.load("last"))) is not None:
         warnings.warn(fault, MetagradWarning, stacklevel=2)
@@ -91,7 +93,7 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
 def write_page(runs: list[RunView], out: Path, *, follow: bool = False, busy: Busy = _quietly) -> None:
     """Write the page of these runs; a file that is there is replaced once the new one is whole.
 
-    ``follow``: if ``out`` is a link, what it leads to is replaced; for a path that a person named.
+    ``follow``: if ``out`` is a link, replace the file that it points to; for a path that the user gave.
     """
 
     def refused(error: OSError) -> MetagradError:
@@ -112,7 +114,7 @@ _GAIN = ("value", "ci95", "gain", "gain_ci95", "tasks")
 
 
 def _result(run: Run, weights: str | None) -> dict[str, Any]:
-    """Return the result of a run that is finished; of another, nothing."""
+    """Return the result of a finished run; an empty one of another run."""
     result = run.read_measured("result.json", weights)
     if result is None:
         return {}
@@ -123,7 +125,7 @@ def _result(run: Run, weights: str | None) -> dict[str, Any]:
         numbers += [protocol.get(name, 0) for name in ("ways", "shots", "queries")] + [protocol["tasks"]]
         texts = [protocol["dataset"], protocol["split"], result.get("metric", "")]
         if not all(is_number(number) for number in numbers) or not all(isinstance(text, str) for text in texts):
-            raise ValueError("a number or a name is none")
+            raise ValueError("a number or a name has another type")
         result["protocol"]["transductive"] = bool(protocol["transductive"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MetagradError(

@@ -186,9 +186,9 @@ def weights_of_model(model: nn.Module) -> Params:
     averaging = [name for name, module in model.named_modules() if norms.keeps_averages(module)]
     if averaging:
         warnings.warn(
-            f"batch norms in training mode go by each task's own batch, and their running averages stay as they are: "
-            f"{in_short(', '.join(averaging), 80)}; leave the network in training mode, or put what is pretrained into "
-            "eval mode first",
+            f"batch norms in training mode use each task's own batch and do not update their running averages: "
+            f"{in_short(', '.join(averaging), 80)}; put pretrained ones into eval mode first if they should use their "
+            "running averages",
             MetagradWarning,
             stacklevel=4,
         )

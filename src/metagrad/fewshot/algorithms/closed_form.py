@@ -192,7 +192,7 @@ def _require_known(tasks: Tasks, ignored: int | None) -> None:
     if not known.all():
         task, place = (int(index) for index in (~known).nonzero()[0])
         raise ValueError(
-            f"task {task} asks for label {int(query[task, place])}, of which its support set has no example: "
+            f"task {task} has label {int(query[task, place])} in its query set, but no support example of it: "
             "draw other tasks, or leave those queries out"
         )
 

@@ -106,7 +106,7 @@ class ANIL(BeginsHead, AdaptsHead):
     inner_steps:
         number of gradient descent steps on the support loss, from the meta-learned head.
     start, start_scale:
-        what the head begins at, see :class:`BeginsHead`.
+        see :class:`BeginsHead`.
     head, features:
         see :class:`AdaptsHead`.
 

@@ -21,7 +21,7 @@ _IMPLICIT = Implicit(curvature="gauss_newton")
 
 @dataclass(frozen=True, kw_only=True)
 class IMAML(BeginsHead):
-    """Adapt weights near theta; take the meta-gradient from the solution alone.
+    """Adapt weights near theta; compute the meta-gradient from the inner solution alone (iMAML).
 
     Inner problem of a task (equation 3 of the paper): ``L(phi; S) + (lam / 2) ‖phi − theta‖²``. Meta-gradient:
     solve ``(H + lam I) u = ∇L(phi; Q)``, then ``dF/dtheta = lam u``. The defaults are those of ``metagrad train``,
@@ -30,13 +30,13 @@ class IMAML(BeginsHead):
     Parameters
     ----------
     lam:
-        strength of the pull towards theta; larger adapts less. A learned one begins at this.
+        strength of the pull towards theta; larger adapts less. The initial value if it is learned.
     learn_lam:
         whether ``lam`` is learned with the weights: not at all (``"fixed"``), as one number (``"scalar"``), one for
         each tensor (``"tensor"``) or one for each parameter (``"parameter"``). theta then holds its logarithm under
         names that begin with ``.log_lam``.
     solver:
-        how a task is solved; any inner solver will do. The default is 5 steps of descent of size 0.4.
+        inner solver, any of them. The default is 5 steps of gradient descent of size 0.4.
     adjoint:
         how the solution is differentiated. The default is ``Implicit(curvature="gauss_newton")``: the exact Hessian is
         indefinite on ReLU networks at usual ``lam``.
@@ -44,7 +44,7 @@ class IMAML(BeginsHead):
         the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
         the others, which are meta-learned. In Python also a module of the network.
     start, start_scale, head:
-        what the head begins at, see :class:`BeginsHead`.
+        see :class:`BeginsHead`.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 

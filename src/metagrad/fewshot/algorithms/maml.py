@@ -20,7 +20,7 @@ from metagrad.tree import Params
 
 @dataclass(frozen=True, kw_only=True)
 class MAML(BeginsHead):
-    """A few gradient steps from theta, differentiated through; memory grows with the steps that are kept.
+    """A few gradient steps from theta, differentiated through all steps; memory grows with the number of steps.
 
     Parameters
     ----------
@@ -29,19 +29,19 @@ class MAML(BeginsHead):
     inner_steps:
         number of gradient descent steps on the support loss.
     learn_lr:
-        whether the step size is learned with the weights, from ``inner_lr`` on: not at all (``"fixed"``), as one
+        whether the step size is learned with the weights, starting at ``inner_lr``: not at all (``"fixed"``), as one
         number (``"scalar"``), one for each tensor (``"tensor"``) or one for each parameter (``"parameter"``). theta
         then holds its logarithm under names that begin with ``.log_lr``.
     truncate:
         differentiate only this many of the last steps (truncated MAML); 0 is first-order MAML. ``None``: all.
     checkpoint:
-        keep one iterate out of this many and take the steps between again in the backward pass. The gradient is the
-        same; the square root of ``inner_steps`` needs the least memory. ``None``: keep all.
+        keep every k-th iterate and recompute the steps between in the backward pass: the same gradient for one more
+        forward pass. Memory is least at the square root of ``inner_steps``. ``None``: keep all.
     adapts:
         the weights that a task adapts, by a pattern of their names with ``*`` for any text (``"head.*"``). Tasks share
         the others, which are meta-learned. In Python also a module of the network.
     start, start_scale, head:
-        what the head begins at, see :class:`BeginsHead`.
+        see :class:`BeginsHead`.
     loss, metric:
         see :class:`~metagrad.fewshot.Method`.
 

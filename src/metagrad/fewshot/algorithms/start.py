@@ -1,4 +1,4 @@
-"""What a task's head begins at, for tasks of any number of ways: one learned row for all classes, or the prototypes."""
+"""Initial weights of a task's head: learned rows, or, for any number of ways, one shared row or the prototypes."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class _Centred(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BeginsHead(base.AdaptsWeights):
-    """A method whose tasks' heads begin at learned rows, at one row for all classes, or at the prototypes.
+    """A method whose heads start at learned rows, at one row for all classes, or at the class prototypes.
 
     Parameters
     ----------
     start:
-        what a task's head begins at, and where something pulls it, is pulled to. ``"rows"``: one learned row an output,
-        as published. ``"shared"``: one learned row for all classes (Ye and Chao, "How to Train Your MAML to Excel in
-        Few-Shot Classification", ICLR 2022). ``"prototypes"``: ``2 s c`` and ``−s ‖c‖²`` of the class means c of the
-        support features (Triantafillou et al., "Meta-Dataset", ICLR 2020, Proto-MAML), s learned. With the last two
-        tasks may have any number of ways.
+        initial weights of a task's head, which are also the centre of its regulariser. ``"rows"``: one learned row for
+        each output, as published. ``"shared"``: one learned row for all classes (Ye and Chao, "How to Train Your MAML
+        to Excel in Few-Shot Classification", ICLR 2022). ``"prototypes"``: weights ``2 s c`` and biases ``−s ‖c‖²``
+        from the class means c of the support features, with a learned s (Triantafillou et al., "Meta-Dataset", ICLR
+        2020, Proto-MAML). With the last two, tasks may have any number of ways.
     start_scale:
-        what s begins at, for prototypes.
+        initial value of s, for prototypes.
     head:
-        the head, a linear layer that adapts, by a pattern of its parameters' names. In Python also the module.
+        the head, a linear layer that adapts: a pattern of its parameters' names. In Python also the module.
     """
 
     start: Start = "rows"
@@ -74,13 +74,15 @@ class BeginsHead(base.AdaptsWeights):
         path = _linear_head(self, model).path
         rest = [name for name in names if not name.startswith(f"{path}.")]
         if len(rest) == len(names):
-            raise MetagradError(f"start={self.start!r} is for a head that adapts, and {path} does not: let it adapt")
+            raise MetagradError(
+                f"start={self.start!r} needs a head that adapts, but {path} does not: include it in adapts"
+            )
         inner = base.support_inner(self, model, theta, support, rest, solver, adjoint, lam=lam)
         return begun_at_centre(self, model, theta, support, inner)
 
 
 def require_start(method: Any) -> None:
-    """Refuse a start that there is none of, and a scale that is not positive.
+    """Refuse an unknown start, and a scale that is not positive.
 
     Raises
     ------
@@ -93,7 +95,7 @@ def require_start(method: Any) -> None:
 
 
 def learned_start(method: Any, model: nn.Module, weights: Params) -> Params:
-    """Return theta with what the heads begin at in place of the head's own rows.
+    """Return theta with the learned initial weights of heads in place of the head's own rows.
 
     Raises
     ------

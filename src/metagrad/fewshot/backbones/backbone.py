@@ -88,7 +88,7 @@ def assembled(name: str, network: Network, num_features: int, body: Body) -> Bac
     Raises
     ------
     MetagradError
-        if the network cannot be cut there, saying what can be had.
+        if the network cannot be cut there; the message lists the places where it can.
     """
     digest = _digest(name, network, body)
     before: list[nn.Module] = [network.module]

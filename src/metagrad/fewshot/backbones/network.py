@@ -33,7 +33,7 @@ class Network:
     num_features:
         F, where it is known beforehand.
     filled:
-        whether a file of weights that was asked for is in it already.
+        whether the chosen file of weights is loaded already.
     version:
         what tells one form of the network from another, beside its name and its weights.
     """

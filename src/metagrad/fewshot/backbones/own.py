@@ -40,7 +40,7 @@ def open_own(name: str, *, code: Collection[str]) -> Network:
     missing = [key for key in defaults if not hasattr(found, key)]
     if missing:
         warnings.warn(
-            f"{name} has no attribute {', '.join(missing)}: taken is "
+            f"{name} has no attribute {', '.join(missing)}: using "
             + ", ".join(f"{key} {defaults[key]}" for key in missing)
             + ", for values 0 to 1",
             MetagradWarning, stacklevel=4,

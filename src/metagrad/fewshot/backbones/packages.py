@@ -35,7 +35,7 @@ def open_timm(name: str, *, weights: Path | None) -> Network:
     Raises
     ------
     MetagradError
-        if timm is not installed, knows no such network, or its weights cannot be had.
+        if timm is not installed, has no such network, or its weights cannot be loaded.
     """
     called = name.partition(":")[2]
     timm = _package("timm", name)
@@ -60,7 +60,7 @@ def open_torchvision(name: str, *, weights: Path | None) -> Network:
     Raises
     ------
     MetagradError
-        if torchvision is not installed, knows no such network, or its weights cannot be had.
+        if torchvision is not installed, has no such network, or its weights cannot be loaded.
     """
     called = name.partition(":")[2]
     models = _package("torchvision.models", name)
@@ -87,7 +87,7 @@ def open_transformers(name: str, *, weights: Path | None) -> Network:
     Raises
     ------
     MetagradError
-        if transformers is not installed, or the model cannot be had or is none of images.
+        if transformers is not installed, or the model cannot be loaded or takes no images.
     """
     called = name.partition(":")[2]
     transformers = _package("transformers", name)
@@ -127,7 +127,7 @@ def open_transformers(name: str, *, weights: Path | None) -> Network:
 
 
 def _refuse_unknown(name: str, weights: Path, unknown: Iterable[str]) -> None:
-    """Say that a classifier head is left out; refuse a file that holds something else beside what is asked for."""
+    """Warn that a classifier head is skipped; refuse a file with other unknown weights."""
     unknown = sorted(unknown)
     other = [key for key in unknown if not key.partition(".")[0].endswith("classifier")]
     if other:
@@ -143,7 +143,7 @@ def _refuse_unknown(name: str, weights: Path, unknown: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers from printing which weights are missing: that is said in one line."""
+    """Keep transformers from printing which weights are missing: metagrad does so in one line."""
     logging = transformers.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
@@ -184,7 +184,7 @@ def _processor(transformers: Any, name: str, config: Any) -> tuple[int, tuple[fl
         size = getattr(config, "image_size", 224)
         size = size if isinstance(size, int) else 224
         warnings.warn(
-            f"{name} has no image processor: taken are {size} pixels, and mean and standard deviation of ImageNet",
+            f"{name} has no image processor: using {size} pixels, and ImageNet's mean and standard deviation",
             MetagradWarning, stacklevel=4,
         )  # fmt: skip
         return size, IMAGENET_MEAN, IMAGENET_STD
@@ -227,7 +227,7 @@ def _weighted(name: str, make: Callable[[], T]) -> T:
         raise
     except Exception as error:
         raise MetagradError(
-            f"{name} could not be had ({type(error).__name__}: {in_short(error, 120)}): look at the spelling, connect "
+            f"{name} could not be loaded ({type(error).__name__}: {in_short(error, 120)}): check the spelling, connect "
             "to the internet, or give a safetensors file of its weights (weights=)"
         ) from error
 

@@ -52,7 +52,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def load(module: nn.Module, path: Path, *, name: str, num_features: int, names: Mapping[str, str] | None) -> None:
-    """Put the weights of a file into a network. A classifier head in the file is left out, and that is said.
+    """Load the weights of a file into a network. A classifier head in the file is skipped, with a warning.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ class Nesterov:
     Parameters
     ----------
     lr:
-        step size, at most ``1 / L``: half of what plain descent bears. In Python also a function of theta.
+        step size, at most ``1 / L`` (gradient descent allows ``2 / L``). In Python also a function of theta.
     max_steps:
         most steps, at least 1.
     tol:
