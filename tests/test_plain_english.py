@@ -1,5 +1,6 @@
 """The prose of README and docs is easy to read: reading ease by Flesch's formula, and the length of sentences."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def prose(text):
     text = re.sub(r"^\$\$.*?\$\$$", "", text, flags=re.MULTILINE | re.DOTALL)
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     found = []
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in itertools.pairwise(tokens):
         if token.type != "inline" or before.type != "paragraph_open":
             continue
         part = "".join(
@@ -45,7 +46,8 @@ def sentences(paragraphs):
 def syllables(word):
     word = re.sub(r"[^a-z]", "", word.lower())
     groups = len(re.findall(r"[aeiouy]+", word))
-    silent = word.endswith("e") and not word.endswith(("le", "ee")) or word.endswith("ed") and word[-3:-2] not in "td"
+    silent = word.endswith("e") and not word.endswith(("le", "ee"))
+    silent = silent or (word.endswith("ed") and word[-3:-2] not in "td")
     return max(1, groups - bool(silent))
 
 

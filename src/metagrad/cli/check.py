@@ -15,7 +15,7 @@ class Check:
     """Compare a run's meta-gradient with an accurate one, print where the error comes from, and whether it matters."""
 
     run: Path = arg(positional=True, metavar="RUN")
-    """Directory of the run; its last checkpoint is checked."""
+    """Directory of the run; its last checkpoint is checked, or its best weights where there is no other."""
     tasks: int = arg(4, least=1)
     """Training tasks that the gradient is averaged over; time and memory grow with their number."""
     seed: int = arg(0, least=0, most=2**62 - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +137,12 @@ def _difference(folder: Path, result: dict[str, Any], first: Path, reference: di
         raise MetagradError(
             f"{folder} is measured by {result['metric']}, {first} by {reference['metric']}: they cannot be compared"
         )
-    pairs = zip(result["per_task"], reference["per_task"], strict=True)
-    gaps = [one - other for one, other in pairs]
-    mean = sum(gaps) / len(gaps)
-    error = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+    import torch
+
+    from metagrad.fewshot.evaluate import mean_and_ci95
+
+    ours, theirs = (torch.tensor(one["per_task"], dtype=torch.float64) for one in (result, reference))
+    mean, half = mean_and_ci95(ours - theirs)
     what = result["metric"].removeprefix("test_").removeprefix("val_").replace("_", " ")
-    shown = (
-        f"{100 * mean:+.2f} ± {196 * error:.2f} points" if what == "accuracy" else f"{mean:+.4g} ± {1.96 * error:.2g}"
-    )
-    return f"{folder} minus {first}: {what} {shown} (paired, same {len(gaps)} tasks)"
+    shown = f"{100 * mean:+.2f} ± {100 * half:.2f} points" if what == "accuracy" else f"{mean:+.4g} ± {half:.2g}"
+    return f"{folder} minus {first}: {what} {shown} (paired, same {len(ours)} tasks)"

@@ -45,6 +45,8 @@ def check_run(
 ) -> dict[str, Any]:
     """Compare the meta-gradient of ``tasks`` training tasks at the run's last weights with an accurate one.
 
+    A run without a last checkpoint is checked at its best weights.
+
     For an implicit method the reference is the gradient of the exactly solved problem
     (:func:`metagrad.check_meta_gradient`), and the result attributes the error to its causes. For MAML and similar
     methods it is the gradient of the same steps, unrolled in float64.
@@ -54,12 +56,19 @@ def check_run(
     MetagradError
         if the run has no checkpoint yet, there is no such device, or the method has no inner problem.
     """
-    state = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs)
+    # Weights that are handed on have no checkpoint beside them.
+    which = "best" if run.has("best") and not run.has("last") else "last"
+    state = learned(run, which, inputs=sources.inputs, outputs=sources.outputs)
     method: Any
     method, model = build_for(run, sources)
     theta = {name: state.tensors[f"theta/{name}"].to(sources.device) for name in method.init(model)}
     drawn = Tasks.of(sources.train(tasks, generator=torch.Generator(sources.draws_on).manual_seed(seed)))
-    facts = {"step": state.facts["step"], "tasks": tasks, "seed": seed, "method": run.method_name}
+    facts = {
+        "step": state.facts["step" if which == "last" else "best_step"],
+        "tasks": tasks,
+        "seed": seed,
+        "method": run.method_name,
+    }
     if isinstance(method, AdaptsHead):  # the same gradient, and features that follow theta
         method = replace(method, features="recomputed")
     if not hasattr(method, "inner") or isinstance(method, Reptile):

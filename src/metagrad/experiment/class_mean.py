@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from metagrad.errors import MetagradError
 from metagrad.experiment.pretrained import Pretrained
 from metagrad.experiment.sources import Sources, TaskSource
 from metagrad.fewshot import Evaluation, ProtoNet, evaluate
+from metagrad.fewshot.evaluate import mean_and_ci95
 
 
 def class_mean(
@@ -80,11 +80,11 @@ def gained(trained: Evaluation, reference: Evaluation) -> dict[str, Any]:
             f"these are not the same tasks: {len(trained.per_task)} by {trained.metric} and "
             f"{len(reference.per_task)} by {reference.metric}"
         )
-    more = trained.per_task.double() - reference.per_task.double()
+    gain, gain_ci95 = mean_and_ci95(trained.per_task.double() - reference.per_task.double())
     return {
         "value": reference.score,
         "ci95": reference.ci95,
-        "gain": float(more.mean()),
-        "gain_ci95": 1.96 * float(more.std()) / math.sqrt(len(more)),
-        "tasks": len(more),
+        "gain": gain,
+        "gain_ci95": gain_ci95,
+        "tasks": len(trained.per_task),
     }

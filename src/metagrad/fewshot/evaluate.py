@@ -107,15 +107,33 @@ def evaluate(
         if progress is not None:
             progress(first + count, tasks)
     scores, task_loss = ranks.sum(torch.cat(rows, 1))
+    score, ci95 = mean_and_ci95(scores)
     return Evaluation(
-        score=float(scores.mean()),
-        ci95=1.96 * (float(scores.std()) if tasks > 1 else math.nan) / math.sqrt(tasks),
+        score=score,
+        ci95=ci95,
         loss=float(task_loss.mean()),
         tasks=tasks,
         transductive=transductive and is_transductive(model),
         metric=task_losses.metric_name(loss, metric),
         per_task=scores,
     )
+
+
+def mean_and_ci95(values: Tensor) -> tuple[float, float]:
+    """Return the mean of values and the half width of its 95 % interval, 1.96 standard errors (NaN for one value).
+
+    The values are scores of tasks, or their differences where two methods saw the same tasks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> one, other = torch.tensor([0.8, 0.9, 1.0]), torch.tensor([0.7, 0.6, 0.8])  # two methods on the same tasks
+    >>> mean, ci95 = mean_and_ci95(one - other)
+    >>> f"{mean:.2f} ± {ci95:.2f}"
+    '0.20 ± 0.11'
+    """
+    spread = float(values.std()) if len(values) > 1 else math.nan
+    return float(values.mean()), 1.96 * spread / math.sqrt(len(values))
 
 
 _BATCH = 32  # tasks that are drawn at a time

@@ -7,14 +7,12 @@ that is not part of the images; runs are drawn here in the same manner, from all
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metagrad.data import ImageClasses
 from metagrad.data.omniglot_alphabets import alphabet
@@ -25,6 +23,7 @@ from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Batch, ProtoNet, Tasks, evaluate
 from metagrad.fewshot.disjoint import DisjointTasks
+from metagrad.fewshot.evaluate import mean_and_ci95
 from metagrad.recipes.protocols import ChallengeProtocol
 
 WAYS = 20
@@ -132,8 +131,7 @@ def measure(
 
 def mean(errors: list[float]) -> tuple[float, float]:
     """Return the mean over alphabets and half the width of its 95 % interval, also over alphabets."""
-    values: Tensor = torch.tensor(errors, dtype=torch.float64)
-    return float(values.mean()), 1.96 * float(values.std()) / math.sqrt(len(values))
+    return mean_and_ci95(torch.tensor(errors, dtype=torch.float64))
 
 
 def trained(
