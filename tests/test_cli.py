@@ -164,7 +164,8 @@ def test_check_says_how_good_the_gradient_is_and_why(small, capsys, method):
         assert "about 0.3" in describe({**line, "stable_inner_lr": 0.3})[-1]
     (small / "r" / "last.safetensors").unlink()  # as weights are handed on
     assert main(["check", "r", "--tasks", "2"]) == 0
-    assert json.loads((small / "r" / "checks.jsonl").read_text().splitlines()[-1])["step"] == Run.open("r").load("best").facts["best_step"]
+    line = json.loads((small / "r" / "checks.jsonl").read_text().splitlines()[-1])
+    assert line["step"] == Run.open("r").load("best").facts["best_step"]
     capsys.readouterr()
     for bad, word in ((["check", "nowhere"], "nowhere"), (["check", "r", "--tasks", "0"], "--tasks")):
         assert main(bad) == 2
