@@ -80,6 +80,8 @@ def test_the_command_trains_goes_on_and_tests(tmp_path, monkeypatch, capsys):
         "2",
         "--val-tasks",
         "2",
+        "--views",
+        "2",
         "--out",
         str(tmp_path / "out"),
     ]

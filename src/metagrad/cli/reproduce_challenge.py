@@ -43,6 +43,8 @@ class OmniglotChallenge:
     """Width of the network of four convolutions with pooling."""
     variation: float = _DEFAULT.variation
     """How far training images are varied: shifts, turns, slants, thickness (as train --variation)."""
+    views: int = arg(_DEFAULT.views, least=1, most=100)
+    """Views of each drawing to average over: a little moved, turned, slanted, thicker or thinner. 1: none."""
     val_tasks: int = arg(_DEFAULT.val_tasks, least=2)
     """Number of validation tasks."""
     seed: int = arg(_DEFAULT.seed, least=0, most=2**62)
@@ -74,7 +76,7 @@ class OmniglotChallenge:
                         screen.write_line(f"meta-step {event.step}: validation, 5-way {score}")
 
                 if not trained(folder, protocol, self.data_dir, report, stop):
-                    screen.write_line("stopped and saved; the same command goes on")
+                    screen.write_line("stopped and saved; run the same command again to continue")
                     return 130
         run = Run.open(folder)
         sources = open_sources(run, data_dir=self.data_dir, device="cpu", progress=data_progress(screen))

@@ -37,6 +37,7 @@ from metagrad.fewshot.sinusoids import Sinusoids
 from metagrad.fewshot.task_set import Warm, warm_meta_gradient
 from metagrad.fewshot.tasks import Batch, Tasks, TaskSource, WeightedBatch, group_tasks
 from metagrad.fewshot.variation import Variation
+from metagrad.fewshot.views import Views
 
 __all__ = [
     "ANIL",
@@ -74,6 +75,7 @@ __all__ = [
     "TaskSource",
     "Tasks",
     "Variation",
+    "Views",
     "Warm",
     "WeightedBatch",
     "accuracy",

@@ -73,12 +73,30 @@ class Variation:
         flat = images.flatten(0, -4)
         # Of one dtype whatever torch's default is: a seed means the same draws.
         drawn = torch.rand(len(flat), _DRAWN, generator=generator, device=images.device, dtype=torch.float32)
-        turn, shear, right, down, pen = (2 * drawn - 1).to(images.dtype).unbind(1)
+        return self._varied(flat, drawn).view_as(images)
+
+    def views(self, images: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+        """Return ``count`` views ``(count, ..., C, H, W)``: in each, all images are varied alike.
+
+        So a view of an image does not depend on which other images there are.
+
+        Parameters
+        ----------
+        images, generator:
+            as above; each view takes five numbers.
+        """
+        flat = images.flatten(0, -4)
+        drawn = torch.rand(count, _DRAWN, generator=generator, device=images.device, dtype=torch.float32)
+        return torch.stack([self._varied(flat, one.expand(len(flat), -1)).view_as(images) for one in drawn])
+
+    def _varied(self, flat: Tensor, drawn: Tensor) -> Tensor:
+        """Vary images ``(N, C, H, W)`` by numbers from 0 to 1, ``(N, 5)``."""
+        turn, shear, right, down, pen = (2 * drawn - 1).to(flat.dtype).unbind(1)
         moved = F.grid_sample(flat, self._grid(flat, turn, shear, right, down), align_corners=False)
         pen = self.thickness * pen[:, None, None, None]
         thick = F.max_pool2d(moved, 3, stride=1, padding=1) - moved
         thin = -F.max_pool2d(-moved, 3, stride=1, padding=1) - moved
-        return (moved + pen.clamp(min=0) * thick + (-pen).clamp(min=0) * thin).view_as(images)
+        return moved + pen.clamp(min=0) * thick + (-pen).clamp(min=0) * thin
 
     def _grid(self, images: Tensor, turn: Tensor, shear: Tensor, right: Tensor, down: Tensor) -> Tensor:
         """Return where each pixel comes from, as ``grid_sample`` wants it: coordinates from -1 to 1."""

@@ -148,6 +148,8 @@ class ChallengeProtocol:
     """Width of the network of four convolutions with pooling."""
     variation: float = 1.0
     """How far training images are varied: shifts, turns, slants, thickness."""
+    views: int = 8
+    """Views of each drawing to average over: a little moved, turned, slanted, thicker or thinner. 1: none."""
     val_tasks: int = 200
     """Number of validation tasks."""
     seed: int = 0
