@@ -305,3 +305,16 @@ def test_a_run_of_before_an_option_existed_takes_its_default(tmp_path):
             assert isinstance(run.experiment.method.solver, GradientDescent)
             assert run.experiment.method.learn_lam == "fixed"
             assert train(run, toy(), resume=True).result is not None
+
+
+def test_a_network_of_one_output_is_not_taken_for_dead():
+    from metagrad.distributed import ALONE
+    from metagrad.experiment.diagnostics import warn_dead
+    from metagrad.fewshot import Evaluation
+
+    progress = {"step": 5, "best_score": None, "best_step": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_dead(1, progress, Evaluation(0.9, 0.05, 0.3, 10, False), ALONE)
+    with pytest.warns(UserWarning, match="at chance"):
+        warn_dead(1, progress, Evaluation(0.5, 0.05, 3.0, 10, False), ALONE)

@@ -76,11 +76,12 @@ def warn_dead(outputs: int, progress: dict[str, Any], validation: Evaluation, ra
     """Warn once in a run if validation accuracy is at chance, although all numbers are finite."""
     if validation.metric != "accuracy":
         return
-    chance, best = 1 / outputs, -1.0 if progress["best_score"] is None else progress["best_score"]
+    classes = max(outputs, 2)  # one output answers yes or no
+    chance, best = 1 / classes, -1.0 if progress["best_score"] is None else progress["best_score"]
     if validation.accuracy > chance + validation.ci95 or progress.get("dead"):
         return
     fell = best > chance + max(5 * validation.ci95, 0.02)
-    if not fell and validation.loss < 1.5 * math.log(outputs):
+    if not fell and validation.loss < 1.5 * math.log(classes):
         return  # training may not have made progress yet
     progress["dead"] = True
     if ranks.first:
