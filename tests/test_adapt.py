@@ -108,7 +108,7 @@ def test_the_file_says_when_it_is_not_whole(learned, pictures, capsys):
         assert main(["predict", name, "new"]) == 2
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
-        assert ("altered" in err) == (name in ("weights", "names"))
+        assert ("altered since" in err) == (name in ("weights", "names"))
     shutil.copy(learned / "best.safetensors", "other")
     assert main(["predict", "other", "new"]) == 2
     assert "other weights, and no facts of metagrad's" in capsys.readouterr().err

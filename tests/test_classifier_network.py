@@ -89,7 +89,7 @@ def test_another_network_is_refused():
     one, two = ({"a": torch.zeros(3, 2)}, {"b": torch.zeros(3, 2)})
     with pytest.raises(MetagradError, match="another network or method"):
         for_ways(one, two)
-    with pytest.raises(MetagradError, match=r"a is \(3, 2\), and \(3, 4\)"):
+    with pytest.raises(MetagradError, match=r"a has shape \(3, 2\) in place of \(3, 4\)"):
         for_ways(one, {"a": torch.zeros(3, 4)})
 
 

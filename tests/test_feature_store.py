@@ -302,7 +302,7 @@ def test_no_key_finds_the_row_of_another(tmp_path):
     path.write_bytes(second[:32] + first[32:] + second)  # the row of 0, under the key of 1
     os.truncate(file_of(tmp_path, "rows"), 28)
     one = Counted([1])
-    with pytest.warns(MetagradWarning, match="computed anew"):
+    with pytest.warns(MetagradWarning, match="damaged: computing them again"):
         assert torch.equal(one.features(opened(tmp_path)), TRUTH[[1]])
 
 
@@ -333,7 +333,7 @@ def test_a_row_that_the_disk_cannot_read_is_computed_again(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "pread", broken)
     one = Counted()
-    with pytest.warns(MetagradWarning, match="computed anew"):
+    with pytest.warns(MetagradWarning, match="damaged: computing them again"):
         assert torch.equal(one.features(opened(tmp_path)), TRUTH)
     assert len(one.loaded) == 40
 

@@ -17,7 +17,7 @@ METHOD_OF = {name: getattr(fewshot, path.split(":")[1])() for name, path in tabl
 ALWAYS = {
     "--tasks", "--task-set", "--run", "--run-dir", "--resume", "--code", "--data-dir", "--split", "--strict",
     "--no-strict", "--tensorboard", "--no-tensorboard", "--seed", "--method", "--metric", "--loss", "--network",
-    "--init", "--calibrate", "--no-calibrate", "--help",
+    "--init", "--calibrate", "--no-calibrate", "--verbose", "--no-verbose", "--help",
 }  # fmt: skip
 
 

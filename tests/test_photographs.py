@@ -79,10 +79,10 @@ def test_a_pretrained_network_by_its_name_adapts_and_labels(photos, capsys):
     assert main(["adapt", OWN, "known", "--out", "p.model", *CODE]) == 0
     said = capsys.readouterr().out
     assert "3 classes, 5 pictures each" in said
-    found = re.search(r"left out, .*: (\d+) of 15 right \((\d+)%; 95 % interval (\d+)% to (\d+)%\)", said)
-    right, accuracy, low, high = map(int, found.groups())
+    found = re.search(r"leave-one-out accuracy: (\d+) % \(15 pictures; 95 % interval (\d+) to (\d+) %; chance 33", said)
+    accuracy, low, high = map(int, found.groups())
     assert low < accuracy <= high
-    assert right >= 13
+    assert accuracy >= 100 * 13 / 15
     assert "is its label right" not in said
     rows = rows_of(capsys, "p.model", "new", *CODE)
     assert sum(row["picture"].split("/")[1] == row["class"] for row in rows) >= 11

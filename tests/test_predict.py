@@ -80,7 +80,7 @@ def test_progress_goes_where_the_labels_do_not(learned, pictures, capsys, monkey
     capsys.readouterr()
     assert main(["predict", "my.model", "new"]) == 0
     said = capsys.readouterr()
-    assert re.findall(r"labelling pictures: (\d+)%, 0:00:\d\d left", said.err) == ["50", "100"]
+    assert re.findall(r"labelling pictures: (\d+) % done, 0:00:\d\d left", said.err) == ["50", "100"]
     assert len(said.out.splitlines()) == 16
     assert main(["predict", "my.model", "new", "nowhere"]) == 2
     assert not capsys.readouterr().out, "found out before the first is labelled"

@@ -133,7 +133,7 @@ def test_another_backbone_than_the_run_began_with_is_refused(tmp_path, monkeypat
     try:
         for doing in (run.evaluate, run.open_tasks, lambda: train(run.experiment, run.folder, resume=True)):
             with pytest.raises(
-                MetagradError, match=r"own_backbones:Stages is another network than the one .*/run began"
+                MetagradError, match=r"own_backbones:Stages differs from the network that .*/run was started with"
             ):
                 doing()
     finally:

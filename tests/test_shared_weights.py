@@ -134,7 +134,7 @@ def test_batch_norms_of_anything_are_frozen(norm, shape):
 def test_a_batch_norm_that_runs_twice_cannot_be_frozen():
     norm = BatchNorm(4)
     model = nn.Sequential(norm, nn.Tanh(), norm)
-    with pytest.raises(MetagradError, match="runs twice in one pass"):
+    with pytest.raises(MetagradError, match="runs twice in one forward pass"):
         standalone(model, dict(model.named_parameters()), torch.rand(5, 4))
 
 

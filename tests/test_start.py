@@ -131,7 +131,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(MetagradError, match="start_scale must be"):
         ANIL(start="prototypes", start_scale=0)
     method, model = IMAML(start="shared", adapts="body.*"), network()
-    with pytest.raises(MetagradError, match="is for a head that adapts, and head does not"):
+    with pytest.raises(MetagradError, match="needs a head that adapts, but head does not"):
         method.adapt(model, method.init(model), tasks().support)
     unbiased = nn.Sequential(OrderedDict(body=nn.Linear(4, 5), head=nn.Linear(5, 3, bias=False)))
     with pytest.raises(MetagradError, match="has no bias, which prototypes need"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,7 +45,10 @@ from metagrad.fewshot import (
     admit,
     evaluate,
     meta_gradient,
+    module_lock,
 )  # fmt: skip
+from metagrad.fewshot.frozen import frozen_parts
+from metagrad.fewshot.layers import frozen_first, layers_of
 from metagrad.implicit.linear.base import dot
 
 CPU = {"device": "cpu", "dtype": torch.float64}
@@ -389,3 +393,37 @@ def test_threads_that_share_theta_lose_no_gradient():
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: meta_gradient(FOMAML(inner_steps=1), CONV4, theta, TASKS), range(8)))
     torch.testing.assert_close(torch.cat([leaf.grad.flatten() for leaf in theta.values()]), expected)
+
+
+def test_weights_of_another_threads_forward_pass_are_not_taken_for_frozen():
+    began, over = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            began.set()
+            over.wait(10)
+            return self.head(x)
+
+    model = Slow()
+    detached = {name: leaf.detach() for name, leaf in model.named_parameters()}
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(module_lock.call, model, detached, torch.rand(3, 4))
+        assert began.wait(10)
+        counted = pool.submit(frozen_first, layers_of(model.head))
+        threading.Timer(0.2, over.set).start()
+        assert counted.result(10) == 0
+        running.result(10)
+    model.head.weight.requires_grad_(False)
+    began.clear()
+    over.clear()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(module_lock.call, model, detached, torch.rand(3, 4))
+        assert began.wait(10)
+        found = pool.submit(frozen_parts, model)
+        threading.Timer(0.2, over.set).start()
+        assert found.result(10) == []
+        running.result(10)

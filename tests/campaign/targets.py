@@ -140,7 +140,7 @@ TARGETS = (
 )  # fmt: skip
 # Sizes, rates, and how far it has come, which is said of what takes a while.
 _PASSING = re.compile(
-    r"\([0-9]+ kB\)|[0-9.]+/s [0-9:]+ left|^[^:\n]+: ([0-9]+/[0-9]+|[0-9]+%, .* left)\n", re.MULTILINE
+    r"\([0-9]+ kB\)|[0-9.]+ steps/s, [0-9:]+ left|^[^:\n]+: ([0-9]+/[0-9]+|[0-9]+ % done, .* left)\n", re.MULTILINE
 )
 _NO_MEANING = ("command", "versions", "launch", "seconds", "cpu_seconds", "train_seconds", "peak_memory_mb")
 # What no two runs share, and what follows from it.

@@ -163,7 +163,7 @@ def _same(written: Any, given: Experiment, folder: Path) -> Experiment:
     """Return the given experiment with the run's number of meta-steps; refuse one that the run is not of."""
     field = difference(trained_as(given.as_json()), trained_as(written))
     if field is not None:
-        raise _AnotherError(f"{folder} is a run of another experiment ({field} differs): choose another run")
+        raise _AnotherError(f"{folder} is a run of another experiment ({field}): choose another run")
     return replace(given, budget=replace(given.budget, meta_steps=written["budget"]["meta_steps"]))
 
 

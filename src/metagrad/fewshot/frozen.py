@@ -72,7 +72,8 @@ def frozen_parts(model: nn.Module) -> list[str]:
             for key, child in module.named_children():
                 search(f"{path}.{key}".lstrip("."), child)
 
-    search("", model)
+    with module_lock.LOCK:
+        search("", model)
     return paths
 
 

@@ -101,11 +101,12 @@ def through(layers: list[Layer], weights: Params, x: Tensor) -> Tensor:
 def frozen_first(layers: list[Layer]) -> int:
     """Return how many of the first layers have no trainable weight; 0 where they have no weight at all."""
     count, has_weights = 0, False
-    for layer in layers:
-        leaves = [leaf for leaf in layer.module._parameters.values() if leaf is not None]
-        if any(leaf.requires_grad for leaf in leaves):
-            break
-        count, has_weights = count + 1, has_weights or bool(leaves)
+    with module_lock.LOCK:  # while another thread runs the module, it holds that thread's tensors, which look frozen
+        for layer in layers:
+            leaves = [leaf for leaf in layer.module._parameters.values() if leaf is not None]
+            if any(leaf.requires_grad for leaf in leaves):
+                break
+            count, has_weights = count + 1, has_weights or bool(leaves)
     return count if has_weights else 0
 
 
