@@ -21,7 +21,7 @@ class Views(Method):
     """A trained method that sees several views of each drawing: a little moved, turned, slanted, thicker or thinner.
 
     A support example counts once for each view; outputs are the mean over the views of a query. With ProtoNet, tasks of
-    20 characters of one alphabet had a fifth fewer errors (RESULTS.md). It costs ``count`` times as much, and is for
+    20 characters of one alphabet had an eighth fewer errors (RESULTS.md). It costs ``count`` times as much, and is for
     evaluation: training does without.
 
     Parameters
