@@ -5,7 +5,7 @@
 Each contestant learns ten classes from five pictures of each, and labels one other picture. It runs in a process of
 its own (metagrad's two commands in two), with an empty cache of features and the system's file cache warm. The least
 seconds of --rounds rounds are printed, and the largest resident memory. Run it on an idle machine. Those whose
-packages are not installed are left out.
+packages are not installed, or do not run, are left out.
 """
 
 from __future__ import annotations
@@ -153,8 +153,11 @@ def main() -> None:
             again = [sys.executable, __file__, str(options.folder), "--one", name]
             done = subprocess.run(again, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise SystemExit(done.stderr)
+                print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                break
             found.append([float(word) for word in done.stdout.split()])
+        if not found:
+            continue
         shown = "`metagrad adapt photos`, then `predict`" if name == "metagrad" else name
         print(f"| {shown} | {min(one[0] for one in found):.1f} | {max(one[1] for one in found):.0f} |", flush=True)
 
