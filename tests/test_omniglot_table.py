@@ -40,7 +40,7 @@ def test_one_cell_is_trained_in_two_stages_and_told_beside_the_paper(out, capsys
     before = (out / "body-0" / "metrics.jsonl").read_bytes()
     both = ["--cells", "imaml-5way-1shot", "maml-5way-1shot", "--hours", "1e-9"]
     again = said(capsys, "omniglot-table", *WORDS, *both, "--out", str(out))
-    assert "not measured yet: maml-5way-1shot-0; the same command goes on" in again
+    assert "not measured yet: maml-5way-1shot-0; run the same command again to continue" in again
     assert (out / "body-0" / "metrics.jsonl").read_bytes() == before, "what is done is not done again"
     assert "holds a run of other settings" in said(capsys, "omniglot", *WORDS, "--lr", "0.5", code=2)
 
@@ -48,7 +48,7 @@ def test_one_cell_is_trained_in_two_stages_and_told_beside_the_paper(out, capsys
 def test_a_table_with_gaps_names_them(out, capsys):
     cells = ["--cells", "maml-5way-1shot", "fomaml-5way-1shot"]
     text = said(capsys, "omniglot-table", *WORDS, *cells, "--hours", "1e-9", "--out", str(out))
-    assert "not measured yet: maml-5way-1shot-0, fomaml-5way-1shot-0; the same command goes on" in text
+    assert "not measured yet: maml-5way-1shot-0, fomaml-5way-1shot-0; run the same command again to continue" in text
 
 
 def test_what_is_no_cell_is_refused(out, capsys):

@@ -26,7 +26,8 @@ _DEFAULT = ChallengeProtocol()
 class OmniglotChallenge:
     """Train on Omniglot's background alphabets, and tell apart 20 characters of one new alphabet from one drawing each.
 
-    The training goes on where it stopped. The errors of people and of published methods are printed beside ours.
+    An interrupted training continues where it stopped. The table has our errors beside those of people and of
+    published methods.
     """
 
     out: Path = arg(Path("omniglot-challenge"), metavar="DIR")

@@ -28,8 +28,8 @@ _DEFAULT = HeadsProtocol()
 class CifarTable:
     """Train MAML, ANIL, ITD-BiO and memory-reduced on CIFAR-FS and FC100 with several seeds, and say which one wins.
 
-    Methods are compared task by task. Every cell is a run in --out: after Ctrl-C, or when --hours are over, the same
-    command goes on. What is not there yet is printed as a gap.
+    Methods are compared task by task. Every cell is a run in --out: after Ctrl-C, or when --hours are over, run the
+    same command again to continue. The table shows a gap for each missing result.
     """
 
     out: Path = arg(Path("cifar-table"), metavar="DIR")
@@ -103,7 +103,7 @@ class CifarTable:
             screen.print(_table(dataset, [cell for cell in cells if cell.dataset == dataset]))
         missing = [f"{cell.dataset}-{cell.method}-{cell.seed}" for cell in cells if cell.accuracy is None]
         if missing:
-            screen.write_line(f"not measured yet: {', '.join(missing)}; the same command goes on")
+            screen.write_line(f"not measured yet: {', '.join(missing)}; run the same command again to continue")
         save_rows(screen, self.out, "cifar", [cell.plain() for cell in cells], base)
         return 130 if pressed() else 0
 

@@ -27,7 +27,7 @@ _DEFAULT = HeadsProtocol()
 class MemoryReducedTable:
     """Train MAML, ANIL, ITD-BiO and memory-reduced for the same time, and compare accuracy, time and memory.
 
-    Every method has a run directory in --out: after Ctrl-C the same command goes on.
+    Every method has a run directory in --out: after Ctrl-C, run the same command again to continue.
     """
 
     dataset: Literal["cifar-fs", "fc100"] = "cifar-fs"
@@ -101,7 +101,7 @@ class MemoryReducedTable:
                     command = ["metagrad", *words]
                     result = run_method(method, folder, dataset, protocol, command=command, report=report, stop=stop)
                 if result is None:
-                    screen.write_line("stopped and saved; the same command goes on")
+                    screen.write_line("saved and stopped; run the same command again to continue")
                     return 130
                 rows.append(result[0])
                 curves += result[1]

@@ -46,7 +46,8 @@ class OmniglotTable:
     """Train the methods of the iMAML paper's table of Omniglot, in two stages each, and print ours beside the paper's.
 
     First ProtoNet learns features on tasks of many classes, then each method goes on from them. Every cell is a run in
-    --out: after Ctrl-C, or when --hours are over, the same command goes on. What is not there yet is printed as a gap.
+    --out: after Ctrl-C, or when --hours are over, run the same command again to continue. The table shows a gap for
+    each missing result.
     """
 
     out: Path = arg(Path("omniglot-table"), metavar="DIR")
@@ -108,7 +109,7 @@ class OmniglotTable:
         screen.print(_table(rows))
         missing = [cell.name for cell, row in zip(cells, rows, strict=True) if row.accuracy is None]
         if missing:
-            screen.write_line(f"not measured yet: {', '.join(missing)}; the same command goes on")
+            screen.write_line(f"not measured yet: {', '.join(missing)}; run the same command again to continue")
         save_rows(screen, self.out, "omniglot", rows, protocol)
         return 130 if over and missing and self.hours is None else 0
 
@@ -128,8 +129,8 @@ class OmniglotTable:
 class Omniglot(OmniglotTable):
     """Train iMAML on Omniglot, 5-way 1-shot, in two stages: features by ProtoNet on many classes, then iMAML.
 
-    In less than an hour of two cores from nothing. After Ctrl-C the same command goes on. With --cells or --seeds it is
-    the command omniglot-table.
+    It takes less than an hour of two cores, from nothing. After Ctrl-C, run the same command again to continue. With
+    --cells or --seeds it is the command omniglot-table.
     """
 
     out: Path = arg(Path("omniglot"), metavar="DIR")
