@@ -2,9 +2,10 @@
 
     python benchmarks/inner_step.py RUN --data-dir DATA --out results/inner-step
     python benchmarks/inner_step.py RUN --data-dir DATA --out results/inner-step-20way --ways 20 --lam 0.5
+    python benchmarks/inner_step.py RUN --data-dir DATA --out OUT --lam 1e-6 --only "descent, 5 steps of 0.1"  # MAML's
 
 RUN is a ProtoNet run on Omniglot. iMAML (λ = 2 unless --lam says otherwise, one row of zeros for all classes) adapts
-all weights on from its body, with nothing meta-learned after it, by each solver in turn: 1-shot, 15 queries a class,
+all weights on from its body, with nothing meta-learned after it, by each solver in turn: 15 queries a class,
 transductive, validation characters, the same tasks for all. "Curvature" is the largest of the Hessian of the inner
 objective at the start and where the solver ends, in 4 training tasks (30 Lanczos steps); "met" is the largest that five
 CG steps meet there, as a training does. Accuracies by task are kept in OUT.
@@ -38,6 +39,13 @@ SOLVERS: dict[str, InnerSolver] = {
     "Hessian-free, 3 steps": HessianFree(max_steps=3),
     "descent, 32 steps of 0.04": GradientDescent(lr=0.04, max_steps=32),
     "L-BFGS, 12 steps": LBFGS(max_steps=12),
+    "Hessian-free, 6 steps": HessianFree(max_steps=6),
+    # With --lam 1e-6, what the steps of MAML, first-order MAML and Reptile come to.
+    "descent, 5 steps of 0.02": GradientDescent(lr=0.02, max_steps=5),
+    "descent, 5 steps of 0.05": GradientDescent(lr=0.05, max_steps=5),
+    "descent, 5 steps of 0.1": GradientDescent(lr=0.1, max_steps=5),
+    "descent, 5 steps of 0.2": GradientDescent(lr=0.2, max_steps=5),
+    "descent, 10 steps of 0.1": GradientDescent(lr=0.1, max_steps=10),
 }
 
 
@@ -61,11 +69,11 @@ def row(name: str, model: nn.Module, body: dict[str, Tensor], dataset: data.Data
     """Return what a solver comes to."""
     method = IMAML(lam=options.lam, solver=SOLVERS[name], start="shared")
     theta, ways = begun(method, model, body), options.ways
-    val = EpisodeSampler(classes=getattr(dataset, options.split), ways=ways, shots=1, queries=15)
+    val = EpisodeSampler(classes=getattr(dataset, options.split), ways=ways, shots=options.shots, queries=15)
     began = time.process_time()
     result = evaluate(method, model, theta, val, tasks=options.tasks, generator=torch.Generator().manual_seed(1))
     seconds = time.process_time() - began
-    train = EpisodeSampler(classes=dataset.train, ways=ways, shots=1, queries=5, rotations=True)
+    train = EpisodeSampler(classes=dataset.train, ways=ways, shots=options.shots, queries=5, rotations=True)
     some = train(4, generator=torch.Generator().manual_seed(2))
     inner = method.inner(model, theta, some.support)
     problem = Problem(inner.objective, tree.detach(inner.theta), tree.detach(inner.data))
@@ -104,6 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where accuracies by task are kept")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--ways", type=int, default=5)
+    parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--lam", type=float, default=2.0)
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--only", nargs="*", default=[*SOLVERS], choices=[*SOLVERS])

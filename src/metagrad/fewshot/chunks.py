@@ -41,7 +41,7 @@ def auto_chunks(tasks: Tasks) -> Chunks:
     """Choose chunks that keep what a step works on near the size of a cache, and a process near 0.6 GB.
 
     Measured on 2 cores with Conv4 of 64 filters on 28×28 images: 160 support images at a time (half as many are 10 %
-    slower and take 130 MB less), 150 query images; larger images count by their pixels. Chunks are of equal size, to
+    slower and take 130 MB less), 300 query images; larger images count by their pixels. Chunks are of equal size, to
     one task. A GPU takes all.
     """
     total = len(tasks)
@@ -51,7 +51,7 @@ def auto_chunks(tasks: Tasks) -> Chunks:
     weight = max(1.0, numbers / 784)
     support, query = (num_examples(batch) * weight for batch in (tasks.support, tasks.query))
     at_once = math.ceil(total / math.ceil(total * support / 160))
-    return Chunks(max(1, at_once), max(1, int(150 / query)))
+    return Chunks(max(1, at_once), max(1, int(300 / query)))
 
 
 def halved(sizes: Chunks, tasks: int) -> Chunks:

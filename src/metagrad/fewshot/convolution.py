@@ -1,8 +1,10 @@
-"""Convolution of many tasks at once, each with its own weights, as matrix products.
+"""Convolution of many tasks at once, each with its own weights: matrix products, or a convolution a task.
 
 ``vmap`` makes one grouped convolution of a convolution per task. torch's kernels for those are near the floor forward,
-but four to six times above it backward with respect to the input, and second derivatives loop over the groups. Here a
-step gathers patches and takes one batched matrix product, forward and backward, for any order of derivative.
+but four to six times above it backward with respect to the input, and second derivatives loop over the groups. Here
+small tasks share a step: it gathers patches and takes one batched matrix product. Large tasks take torch's own
+convolution in turn (:mod:`metagrad.fewshot.convolution_by_task`). Both serve forward and backward, for any order of
+derivative.
 
 The map is bilinear: with ``y = conv(x, w)``, its derivatives are ``gx = input_grad(gy, w)`` and
 ``gw = weight_grad(gy, x)``, and the derivatives of each of the three are the other two. Channels are last in memory:
@@ -18,23 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metagrad.fewshot import convolution_by_task as by_task
+from metagrad.fewshot.convolution_by_task import Window
 from metagrad.fewshot.used_gradients import needs_input_grad
-
-
-@dataclass(frozen=True)
-class Window:
-    """How the kernel moves: ``kernel`` pixels wide and high, ``stride`` apart, over ``padding`` pixels of zeros."""
-
-    kernel: int
-    stride: int
-    padding: int
-    size: tuple[int, int]  # of the image
-
-    @property
-    def out(self) -> tuple[int, int]:
-        """Height and width of the result."""
-        high, wide = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self.size)
-        return high, wide
 
 
 def conv2d(x: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -90,9 +78,12 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, window: Window, patches: Tensor | None) -> Tensor:
+        ctx.window = window
+        if by_task.pays(x, w, window):
+            ctx.save_for_backward(x, w, None)
+            return by_task.forward(x, w, window)
         patches = _patches(x, window) if patches is None else patches
         ctx.save_for_backward(x, w, patches)
-        ctx.window = window
         return torch.bmm(patches, w.flatten(2).mT).unflatten(1, (x.shape[1], *window.out))
 
     @staticmethod
@@ -111,6 +102,8 @@ class _InputGrad(torch.autograd.Function):
     def forward(ctx: Any, gy: Tensor, w: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(gy, w)
         ctx.window = window
+        if by_task.pays(gy, w, window):
+            return by_task.input_grad(gy, w, window)
         gx = gy.new_empty(*gy.shape[:2], *window.size, w.shape[-1])
         return _overlay(torch.bmm(gy.flatten(1, 3), w.flatten(2)), window, gx)
 
@@ -118,19 +111,21 @@ class _InputGrad(torch.autograd.Function):
     def backward(ctx: Any, hx: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
         needed = needs_input_grad(ctx)
-        patches = _patches(hx.detach(), ctx.window)
+        patches = None if by_task.pays(hx, w, ctx.window) else _patches(hx.detach(), ctx.window)
         hgy = _Conv.apply(hx, w, ctx.window, patches) if needed[0] else None
         hw = _WeightGrad.apply(gy, hx, ctx.window, patches) if needed[1] else None
         return hgy, hw, None
 
 
 class _WeightGrad(torch.autograd.Function):
-    """``(gy, x) -> gw``. The patches of x count as part of it."""
+    """``(gy, x) -> gw``. The patches of x count as part of it; without them torch's own convolutions serve."""
 
     @staticmethod
-    def forward(ctx: Any, gy: Tensor, x: Tensor, window: Window, patches: Tensor) -> Tensor:
+    def forward(ctx: Any, gy: Tensor, x: Tensor, window: Window, patches: Tensor | None) -> Tensor:
         ctx.save_for_backward(gy, x, patches)
         ctx.window = window
+        if patches is None:
+            return by_task.weight_grad(gy, x, window)
         return torch.bmm(gy.flatten(1, 3).mT, patches).unflatten(2, (window.kernel, window.kernel, x.shape[-1]))
 
     @staticmethod
