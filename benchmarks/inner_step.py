@@ -45,6 +45,7 @@ SOLVERS: dict[str, InnerSolver] = {
     "descent, 5 steps of 0.05": GradientDescent(lr=0.05, max_steps=5),
     "descent, 5 steps of 0.1": GradientDescent(lr=0.1, max_steps=5),
     "descent, 5 steps of 0.2": GradientDescent(lr=0.2, max_steps=5),
+    "descent, 10 steps of 0.02": GradientDescent(lr=0.02, max_steps=10),
     "descent, 10 steps of 0.1": GradientDescent(lr=0.1, max_steps=10),
 }
 

@@ -76,8 +76,10 @@ class WorkProgress(Progress):
         now = time.monotonic()
         if not self.screen.is_terminal and now - self.printed > _LOG_SECONDS:
             self.printed = now
-            left = (now - self.began) * (total - done) / max(done - self.first, 1e-9)
-            self.screen.write_line(f"{self.what}: {100 * done / total:.0f} % done, {_clock(left)} left")
+            left = ""
+            if done > self.first:  # before the first step nothing tells how long one takes
+                left = f", {_clock((now - self.began) * (total - done) / (done - self.first))} left"
+            self.screen.write_line(f"{self.what}: {100 * done / total:.0f} % done{left}")
             self.screen.file.flush()
 
 

@@ -78,9 +78,9 @@ class OmniglotTable:
     filters: int = arg(_DEFAULT.filters, least=1)
     """Width of the network of four convolutions with pooling."""
     val_tasks: int = arg(_DEFAULT.val_tasks, least=2)
-    """Number of validation tasks."""
+    """Number of validation tasks; a third of them at 20 ways."""
     test_tasks: int = arg(_DEFAULT.test_tasks, least=2)
-    """Number of test tasks of each cell."""
+    """Number of test tasks of each cell; a third of them at 20 ways."""
     data_dir: Path | None = arg(None, metavar="DIR")
     """Folder with Omniglot's archives. Default: METAGRAD_DATA, else they are downloaded."""
 
@@ -140,7 +140,7 @@ class Omniglot(OmniglotTable):
 
 
 class _Progress:
-    """Shows the run that is trained, and prints its validations."""
+    """Shows the run that is trained and its test, and prints its validations."""
 
     def __init__(self, screen: Screen) -> None:
         from metagrad.cli.progress import WorkProgress
@@ -156,14 +156,25 @@ class _Progress:
             self._bar.__exit__(None, None, None)
 
     def __call__(self, name: str, event: Event) -> None:
-        if name != self._name:
-            self.__exit__()
-            self._name, self._bar = name, self._make(self._screen, name).__enter__()
-        assert self._bar is not None
-        self._bar(event.step, event.meta_steps)
+        if "tested" in event.line:
+            self._show(f"{name}, test", event.line["tested"], event.line["of"])
+            return
+        self._show(name, event.step, event.meta_steps)
         if "val_accuracy" in event.line:
             line = f"{name}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
             self._screen.write_line(f"{line} ± {event.line['val_ci95']:.1%}")
+        elif "seconds_left" in event.line:
+            from metagrad.experiment.estimate import in_words  # which loads torch
+
+            self._screen.write_line(f"{name}, {in_words(event.line, event.meta_steps)}")
+
+    def _show(self, what: str, done: float, total: float) -> None:
+        if what != self._name:
+            self.__exit__()
+            self._name, self._bar = what, self._make(self._screen, what).__enter__()
+            self._bar.begin_at(done)
+        assert self._bar is not None
+        self._bar(done, total)
 
 
 def _table(rows: Sequence[CellRow]) -> Table:

@@ -182,6 +182,6 @@ class OmniglotProtocol:
     lr: float = 1e-4
     """Outer step size of the second stage."""
     val_tasks: int = 300
-    """Number of validation tasks."""
+    """Number of validation tasks; a third of them at 20 ways, where a task has four times the images."""
     test_tasks: int = 600
-    """Number of test tasks of each cell."""
+    """Number of test tasks of each cell; a third of them at 20 ways."""
