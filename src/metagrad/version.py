@@ -1,3 +1,3 @@
 """Which version this is; read where results are recorded, without the rest of the package."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
