@@ -17,7 +17,7 @@ from metagrad.cli.main import main
 from metagrad.experiment import Budget, Episodes, Experiment, MLPConfig, Outer, Run, train
 from metagrad.experiment.loop import Event
 from metagrad.fewshot import MAML, Bilevel, Sinusoids, SquaredError
-from metagrad.report.episodes import Confusion, Prediction, Row
+from metagrad.report.episodes import Confusion, Judged, Prediction, Row
 from metagrad.report.figures import panels
 from metagrad.report.page import RunView, page
 from metagrad.report.quantities import metric_of, protocol_text
@@ -131,8 +131,8 @@ def run_named(name):
     lines.append({"step": 2, f"val_{name}": 2.0, "val_ci95": 0.1, "val_loss": 3.0})
     grid = [Row(name, ["data:,"], [Prediction("data:,", name, 0.5, False), Prediction("data:,", name, 0.9, True)])]
     record = {"versions": {name: name}, "command": ["metagrad", name]}
-    return RunView(name, {"tasks": name, name: name}, record, lines, {**result, "protocol": protocol}, None, [grid],
-                 [Confusion(name, name, 50.0, 2, ("data:,", "data:,"))])  # fmt: skip
+    return RunView(name, {"tasks": name, name: name}, record, lines, {**result, "protocol": protocol}, None, Judged([grid],
+                 [Confusion(name, name, 50.0, 2, ("data:,", "data:,"))], 0.9, 0.5))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_module_given_in_python_is_repeated_by_its_program(tmp_path, monkeypat
                             method=MAML(inner_lr=0.02, loss=SquaredError()))  # fmt: skip
     train(experiment, "own", stop=lambda: True)
     run = Run.open("own", experiment=experiment)
-    text = page([RunView("own", {"tasks": "Sinusoids"}, run.record, [], {}, None, [], [])])
+    text = page([RunView("own", {"tasks": "Sinusoids"}, run.record, [], {}, None, None)])
     assert "run that program again" in Seen(text).said
     with pytest.raises(MetagradError, match="was given as a module"):
         Run.open("own")

@@ -58,12 +58,12 @@ def test_the_report_asks_the_call_alone_and_names_the_classes_it_shows(learned, 
     whole, drawn = Episodes.sampler, dataset()
     monkeypatch.setattr(Episodes, "sampler", lambda *args, **options: bare(whole(*args, **options)))
     learner = Learner.of(learned)
-    grids, _ = report.judge_tasks(learner, learner.episodes.of(drawn), tasks=4, shown=3)
+    grids = report.judge_tasks(learner, learner.episodes.of(drawn), tasks=4, shown=3).grids
     names = [row.name for grid in grids for row in grid]
     assert len(names) == 9
     for row in (row for grid in grids for row in grid):
         first = int(drawn.val.first[drawn.val.names.index(row.name)])
-        own = {image.numpy().tobytes() for image in drawn.val.images[first : first + 8, 0]}
+        own = {(255 - image).numpy().tobytes() for image in drawn.val.images[first : first + 8, 0]}  # dark ink on white
         shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for uri in row.support]
         assert {image.tobytes() for image in shown} <= own
         assert len(shown) == 1

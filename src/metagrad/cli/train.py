@@ -321,7 +321,7 @@ def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sourc
                 writer.add_scalar(name, value, event.step)
         if event.theta is not None and sources.pictures is not None:
             theta = {name: leaf.detach().cpu() for name, leaf in event.theta.items()}
-            (grid,), _ = judge_tasks(Learner.now(run, theta), sources, tasks=1, shown=1)
+            (grid,) = judge_tasks(Learner.now(run, theta), sources, tasks=1, shown=1).grids
             writer.add_figure("a validation task", task_figure(grid), event.step)
         writer.flush()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metagrad.classifier.learner import Learner
 from metagrad.experiment.sources import Sources
+from metagrad.fewshot import Tasks
 
 TASKS = 60  # on one page
 
@@ -46,10 +47,28 @@ class Confusion:
     pictures: tuple[str, str]
 
 
-def judge_tasks(
-    learner: Learner, sources: Sources, *, tasks: int = TASKS, shown: int = 2, seed: int = 0
-) -> tuple[list[list[Row]], list[Confusion]]:
-    """Return some validation tasks as pictures, and the pairs of classes that are confused most often.
+@dataclass(frozen=True)
+class Judged:
+    """Validation tasks, each image classified by itself.
+
+    Attributes
+    ----------
+    grids:
+        some of the tasks as pictures: a row a class.
+    hardest:
+        pairs of classes that are confused most often.
+    accuracy, pixels:
+        accuracy in these tasks, of the network and of the nearest class mean of the pixels.
+    """
+
+    grids: list[list[Row]]
+    hardest: list[Confusion]
+    accuracy: float
+    pixels: float
+
+
+def judge_tasks(learner: Learner, sources: Sources, *, tasks: int = TASKS, shown: int = 2, seed: int = 0) -> Judged:
+    """Classify validation tasks; return some of them as pictures, and what is confused most often.
 
     Each image is classified by itself, as in ``metagrad predict``.
     """
@@ -63,12 +82,16 @@ def judge_tasks(
         for part in (sources.pictures, dataset)
     )
     assert drawn.classes is not None
+    if learner.reading.kind == "strokes":  # read as ink 1 on paper 0; people draw with dark ink on white paper
+        for part in (drawn.support.x, drawn.query.x):
+            torch.sub(1.0, part, out=part)
     available = dataset.val.with_at_least(episodes.shots + episodes.queries).names
     names = [[available[number] for number in row] for row in drawn.classes.tolist()]
     temperature = learner.calibration.own.temperature if learner.calibration else 1.0
     grids: list[list[Row]] = []
     wrong: dict[tuple[str, str], list[int]] = {}
     pictures: dict[str, str] = {}
+    right = pixels_right = 0
     for first in range(0, tasks, 16):
         some = slice(first, min(tasks, first + 16))
         x, queries = (part.x[some] for part in taken)
@@ -78,6 +101,8 @@ def judge_tasks(
                 p = (network(queries[task - first]) / temperature).softmax(-1)
             called = names[task]
             y = drawn.query.y[task]
+            right += int((p.argmax(-1) == y).sum())
+            pixels_right += int((_nearest_mean(drawn, task, len(called)) == y).sum())
             for way, name in enumerate(called):
                 support = drawn.support.x[task, drawn.support.y[task] == way]
                 pictures.setdefault(name, png(support[0]))
@@ -95,7 +120,14 @@ def judge_tasks(
         for (one, other), (hits, seen) in order[:8]
         if hits
     ]
-    return grids, hardest
+    return Judged(grids, hardest, right / drawn.query.y.numel(), pixels_right / drawn.query.y.numel())
+
+
+def _nearest_mean(drawn: Tasks, task: int, ways: int) -> Tensor:
+    """Return the class whose mean support image is nearest to each query image of a task."""
+    x, y = drawn.support.x[task].flatten(1), drawn.support.y[task]
+    means = torch.stack([x[y == way].mean(0) for way in range(ways)])
+    return torch.cdist(drawn.query.x[task].flatten(1), means).argmin(-1)
 
 
 def _grid(x: Tensor, y: Tensor, query: Tensor, truth: Tensor, p: Tensor, called: list[str]) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metagrad.classifier.calibration import Calibration
-from metagrad.report.episodes import TASKS, Confusion, Row
+from metagrad.report.episodes import TASKS, Judged
 from metagrad.report.figures import described, legend, panels, svg
 from metagrad.report.quantities import chance_of, metric_of, metric_of_result, number, protocol_text, with_interval
 
@@ -49,8 +49,8 @@ class RunView:
         its options, flat: name and value.
     record, lines, result, calibration:
         ``config.json``, ``metrics.jsonl``, ``result.json`` (may be empty), ``calibration.json`` if any.
-    grids, hardest:
-        result of :func:`metagrad.report.episodes.judge_tasks`; empty if the data are not available.
+    judged:
+        result of :func:`metagrad.report.episodes.judge_tasks`; ``None`` if the data are not available.
     best_step:
         meta-step of the weights with the best validation, which the page shows; ``None`` before the first validation.
     """
@@ -61,8 +61,7 @@ class RunView:
     lines: list[dict[str, Any]]
     result: dict[str, Any]
     calibration: Calibration | None
-    grids: list[list[Row]]
-    hardest: list[Confusion]
+    judged: Judged | None
     best_step: int | None = None
 
 
@@ -109,6 +108,7 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Return the other rows of the results' table: those for which some run has an entry."""
     names = (
         "chance",
+        "pixels alone",
         "without meta-training (nearest class mean of the frozen features)",
         "measured on",
         "weights",
@@ -124,6 +124,7 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
         chance = chance_of(metric_of_result(result), result["protocol"]) if result else None
         columns.append([
             "–" if chance is None else f"{100 * chance:.3g} %",
+            _pixels(run.judged) if run.judged else "–",
             _gain(result["class_mean"]) if "class_mean" in result else "–",
             protocol_text(result["protocol"]) if result else str(run.about.get("dataset", run.about["tasks"])),
             _weights(run),
@@ -139,6 +140,11 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
 def _gain(found: dict[str, Any]) -> str:
     gain = f"{100 * found['gain']:+.1f} ± {100 * found['gain_ci95']:.1f} points"
     return f"{number('accuracy', found['value'])}; meta-training changes it by {gain} on the same tasks"
+
+
+def _pixels(judged: Judged) -> str:
+    by, network = number("accuracy", judged.pixels), number("accuracy", judged.accuracy)
+    return f"{by} by the nearest class mean; {network} by the network, on the same {TASKS} tasks of validation classes"
 
 
 def _calibrated(calibration: Calibration) -> str:

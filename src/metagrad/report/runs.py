@@ -18,7 +18,7 @@ from metagrad.experiment.experiment import described
 from metagrad.experiment.run import Run
 from metagrad.experiment.sources import Sources
 from metagrad.files import write_text
-from metagrad.report.episodes import Confusion, Row, judge_tasks
+from metagrad.report.episodes import judge_tasks
 from metagrad.report.page import RunView, page
 from metagrad.strict_json import is_number
 
@@ -70,16 +70,15 @@ def view_of(run: Run, label: str, sources: Sources | None, *, busy: Busy = _quie
     lines = _metrics(run)
     state = run.load("best") if run.has("best") else None
     best = None if state is None else state.digest
-    grids: list[list[Row]] = []
-    hardest: list[Confusion] = []
+    judged = None
     # A bilevel problem gives no network that classifies pictures.
     classifies = hasattr(run.experiment.method, "weights") and run.has("best")
     if sources is not None and sources.pictures is not None and classifies:
         with busy("classifying validation tasks"):
-            grids, hardest = judge_tasks(Learner.of(run), sources)
+            judged = judge_tasks(Learner.of(run), sources)
     calibration = Calibration.of_run(run, best)
     result, step = _result(run, best), None if state is None else state.facts["best_step"]
-    return RunView(label, described(run.experiment), run.record, lines, result, calibration, grids, hardest, step)
+    return RunView(label, described(run.experiment), run.record, lines, result, calibration, judged, step)
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
