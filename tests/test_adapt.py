@@ -87,11 +87,13 @@ def test_what_is_left_out_is_said(learned, pictures, capsys):
     (pictures / "known" / "kind h").mkdir()
     (pictures / "known" / "kind h" / "1.heic").write_bytes(b"x")
     Image.new("L", (9, 9)).save(pictures / "known" / "loose.png")
+    (pictures / "known" / "kind e").mkdir()
     (pictures / "known" / "kind z").mkdir()
     (pictures / "known" / "kind z" / "inner\n\x1b[2J.zip").write_bytes(b"x")
     assert adapt(learned) == 0
     said = capsys.readouterr().out
-    assert "2 files of other kinds, or in no class folder (kind h/1.heic; loose.png)" in said
+    assert "2 files of other kinds, or in no class folder (kind h/1.heic; loose.png); save HEIC and" in said
+    assert "no class was made of kind e; kind h: no picture in it" in said
     assert "did not open 1 file" in said
     assert "\x1b" not in said
 

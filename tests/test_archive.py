@@ -139,13 +139,13 @@ def test_truncated_zip(tmp_path: Path, keep: float) -> None:
     source = make_zip(tmp_path / "any.zip", CONTENT)
     data = source.read_bytes()
     source.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    refused(source, "not a whole zip file")
+    refused(source, "nor a whole zip file")
 
 
 def test_not_a_zip(tmp_path: Path) -> None:
     source = tmp_path / "any.zip"
     source.write_bytes(b"<html>404</html>" * 100)
-    refused(source, "not a whole zip file")
+    refused(source, "nor a whole zip file")
 
 
 def test_damaged_member(tmp_path: Path) -> None:

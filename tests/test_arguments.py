@@ -82,7 +82,7 @@ def test_words_become_a_command(words, wanted):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "do needs WHAT; see do --help"),
+        ("", "do needs WHAT (do WHAT N...); see do --help"),
         ("x 1 b", "N must be a whole number, got 'b'; see do --help"),
         ("x --mode c", "--mode is one of a, b, got 'c'; see do --help"),
         ("x --nam y", "there is no option --nam (did you mean --name?); see do --help"),

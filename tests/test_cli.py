@@ -63,7 +63,7 @@ def complaint(capsys, *words):
         ("train glyphs --adapts zzz", "zzz"),
         ("train glyphs --outer-lr 1e300", "--outer-lr must be positive and finite"),
         ("evaluate", "metagrad evaluate needs RUN; see metagrad evaluate --help"),
-        ("adapt", "metagrad adapt needs RUN, SUPPORT, --out MODEL; see metagrad adapt --help"),
+        ("adapt", "metagrad adapt needs RUN, SUPPORT, --out MODEL (metagrad adapt RUN SUPPORT --out MODEL); see"),
         ("learn", "metagrad has no command 'learn': the commands are train, evaluate"),
         ("evaluat r", "metagrad has no command 'evaluat' (did you mean evaluate?)"),
         ("evaluate r --split tset", "--split is one of test, val, got 'tset' (did you mean test?)"),

@@ -83,7 +83,7 @@ def test_truncated_zip(small: Small) -> None:
     small.zip()
     path = small.data / "images_evaluation.zip"
     path.write_bytes(path.read_bytes()[:-100])
-    assert str(path) in small.refuses("not a whole zip file")
+    assert str(path) in small.refuses("nor a whole zip file")
 
 
 def test_zip_that_would_escape(small: Small) -> None:

@@ -128,7 +128,7 @@ def test_a_model_that_nothing_can_be_added_to(photos, capsys, monkeypatch):
         (f"adapt {OWN} known --code {OWN} --add-to bare.model", "keeps no examples to add to"),
         (f"adapt {other} known --code {other} --code {OWN} --add-to p.model", "adapted with another network"),
         ("adapt glyphs known --add-to bare.model --code own_backbones:Stages", "keeps no examples"),
-        (f"adapt {OWN} known --code {OWN} --add-to nowhere.model", "make it with metagrad adapt"),
+        (f"adapt {OWN} known --code {OWN} --add-to nowhere.model", "metagrad adapt writes such a file"),
     ):
         assert says in complaint(capsys, f"{words} --out out.model")
         assert not (photos / "out.model").exists()

@@ -168,3 +168,35 @@ def test_folders_of_any_name(learned, pictures, capsys, monkeypatch):
     monkeypatch.setattr("metagrad.classifier.learner._MOST", 5)
     assert adapt(learned, known="..", out="../../up.model") == 2
     assert "has 8 pictures, more than 5" in capsys.readouterr().err
+
+
+def test_what_a_folder_holds_beside_pictures_is_said(learned, pictures, capsys):
+    adapt(learned)
+    asked = pictures / "asked"
+    shutil.copytree(pictures / "new", asked)
+    for name in ("IMG_1.HEIC", "notes.txt", "Thumbs.db", ".hidden"):
+        (asked / name).write_bytes(b"x")
+    capsys.readouterr()
+    assert main(["predict", "my.model", "asked"]) == 0
+    said = capsys.readouterr().err
+    assert "left out 2 files of other kinds (asked/IMG_1.HEIC; asked/notes.txt); save HEIC and AVIF pictures" in said
+    (pictures / "phone").mkdir()
+    (pictures / "phone" / "1.HEIC").write_bytes(b"x")
+    assert main(["predict", "my.model", "phone"]) == 2
+    assert "has no pictures (.jpg, .jpeg, .png, .webp, ...); save HEIC" in capsys.readouterr().err
+
+
+def test_words_in_the_wrong_order_are_told_apart(learned, pictures, capsys):
+    adapt(learned)
+    (pictures / "a.png").write_bytes(b"not a model")
+    for words, says in (
+        ("predict new my.model", "new is a folder: give the model first"),
+        ("adapt known glyphs --out b.model", "give the model first, then the pictures: metagrad adapt glyphs known"),
+        ("adapt Glyph known --out b.model", "no run or model called Glyph: did you mean glyphs?"),
+        ("adapt glyphs known --out a.png", "a.png exists and is no model of metagrad adapt"),
+        ("report my.model", "it is a file, and a run is a folder"),
+    ):
+        assert main(words.split()) == 2
+        assert says in capsys.readouterr().err
+    assert (pictures / "a.png").read_bytes() == b"not a model"
+    assert adapt(learned) == 0  # a model is replaced

@@ -21,6 +21,7 @@ from metagrad.errors import MetagradError
 from metagrad.files import write_atomically
 
 _HEADER = struct.Struct("<Q")  # length of the JSON header that every safetensors file begins with
+_LONGEST_HEADER = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ class Stored:
     tensors: dict[str, Tensor]
     facts: Any
     digest: str | None
+
+
+def begins_like_one(path: Path, *, key: str) -> bool:
+    """Say whether a file begins like one that :func:`write` wrote with ``key``; it may still be damaged."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER.size)
+        length = _HEADER.unpack(start)[0] if len(start) == _HEADER.size else 0
+        try:
+            return key in json.loads(file.read(min(length, _LONGEST_HEADER)))["__metadata__"]
+        except (ValueError, LookupError, TypeError):
+            return False
 
 
 def write(

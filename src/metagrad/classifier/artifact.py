@@ -181,7 +181,7 @@ class Classifier:
             if it is no such file, is cut off or altered, or was written by another version.
         """
         require_text(path)
-        require_readable(path, missing="make it with metagrad adapt")
+        require_readable(path, missing="metagrad adapt writes such a file, my.model for example")
         again = "adapt again with metagrad adapt"
         try:
             stored = tensorfile.read(path, key="metagrad")

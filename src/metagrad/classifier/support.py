@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metagrad.data.archive import DEFAULT_MAX_MEMBER_BYTES, Members, open_members
-from metagrad.data.class_folders import ENDINGS, Candidate, candidates
+from metagrad.data.class_folders import ENDINGS, FROM_PHONES, JUNK, Candidate, candidates
 from metagrad.data.decoding import reason
 from metagrad.data.names import short
 from metagrad.data.pictures import files_of, some_of
@@ -69,7 +69,7 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         if not names:
             raise MetagradError(
                 f"{source} has no pictures in class folders: make one folder a class and put {', '.join(ENDINGS[:4])} "
-                "files into it"
+                f"files into it{how_to_convert(there.others)}"
             )
         if len(names) > most:
             raise MetagradError(f"{source} has {len(names)} pictures, more than {most}: a few of each class are enough")
@@ -108,11 +108,30 @@ def read_support(source: Path, reading: Reading, *, most: int) -> Support:
         )
     others, archives = there.others, there.archives
     if others:
-        lines.append(f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})")
+        lines.append(
+            f"left out {files_of(len(others))} of other kinds, or in no class folder ({some_of(others)})"
+            f"{how_to_convert(others)}"
+        )
+    if without := sorted({*there.empty, *_empty_folders(source, set(labels))}):
+        lines.append(f"no class was made of {some_of(without)}: no picture in it")
     if archives:
         lines.append(f"did not open {files_of(len(archives))} inside ({some_of(archives)}): unpack them first")
     files = tuple(name for _, name, _ in images)
     return Support(torch.stack([image for _, _, image in images]), labels, files, tuple(lines))
+
+
+def how_to_convert(others: Iterable[str]) -> str:
+    """Return what to do about pictures in a phone's own format, if there are any."""
+    return "; save HEIC and AVIF pictures as JPEG" * any(name.lower().endswith(FROM_PHONES) for name in others)
+
+
+def _empty_folders(source: Path, labels: set[str]) -> list[str]:
+    """Return the folders beside the class folders that hold no file at all; a zip names none."""
+    if not source.is_dir():
+        return []
+    with os.scandir(source) as scan:
+        folders = [Path(one.path) for one in scan if one.is_dir() and not one.name.startswith(".")]
+    return [one.name for one in folders if one.name not in labels and not any(one.iterdir())]
 
 
 class _LeftOut(NamedTuple):
@@ -170,14 +189,20 @@ def _alike(names: set[str]) -> list[tuple[str, str]]:
     ]
 
 
-def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
+def listed(places: Sequence[str], lines: Iterable[str], others: list[str] | None = None) -> Iterator[Path]:
     """Return the picture files that are named: files, all pictures below folders, and for ``-`` those of ``lines``.
+
+    Parameters
+    ----------
+    others:
+        takes the names of the other files in these folders.
 
     Raises
     ------
     MetagradError
         if a place does not exist, or a folder has no pictures.
     """
+    others = [] if others is None else others
     for place in places:
         if place == "-":
             yield from (Path(line.removeprefix("\ufeff").rstrip("\r\n")) for line in lines if line.strip())
@@ -190,15 +215,17 @@ def listed(places: Sequence[str], lines: Iterable[str]) -> Iterator[Path]:
                 )
             yield path
             continue
-        none = True
-        for picture in _pictures_below(path):
+        none, before = True, len(others)
+        for picture in _pictures_below(path, others):
             none = False
             yield picture
         if none:
-            raise MetagradError(f"{place} has no pictures ({', '.join(ENDINGS[:4])}, ...)")
+            raise MetagradError(
+                f"{place} has no pictures ({', '.join(ENDINGS[:4])}, ...){how_to_convert(others[before:])}"
+            )
 
 
-def _pictures_below(folder: Path) -> Iterator[Path]:
+def _pictures_below(folder: Path, others: list[str]) -> Iterator[Path]:
     """Return the picture files of a folder, then those of the folders in it; not by recursion, however deep it is."""
     pending = [str(folder)]
     while pending:
@@ -209,7 +236,11 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
             files = [one.path for one in entries if not one.is_dir()]
         except OSError as error:
             _refuse_folder(error)
-        yield from (Path(file) for file in files if file.lower().endswith(ENDINGS))
+        for file in files:
+            if file.lower().endswith(ENDINGS):
+                yield Path(file)
+            elif os.path.basename(file) not in JUNK:
+                others.append(file)
         pending += reversed(folders)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,7 @@ class Adapt:
     """Folder or zip with one folder for each class and a few pictures in each: any number of classes and pictures, of
     any size, grey or colour."""
     out: Path = arg(metavar="MODEL")
-    """File to write the classifier to, such as my.model; it replaces one that is there."""
+    """File to write the classifier to, such as my.model; it replaces a model that is there."""
     add_to: Path | None = arg(None, metavar="MODEL")
     """Model that metagrad adapt wrote with the same RUN: learn its pictures and those of SUPPORT together, of the same
     classes or of new ones. For pretrained networks."""
@@ -47,6 +49,7 @@ class Adapt:
         """Run the command; return the exit code."""
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: give a file")
+        _require_model(self.run, self.support)
         allocator.keep_memory()
         from metagrad.classifier.adding import added, examples_of
         from metagrad.classifier.artifact import Classifier
@@ -56,9 +59,12 @@ class Adapt:
         from metagrad.data.class_folders import ENDINGS
         from metagrad.experiment.storage import FILES
         from metagrad.files import require_apart
+        from metagrad.tensorfile import begins_like_one
 
         require_apart(self.out, self.support, ours=lambda name: name.lower().endswith(ENDINGS))
         require_apart(self.out, self.run, ours=FILES.__contains__)
+        if self.out.is_file() and self.out.stat().st_size and not begins_like_one(self.out, key="metagrad"):
+            raise MetagradError(f"--out {self.out} exists and is no model of metagrad adapt: choose another name")
         screen = Screen()
         with screen.status("opening the network"):
             learner = Learner.of(self.run, code=self.code)
@@ -72,13 +78,16 @@ class Adapt:
             notes += unlike(support, learner)
         with WorkProgress(screen, "computing features") as progress:
             x = learner.network_inputs(support.images, progress=lambda done, total, _: progress(done, total))
-        labels, files = [*support.labels], [*support.names]
+        labels: list[str] = [*support.labels]
+        files: list[str | None] = [*support.names]
         with screen.status("adapting"):
             if before is not None:
                 x, labels, new = added(learner, before, x, labels)
                 if len(new) < len(files):
                     notes.append(f"skipped {len(files) - len(new)} that the model had learned before")
-                files = ["a picture learned before"] * (len(labels) - len(new)) + [files[number] for number in new]
+                # The model keeps no names of the pictures that it learned before.
+                unnamed: list[str | None] = [None] * (len(labels) - len(new))
+                files = unnamed + [files[number] for number in new]
             classifier = learner.adapt_inputs(x, labels)
         classifier.save(self.out)  # usable even if leave-one-out is interrupted
         with WorkProgress(screen, "leave-one-out accuracy") as progress:
@@ -93,6 +102,15 @@ class Adapt:
         size = self.out.stat().st_size / 1024
         screen.write_line(f"wrote {self.out} ({size:.0f} kB); next: metagrad predict {self.out} PICTURES")
         return 0
+
+
+def _require_model(run: Path, support: Path) -> None:
+    """Refuse words in the wrong order, and a name that is nearly that of a model."""
+    names = ["glyphs", "photos"]
+    if run.is_dir() and not (run / "config.json").exists() and str(support) in names and not support.exists():
+        raise MetagradError(f"give the model first, then the pictures: metagrad adapt {support} {run}")
+    if not run.exists() and (near := difflib.get_close_matches(str(run).lower(), names, n=1)) and str(run) not in names:
+        raise MetagradError(f"there is no run or model called {run}: did you mean {near[0]}?")
 
 
 def unlike(support: Support, learner: Learner) -> list[str]:
@@ -125,7 +143,7 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
         trained = f"{facts['method']} trained on {facts['trained']} tasks of {facts['dataset']}{accuracy}"
     lines = [
         f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {trained}",
-        f"  accuracy on the support pictures: {_percent(facts['fit'])}",
+        f"  accuracy on these pictures: {_percent(facts['fit'])}",
     ]
     chance = 1 / len(counts)
     if left is None:
@@ -158,8 +176,8 @@ def _percent(share: float, places: int = 0) -> str:
     return f"{100 * share:.{places}f} %"
 
 
-def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
-    """Return the pictures whose label may be wrong, the most probable mistakes first.
+def suspects(left: LeftOut | None, files: Sequence[str | None]) -> list[str]:
+    """Return the pictures whose label may be wrong, the most probable mistakes first; not those without a name.
 
     These are mistakes with a probability above 0.8, or above that of every picture classified correctly as that class:
     probabilities without calibration may all be small.
@@ -174,10 +192,11 @@ def suspects(left: LeftOut | None, files: list[str]) -> list[str]:
     sure = sorted(
         (-left.probabilities[place], place)
         for place in left.mistakes
-        if left.probabilities[place] > limits.get(left.predicted[place], _SURE)
+        if files[left.numbers[place]] is not None
+        and left.probabilities[place] > limits.get(left.predicted[place], _SURE)
     )
     lines = [
-        f"  {printable(files[left.numbers[place]])} is labelled {printable(left.labels[place])} but looks like "
+        f"  {printable(str(files[left.numbers[place]]))} is labelled {printable(left.labels[place])} but looks like "
         f"{printable(left.predicted[place])} ({_percent(-minus)}): is its label right?"
         for minus, place in sure[:_NAMED]
     ]

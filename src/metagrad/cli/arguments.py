@@ -189,7 +189,9 @@ def read(
     given |= _placed(made, placed, [*rest, *words[cut + 1 :]])
     missing = [_usage(option) for option in (*placed, *needed) if option.required and option.name not in given]
     if missing:
-        raise MetagradError(f"{prog} needs {', '.join(dict.fromkeys(missing))}; see {prog} --help")
+        order = [_usage(option) for option in (*placed, *needed) if option.required]
+        whole = f" ({' '.join([prog, *order])})" if len(order) > 1 else ""
+        raise MetagradError(f"{prog} needs {', '.join(dict.fromkeys(missing))}{whole}; see {prog} --help")
     return given
 
 

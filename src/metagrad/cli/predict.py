@@ -45,11 +45,14 @@ class Predict:
             raise MetagradError("give picture files or folders, or - to read their names from standard input")
         allocator.keep_memory()
         from metagrad.classifier.artifact import Classifier
-        from metagrad.classifier.support import listed, read_all
+        from metagrad.classifier.support import how_to_convert, listed, read_all
         from metagrad.cli.progress import Screen, WorkProgress
+        from metagrad.data.pictures import files_of, some_of
 
         if sys.stdout is None:
             raise MetagradError("standard output is closed: there is nowhere to write to")
+        if self.model.is_dir() and Path(self.images[0]).is_file():
+            raise MetagradError(f"{self.model} is a folder: give the model first, metagrad predict MODEL PICTURES")
         classifier = Classifier.load(self.model, code=self.code)
         classifier.require_pictures()
         if self.reject and classifier.ood_threshold is None:
@@ -58,7 +61,8 @@ class Predict:
             )
         if self.reject and _UNKNOWN in classifier.classes and self.format != "jsonl":
             say("one class is itself named unknown: use --format jsonl, where a rejected picture has the class null")
-        pictures = list(listed(self.images, sys.stdin or ()))
+        others: list[str] = []
+        pictures = list(listed(self.images, sys.stdin or (), others))
         if not pictures:
             raise MetagradError("standard input names no picture")
         write = _WRITERS[self.format](classifier.classes)
@@ -75,6 +79,8 @@ class Predict:
                     say(f"{path} cannot be read ({why})")
                 done, skipped = done + len(paths), skipped + len(bad)
                 progress(done + skipped, len(pictures))
+        if others:
+            say(f"left out {files_of(len(others))} of other kinds ({some_of(others)}){how_to_convert(others)}")
         if skipped and not done:
             none = "the only picture cannot" if skipped == 1 else f"none of the {skipped} pictures can"
             raise MetagradError(f"{none} be read")

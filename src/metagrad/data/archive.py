@@ -284,7 +284,10 @@ def _refuse_stray_link(folder: Path, root: Path, name: str, link: Path) -> None:
 
 
 def _damaged(source: Path, reason: str) -> MetagradError:
-    return MetagradError(f"{source} is not a whole zip file ({reason}); it may be cut short or damaged: get it again")
+    return MetagradError(
+        f"{source} is neither a folder nor a whole zip file ({reason}); if it is a zip, it is cut short or damaged: "
+        "get it again"
+    )
 
 
 def _reason(error: BaseException) -> str:

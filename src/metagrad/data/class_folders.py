@@ -11,9 +11,10 @@ from metagrad.data.archive import Members, folder_name
 from metagrad.data.names import short
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FROM_PHONES = (".heic", ".heif", ".avif")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # nobody meant them to be pictures
+JUNK = ("Thumbs.db", "desktop.ini", "split.json")  # nobody meant them to be pictures
 
 
 class Candidate(NamedTuple):
@@ -68,7 +69,7 @@ def candidates(
     chosen = [name for name in visible if name.lower().endswith(ENDINGS)]
     archives = [name for name in visible if name.lower().endswith(ARCHIVES)]
     known = {*chosen, *archives}
-    rest = [name for name in visible if name not in known and name.rpartition("/")[2] not in _JUNK]
+    rest = [name for name in visible if name not in known and name.rpartition("/")[2] not in JUNK]
     if labels is not None:
         pictures = {}
         for name in chosen:

@@ -62,7 +62,7 @@ if hasattr(os, "register_at_fork"):
 def reason(error: Exception) -> str:
     """Say in a line why a picture cannot be read."""
     if isinstance(error, UnidentifiedImageError):  # it names an object of Python's
-        return "it is not a picture of a supported format, or it is damaged"
+        return "it is not a picture of a format that metagrad reads, or it is damaged"
     if isinstance(error, Image.DecompressionBombError):
         number = re.search(r"[0-9]+", str(error))  # the first is the number of pixels
         return f"it has {int(number[0]) if number else 0:,} pixels, more than {MOST_PIXELS:,}"

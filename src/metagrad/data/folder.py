@@ -205,7 +205,7 @@ def _parted(names: list[str], source: Path) -> dict[str, list[str]]:
     if len(names) < 6:
         raise MetagradError(
             f"{source} has {len(names)} classes, but a split into training, validation and test classes needs at least "
-            "6, two of each"
+            "6, two of each; metagrad adapt needs no split, and takes two classes or more"
         )
     shuffled = sorted(names)
     random.Random(0).shuffle(shuffled)

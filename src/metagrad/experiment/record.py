@@ -91,7 +91,7 @@ def read_record(folder: Path, *, code: Collection[str] = (), given: Experiment |
     except PermissionError as error:
         raise MetagradError(f"cannot read {folder} (permission denied): ask its owner for permission") from error
     except (OSError, KeyError, TypeError) as error:
-        raise MetagradError(f"{folder} is not a metagrad run: no readable config.json in it") from error
+        raise MetagradError(f"{folder} is not a metagrad run: {_why_not(folder)}") from error
     except ValueError as error:
         raise MetagradError(
             f"{folder} is not a metagrad run, or its config.json is damaged ({in_short(error)}): restore it"
@@ -250,3 +250,11 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _why_not(folder: Path) -> str:
+    if folder.is_file():
+        return "it is a file, and a run is a folder that metagrad train made"
+    if not folder.exists():
+        return "there is no such folder"
+    return "no readable config.json in it"
