@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -104,3 +106,20 @@ def _module(name: str, path: str) -> types.ModuleType:
     finally:
         if added:
             sys.path.remove(here)
+
+
+def digests(paths: Iterable[str]) -> dict[str, str]:
+    """Return a sha256 of the source of each module that import paths name, by its name; import the modules.
+
+    Comments on lines of their own and empty lines do not count. Modules without a source file are left out.
+    """
+    found = {}
+    for path in sorted(paths):
+        name = path.partition(":")[0]
+        try:
+            source = inspect.getsource(_module(name, path))
+        except (MetagradError, OSError, TypeError):
+            continue
+        lines = [line.rstrip() for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        found[name] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return found

@@ -133,7 +133,7 @@ class Train:
         if outcome.result is None:
             screen.write_line(
                 f"saved and stopped after meta-step {outcome.step}; continue with\n"
-                f"  metagrad train --resume {run.folder}"
+                f"  metagrad train --resume {run.folder}{_code_words(run)}"
             )
             return 130
         after_training.show_result(screen, outcome.result)
@@ -306,6 +306,13 @@ def _tensorboard() -> Callable[[str], Any]:
     except ImportError as error:
         raise MetagradError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
     return SummaryWriter
+
+
+def _code_words(run: Run) -> str:
+    """Return the options that let another command import the run's own code."""
+    from metagrad.experiment.record import own_code
+
+    return "".join(f" --code {name}" for name in dict.fromkeys(own_code(run.record.get("experiment"))))
 
 
 def _also(report: Callable[[Event], None], writer: Any, run: Run, sources: Sources) -> Callable[[Event], None]:

@@ -13,7 +13,7 @@ from metagrad import tree
 from metagrad.data import rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Classes:
     """Labelled examples, sorted by class: images, features, token ids, or a nest of these.
 
@@ -49,6 +49,10 @@ class Classes:
     counts: Tensor
     names: tuple[str, ...]
     first: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+
+    def __repr__(self) -> str:
+        """Name the sizes: the numbers would fill pages."""
+        return f"{type(self).__name__}({len(self.names)} classes, {int(self.counts.sum())} examples)"
 
     def __post_init__(self) -> None:
         total = rows.length(self.data)
@@ -156,7 +160,7 @@ class Classes:
         return type(self)(moved, self.counts.to(device), self.names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageClasses(Classes):
     """Classes of images, uint8 ``(N, C, H, W)``: what a :class:`Dataset` consists of.
 

@@ -47,6 +47,7 @@ class FirstSteps:
         tasks = min(_TASKS, self._experiment.budget.val_tasks)
         self._judge(tasks)
         line = expected(self._experiment, step, each, (time.monotonic() - now) / tasks, spent)
+        line["steps_left"] = steps - self._first  # with the steps that were timed
         self._last = time.monotonic()
         return line
 
@@ -86,7 +87,7 @@ def in_words(line: dict[str, Any], meta_steps: int) -> str:
 
     Examples
     --------
-    >>> in_words({"steps_left": 497, "seconds_left": 170.0, "minutes": None, "seconds_of_steps": 170.0}, 500)
+    >>> in_words({"steps_left": 500, "seconds_left": 170.0, "minutes": None, "seconds_of_steps": 170.0}, 500)
     '500 meta-steps, validation and test take about 2.8 minutes'
     >>> in_words({"steps_left": 9997, "seconds_left": 3610.0, "minutes": 60.0, "seconds_of_steps": 79000.0}, 10_000)
     'training stops after 60 minutes (--minutes); all 10,000 meta-steps would take about 22 hours'
@@ -95,7 +96,7 @@ def in_words(line: dict[str, Any], meta_steps: int) -> str:
         limit = f"{line['minutes']:g} minute{'s' * (line['minutes'] != 1)}"
         every = f"all {meta_steps:,} meta-steps would take {duration(line['seconds_of_steps'])}"
         return f"training stops after {limit} (--minutes); {every}"
-    some = f"{meta_steps:,}" if line["steps_left"] > meta_steps - _STEPS - 1 else f"{line['steps_left']:,} more"
+    some = f"{meta_steps:,}" if line["steps_left"] == meta_steps else f"{line['steps_left']:,} more"
     return f"{some} meta-steps, validation and test take {duration(line['seconds_left'])}"
 
 

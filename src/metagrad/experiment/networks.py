@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from metagrad.errors import MetagradError, in_short
 from metagrad.fewshot import MLP, Conv4, ResNet12
@@ -133,6 +134,8 @@ def build_network(
         return built
     path = network if isinstance(network, str) else getattr(network, "__qualname__", str(network))
     called = imported(network, code=(network,)) if isinstance(network, str) else network
+    if isinstance(called, nn.Module):
+        return copy.deepcopy(called)
     if not callable(called):
         raise MetagradError(f"{path} cannot be called: name a function or class that returns an nn.Module")
     with torch.random.fork_rng(devices=[]):
@@ -143,6 +146,11 @@ def build_network(
             raise MetagradError(f"{path} cannot be called without arguments: {in_short(error)}") from error
     if not isinstance(module, nn.Module):
         raise MetagradError(f"{path} returned {type(module).__name__}: it must return an nn.Module")
+    if any(isinstance(leaf, UninitializedParameter) for leaf in module.parameters()):
+        raise MetagradError(
+            f"{path} has a lazy layer, whose size is not known yet: give the layer its size, or run the network once "
+            "on an example before you return it"
+        )
     return module
 
 

@@ -21,7 +21,7 @@ from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.pretrained import Pretrained, own_path, trunk_digest
 from metagrad.experiment.sources import Sources, TaskSet
 from metagrad.experiment.values import CLASS, from_json, paths_in
-from metagrad.named_code import NotNamedError, require_named
+from metagrad.named_code import NotNamedError, digests, require_named
 from metagrad.seeds import RULE
 from metagrad.strict_json import is_count
 from metagrad.version import VERSION
@@ -57,11 +57,13 @@ def new_record(
     size: dict[str, Any] = {"inputs": list(sources.inputs), "outputs": sources.outputs}
     if isinstance(experiment.network, Pretrained):
         size["backbone"] = trunk_digest(experiment.network)
+    written = experiment.as_json()
     record: dict[str, Any] = {
         "format": FORMAT,
         "run": secrets.token_hex(8),  # checkpoints carry it: those of another run are refused
-        "experiment": experiment.as_json(),
+        "experiment": written,
         "data": {"digest": sources.digest, **size, **sources.record},
+        "code": digests(own_code(written)),
         "streams": RULE,
         "command": list(command),
         "versions": versions(),
@@ -131,7 +133,7 @@ def _experiment(written: Any, code: Collection[str]) -> Experiment:
             f"the run's network was given as a module of {network['module']}: give the experiment again "
             "(Run.open(folder, experiment=...))"
         )
-    require_named(_code_of(written), code)
+    require_named(own_code(written), code)
     experiment = from_json(written, code=code)
     if not isinstance(experiment, Experiment):
         raise ValueError("it holds no experiment")
@@ -139,7 +141,7 @@ def _experiment(written: Any, code: Collection[str]) -> Experiment:
     return experiment
 
 
-def _code_of(written: Any) -> Iterator[str]:
+def own_code(written: Any) -> Iterator[str]:
     """Yield the code outside of metagrad that an experiment's JSON names, so that one refusal names all of it."""
     for part in ("tasks", "network"):
         named = written.get(part) if isinstance(written, dict) else None
@@ -208,6 +210,7 @@ def _require_record(record: dict[str, Any]) -> None:
         "run": isinstance(record.get("run", ""), str),
         "streams": is_count(record.get("streams", 1), 1) and record.get("streams", 1) <= RULE,
         "launch": isinstance(record.get("launch", ""), str),
+        "code": isinstance(record.get("code", {}), dict) and _are_texts(list(record.get("code", {}).values())),
         "data_dir": data.get("data_dir") is None
         or (isinstance(data["data_dir"], str) and "\0" not in data["data_dir"]),
         "image_size": size is None or (is_count(size, 8) and size <= LARGEST_IMAGE),

@@ -18,10 +18,12 @@ from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.networks import build_network
 from metagrad.experiment.outer import require_state
 from metagrad.experiment.pretrained import Pretrained, extractor_of, trunk_digest
+from metagrad.experiment.record import own_code
 from metagrad.experiment.sources import Sources, open_tasks
 from metagrad.fewshot import Algorithm
 from metagrad.fewshot.algorithms.heads import FromFixedHead
 from metagrad.fewshot.head import adapted, with_last_layer
+from metagrad.named_code import digests
 from metagrad.seeds import Seeds
 from metagrad.torch_modes import in_float32
 from metagrad.tree import Params
@@ -141,6 +143,15 @@ def open_sources(
         warnings.warn(
             f"the task source draws other tasks than when {run.folder} was started: its code, its data or the version "
             "of torch has changed, so results may not be comparable",
+            MetagradWarning,
+            stacklevel=2,
+        )
+    began = run.record.get("code", {})
+    now = digests(own_code(run.record.get("experiment")))
+    if changed := [name for name in began if now.get(name, began[name]) != began[name]]:
+        warnings.warn(
+            f"the code of {', '.join(changed)} has changed since {run.folder} was started, so results may not be "
+            "comparable",
             MetagradWarning,
             stacklevel=2,
         )

@@ -208,7 +208,17 @@ def named_tasks(path: str) -> Any:
         if there is none.
     """
     tasks = imported(path, code=(path,))
-    return _made(tasks, path) if isinstance(tasks, type) or _makes_tasks(tasks) else tasks
+    made = isinstance(tasks, type) and not _holds_functions(tasks)
+    return _made(tasks, path) if made or _makes_tasks(tasks) else tasks
+
+
+def _holds_functions(tasks: type) -> bool:
+    """Whether a class is used as it is: its train is a plain function (num_tasks, *, generator), not a method."""
+    train = vars(tasks).get("train")
+    if not inspect.isfunction(train):
+        return False
+    places = [one for one in inspect.signature(train).parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    return len([one for one in places if one.name != "generator"]) == 1
 
 
 def _makes_tasks(tasks: Any) -> bool:

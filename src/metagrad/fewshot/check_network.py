@@ -84,6 +84,7 @@ def check_network(model: nn.Module, x: Any) -> NetworkCheck:
     """
     if not isinstance(model, nn.Module):
         raise MetagradError(f"the network must be an nn.Module, got {in_short(repr(model), 60)}")
+    _require_registered(model)
     lazy = nn.UninitializedParameter | nn.parameter.UninitializedBuffer
     if any(isinstance(part, lazy) for part in (*model.parameters(), *model.buffers())):
         raise MetagradError("the network has lazy modules, whose weights are not there yet: call it once before")
@@ -205,6 +206,20 @@ def _require_stateless(model: nn.Module, x: Any) -> None:
         )
     if not _same(outputs, again):
         raise MetagradError(draws("other outputs for the same inputs"))
+
+
+def _require_registered(model: nn.Module) -> None:
+    """Refuse layers in a plain list or dictionary, whose weights PyTorch does not see."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            if name.startswith("_") or not isinstance(held, list | tuple | type({}.values())):
+                continue
+            if any(isinstance(one, nn.Module | nn.Parameter) for one in held):
+                raise MetagradError(
+                    f"{type(module).__name__}.{name} holds layers in a plain {type(value).__name__}, so their weights "
+                    "are not part of the network: use nn.ModuleList or nn.ModuleDict"
+                )
 
 
 def _run(model: nn.Module, x: Any) -> Tensor:

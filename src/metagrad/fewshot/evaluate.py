@@ -91,6 +91,8 @@ def evaluate(
     """
     if tasks < 1:
         raise ValueError(f"tasks must be at least 1, got {tasks}")
+    if not callable(source):
+        raise ValueError(f"source must draw tasks, as source(num_tasks, generator=...), got {type(source).__name__}")
     theta = ordinary(tree.detach(theta))
     one_by_one = is_transductive(model) and not transductive
     by_method = loss is None and metric is None and not one_by_one

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metagrad.errors import NotFiniteError, is_out_of_memory
+from metagrad.errors import MetagradError, NotFiniteError, is_out_of_memory
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.algorithms.base import Algorithm, MetaLoss
 from metagrad.fewshot.chunks import Chunks, auto_chunks, halved, warn_smaller_chunk
@@ -205,9 +205,31 @@ def checked_groups(theta: Params, tasks: Any) -> list[Tasks]:
             continue
         if not torch.is_autocast_enabled(leaf.device.type):
             raise ValueError(
-                f"the inputs are {leaf.dtype}, the weights {dtype}: make the model .to({leaf.dtype}) before init"
+                f"the inputs are {leaf.dtype}, the weights {dtype}: make the inputs .to({dtype}), or the model "
+                f".to({leaf.dtype}) before init"
             )
+    _require_finite_data(groups)
     return groups
+
+
+def _require_finite_data(groups: list[Tasks]) -> None:
+    """Refuse NaN and infinite numbers in the tasks: they would spoil a loss, and look like training that diverges."""
+    first = 0
+    for group in groups:
+        for which, batch in (("support", group.support), ("query", group.query)):
+            for leaf in pytree.tree_leaves((batch.x, batch.y)):
+                if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not host.may_read(leaf):
+                    continue
+                if math.isfinite(leaf.sum()):
+                    continue  # one pass; where it is not finite, finite numbers may have overflowed
+                wrong = ~leaf.isfinite().flatten(1).all(1)
+                if wrong.any():
+                    task = first + int(wrong.nonzero()[0])
+                    raise MetagradError(
+                        f"the {which} examples of task {task} hold a number that is not finite (NaN or infinite): look "
+                        "at the data"
+                    )
+        first += len(group)
 
 
 _WHOLE = ("loss", "chunks", "metric")  # all others have one entry per task

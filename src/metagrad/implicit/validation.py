@@ -91,7 +91,8 @@ def _unused(objective: Objective, init: Params, theta: Params, data: Any, guesse
             raise ValueError(f"the objective must return a scalar for one task, got {shape}")
         if value.requires_grad:
             raise ValueError(
-                "the objective captured a tensor that requires a gradient and would silently get none: "
+                "the objective captured a tensor that requires a gradient and would silently get none "
+                "(layers in a plain list? use nn.ModuleList): "
                 "pass it in theta (shared by the tasks) or in data (one per task)"
             )
         if [leaf._version for leaf in given] != versions:
