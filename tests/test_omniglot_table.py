@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 from strokes import twenty
 
 from metagrad import data
@@ -45,6 +46,16 @@ def test_one_cell_is_trained_in_two_stages_and_told_beside_the_paper(out, capsys
     assert "holds a run of other settings" in said(capsys, "omniglot", *WORDS, "--lr", "0.5", code=2)
 
 
+def test_reptile_begins_at_a_head_of_zeros(out, capsys):
+    assert "Reptile 5w 1s" in said(capsys, "omniglot", *WORDS, "--cells", "reptile-5way-1shot", "--lr", "1e-30")
+    theta = Run.open(out / "reptile-5way-1shot-0").load("best").theta
+    features = Run.open(out / "body-0").load("best").theta
+    assert theta["head.weight"].abs().max() < 1e-20
+    assert theta["head.weight"].shape[0] == 5
+    name = next(name for name in features if not name.startswith("."))
+    torch.testing.assert_close(theta[name], features[name])
+
+
 def test_a_table_with_gaps_names_them(out, capsys):
     cells = ["--cells", "maml-5way-1shot", "fomaml-5way-1shot"]
     text = said(capsys, "omniglot-table", *WORDS, *cells, "--hours", "1e-9", "--out", str(out))
@@ -59,10 +70,12 @@ def test_what_is_no_cell_is_refused(out, capsys):
     assert not any(out.iterdir()), "told before the features are trained"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_an_experiment(method):
-    made = stage(OmniglotProtocol(), Cell(method, 20, 5, 1))
-    assert (made.tasks.ways, made.tasks.shots, made.seed) == (20, 5, 1)
+@pytest.mark.parametrize("ways", METHODS)
+@pytest.mark.parametrize("method", METHODS[5])
+def test_every_method_has_an_experiment(method, ways):
+    made = stage(OmniglotProtocol(), Cell(method, ways, 5, 1))
+    assert (made.tasks.ways, made.tasks.shots, made.seed) == (ways, 5, 1)
+    assert (made.budget.val_tasks, made.budget.test_tasks) == ((300, 600) if ways == 5 else (100, 200))
     assert body(OmniglotProtocol(), 1).tasks.train_ways == 60
 
 

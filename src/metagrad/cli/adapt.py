@@ -135,12 +135,12 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
     counts = facts["images"]
     few, many = min(counts.values()), max(counts.values())
     each = f"{few}" if few == many else f"{few} to {many}"
-    trained = f"{facts['method']} on {facts['run']}, without meta-training"
+    trained = f"the network is {facts['run']}, as others trained it"
     if facts["trained"] is not None:
         accuracy = (
             "" if facts["val_accuracy"] is None else f" (validation accuracy {_percent(facts['val_accuracy'], 1)})"
         )
-        trained = f"{facts['method']} trained on {facts['trained']} tasks of {facts['dataset']}{accuracy}"
+        trained = f"the network is {facts['run']}, trained on {facts['dataset']} by {facts['method']}{accuracy}"
     lines = [
         f"{len(counts)} classes, {each} picture{'s' * (many > 1)} each; {trained}",
         f"  accuracy on these pictures: {_percent(facts['fit'])}",
@@ -152,8 +152,8 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
         count, wrong = len(left.numbers), len(left.mistakes)
         low, high = left.interval()
         lines.append(
-            f"  leave-one-out accuracy: {_percent(1 - wrong / count)} ({count} pictures; 95 % interval "
-            f"{100 * low:.0f} to {_percent(high)}; chance {_percent(chance)})"
+            f"  leave-one-out accuracy: {_percent(1 - wrong / count)} (each picture labelled by what the others teach; "
+            f"{count} pictures; 95 % interval {100 * low:.0f} to {_percent(high)}; chance {_percent(chance)})"
         )
         if 1 - wrong / count < chance + 1.64 * math.sqrt(chance * (1 - chance) / count):
             lines.append("    this is not clearly better than chance: the classifier may be unable to tell them apart")
@@ -161,8 +161,8 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
         expected = Size(**facts["expected"])
         size = f"{expected.ways} classes, {expected.shots} picture{'s' * (expected.shots > 1)} each"
         lines += [
-            f"  expected accuracy: {_percent(expected.accuracy)}, calibration error {_percent(expected.ece, 1)} "
-            f"(measured on {facts['expected_of']}, {size})",
+            f"  expected accuracy on new pictures: {_percent(expected.accuracy)}, "
+            f"calibration error {_percent(expected.ece, 1)} (measured on {facts['expected_of']}, {size})",
             f"  {expected.about_reject()}",
         ]
     elif facts["trained"] is None:
