@@ -189,11 +189,13 @@ def test_what_a_folder_holds_beside_pictures_is_said(learned, pictures, capsys):
 def test_words_in_the_wrong_order_are_told_apart(learned, pictures, capsys):
     adapt(learned)
     (pictures / "a.png").write_bytes(b"not a model")
+    (pictures / "a.zip").write_bytes(b"PK")
     for words, says in (
         ("predict new my.model", "new is a folder: give the model first"),
         ("adapt known glyphs --out b.model", "give the model first, then the pictures: metagrad adapt glyphs known"),
         ("adapt Glyph known --out b.model", "no run or model called Glyph: did you mean glyphs?"),
         ("adapt glyphs known --out a.png", "a.png exists and is no model of metagrad adapt"),
+        ("predict my.model a.zip", "a.zip is an archive: unpack it, then give the folder"),
         ("report my.model", "it is a file, and a run is a folder"),
     ):
         assert main(words.split()) == 2

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metagrad.data.archive import DEFAULT_MAX_MEMBER_BYTES, Members, open_members
-from metagrad.data.class_folders import ENDINGS, FROM_PHONES, JUNK, Candidate, candidates
+from metagrad.data.class_folders import ARCHIVES, ENDINGS, FROM_PHONES, JUNK, Candidate, candidates
 from metagrad.data.decoding import reason
 from metagrad.data.names import short
 from metagrad.data.pictures import files_of, some_of
@@ -213,6 +213,8 @@ def listed(places: Sequence[str], lines: Iterable[str], others: list[str] | None
                 raise MetagradError(
                     f"{place} does not exist: give picture files, folders, or - to read names from standard input"
                 )
+            if place.lower().endswith(ARCHIVES):
+                raise MetagradError(f"{place} is an archive: unpack it, then give the folder")
             yield path
             continue
         none, before = True, len(others)

@@ -180,7 +180,7 @@ class Watch:
 def descend(phi: Params, direction: Params, lr: Any) -> Params:
     """Return ``phi − lr · direction``; ``lr`` a number, a tensor, or one of either for each name."""
     if isinstance(lr, float):
-        return {name: leaf.sub(direction[name], alpha=lr) for name, leaf in phi.items()}
+        return {name: leaf.add(direction[name], alpha=-lr) for name, leaf in phi.items()}
     return {name: leaf - lr[name] * direction[name] for name, leaf in phi.items()}
 
 
