@@ -15,11 +15,12 @@ from typing import get_args
 import pytest
 import torch
 from test_checkpoint import OLD
-from toyruns import measured, new_run, own, rewritten, tensors, toy, train
+from toyruns import experiment, measured, new_run, own, rewritten, tensors, toy, train
 
 from metagrad import GradientDescent
 from metagrad.errors import MetagradError, MetagradWarning
 from metagrad.experiment import loop
+from metagrad.experiment.api import read_weights
 from metagrad.experiment.config import Method, TrainConfig
 from metagrad.experiment.format1 import method_of
 from metagrad.experiment.run import Run
@@ -318,3 +319,21 @@ def test_a_network_of_one_output_is_not_taken_for_dead():
         warn_dead(1, progress, Evaluation(0.9, 0.05, 0.3, 10, False), ALONE)
     with pytest.warns(UserWarning, match="at chance"):
         warn_dead(1, progress, Evaluation(0.5, 0.05, 3.0, 10, False), ALONE)
+
+
+def test_the_validation_of_the_first_weights_is_no_part_of_the_estimated_time(tmp_path, monkeypatch):
+    with new_run(tmp_path / "first", meta_steps=10) as run:
+        train(run, toy())
+    real, lines = loop._validate, []
+
+    def validate(*args, tasks=None):
+        """Take long where all tasks are judged."""
+        time.sleep(0 if tasks else 3.0)
+        return real(*args, tasks=tasks)
+
+    monkeypatch.setattr(loop, "_validate", validate)
+    begin, asked = read_weights(tmp_path / "first"), experiment(meta_steps=40, val_every=40)
+    with Run.create(tmp_path / "run", asked, asked.tasks.of(toy()), command=["test"], init=begin.where) as run:
+        train(run, toy(), init=begin, report=lambda event: lines.append(event.line))
+    (said,) = [line["seconds_left"] for line in lines if "seconds_left" in line]
+    assert said < 60, "40 meta-steps of 3 seconds each would be 120"

@@ -100,13 +100,14 @@ def train_run(
     method, model, state = _begin(run, sources, resume, init, report, ranks)
     theta, generator, progress = state.theta, state.generator, state.progress
     unmeasured = _unmeasured(method)
-    timed = FirstSteps(
-        experiment, state.step, lambda count: _validate(method, model, state.judged, sources, run, ALONE, tasks=count)
-    )
     if (
         state.step == 0 and run.record.get("init") is not None
     ):  # so that the best weights are no worse than the initial ones
         _keep_best(run, sources, state, _validate(method, model, state.judged, sources, run, ranks), report, ranks)
+    # After that validation, which is no part of a meta-step.
+    timed = FirstSteps(
+        experiment, state.step, lambda count: _validate(method, model, state.judged, sources, run, ALONE, tasks=count)
+    )
     good: tuple[State, int] | None = None  # the last state with a finite gradient, and the size of metrics.jsonl then
     chunk: Chunks | int | Literal["auto"] = experiment.compute.chunk or "auto"
     began, saved = time.monotonic() - progress["seconds"], time.monotonic()
