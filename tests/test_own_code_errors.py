@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import textwrap
 
@@ -13,6 +14,7 @@ from metagrad import MetagradError
 from metagrad.cli.main import main
 from metagrad.experiment import Run
 from metagrad.fewshot import IMAML, MAML, Batch, ProtoNet, Tasks, check_network, evaluate, meta_gradient
+from metagrad.named_code import digests
 
 CODE = """
 import torch
@@ -135,3 +137,31 @@ def test_layers_that_torch_does_not_see_are_named(held):
         check_network(network, torch.rand(4, 4))
     with pytest.raises(ValueError, match=r"nn\.ModuleList"):
         meta_gradient(IMAML(), network, IMAML().init(network), drawn())
+
+
+def test_a_script_that_trains_is_not_run_a_second_time(own):
+    """A run finds the source of its code without an import, which would run the script again."""
+    script = own.with_name("hearing.py")
+    script.write_text(
+        CODE + "from metagrad import Budget, Experiment, train\nfrom metagrad.fewshot import MAML\n"
+        "budget = Budget(meta_steps=2, tasks_per_step=2, val_tasks=2, test_tasks=2)\n"
+        "experiment = Experiment(tasks=clouds, network=Net, method=MAML(), budget=budget)\n"
+        "print('value', train(experiment, 'runs/own', resume=True).result['value'])\n"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "hearing.py"], capture_output=True, text=True, check=True)
+        assert done.stdout.count("value") == 1
+    assert list(Run.open("runs/own", code=["hearing:clouds", "hearing:Net"]).record["code"]) == ["hearing"]
+
+
+def test_the_source_of_a_module_in_a_package_is_found_without_an_import(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    for name in ("mine/__init__.py", "mine/inner/__init__.py"):
+        (tmp_path / name).write_text("raise SystemError('imported')\n")
+    (tmp_path / "mine" / "inner" / "net.py").write_text("x = 1\n# a comment\n")
+    first = digests(["mine.inner.net:x"])
+    (tmp_path / "mine" / "inner" / "net.py").write_text("\n# another\nx = 1\n")
+    assert digests(["mine.inner.net:y"]) == first
+    assert list(first) == ["mine.inner.net"]
+    assert digests(["nowhere.at.all:x", "builtins:int"]) == {}

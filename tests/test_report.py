@@ -44,7 +44,9 @@ def test_one_page_of_one_run(runs, tmp_path, capsys):
     said = " ".join(seen.text)
     assert "metagrad train omniglot" in said
     assert "Tasks of validation classes" in said
-    assert re.search(r"pixels alone [\d.]+ % by the nearest class mean; [\d.]+ % by the network", said)
+    assert re.search(
+        r"without a network [\d.]+ %, by the nearest class mean of the pixels; the network has [\d.]+ %", said
+    )
     assert "differs" not in text.split("</style>")[1]
 
 

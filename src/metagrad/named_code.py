@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import os
 import re
 import sys
+import tokenize
 import types
 from collections.abc import Callable, Collection, Iterable
+from importlib.machinery import PathFinder
 from typing import Any
 
 from metagrad.errors import MetagradError, in_short
@@ -109,17 +110,31 @@ def _module(name: str, path: str) -> types.ModuleType:
 
 
 def digests(paths: Iterable[str]) -> dict[str, str]:
-    """Return a sha256 of the source of each module that import paths name, by its name; import the modules.
+    """Return a sha256 of the source of each module that import paths name, by its name; nothing is imported.
 
     Comments on lines of their own and empty lines do not count. Modules without a source file are left out.
     """
     found = {}
-    for path in sorted(paths):
-        name = path.partition(":")[0]
+    for name in sorted({path.partition(":")[0] for path in paths}):
         try:
-            source = inspect.getsource(_module(name, path))
-        except (MetagradError, OSError, TypeError):
+            source = _source(name)
+        except (OSError, SyntaxError, ValueError):
             continue
         lines = [line.rstrip() for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         found[name] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return found
+
+
+def _source(name: str) -> str:
+    """Return the text of a module's file: of one that is imported already, or that the import system would find."""
+    file, where = getattr(sys.modules.get(name), "__file__", None), [os.getcwd(), *sys.path]
+    parts = name.split(".")
+    for depth in range(len(parts) if file is None else 0):
+        spec = PathFinder.find_spec(".".join(parts[: depth + 1]), where)
+        if spec is None:
+            break
+        where, file = list(spec.submodule_search_locations or []), spec.origin
+    if file is None:
+        raise OSError(f"{name} has no source file")
+    with tokenize.open(file) as text:
+        return text.read()

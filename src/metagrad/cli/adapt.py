@@ -49,7 +49,7 @@ class Adapt:
         """Run the command; return the exit code."""
         if self.out.is_dir():
             raise MetagradError(f"--out {self.out} is a folder: give a file")
-        _require_model(self.run, self.support)
+        _require_model(self.run, self.support, self.out)
         allocator.keep_memory()
         from metagrad.classifier.adding import added, examples_of
         from metagrad.classifier.artifact import Classifier
@@ -104,11 +104,11 @@ class Adapt:
         return 0
 
 
-def _require_model(run: Path, support: Path) -> None:
+def _require_model(run: Path, support: Path, out: Path) -> None:
     """Refuse words in the wrong order, and a name that is nearly that of a model."""
     names = ["glyphs", "photos"]
     if run.is_dir() and not (run / "config.json").exists() and str(support) in names and not support.exists():
-        raise MetagradError(f"give the model first, then the pictures: metagrad adapt {support} {run}")
+        raise MetagradError(f"give the model first, then the pictures: metagrad adapt {support} {run} --out {out}")
     if not run.exists() and (near := difflib.get_close_matches(str(run).lower(), names, n=1)) and str(run) not in names:
         raise MetagradError(f"there is no run or model called {run}: did you mean {near[0]}?")
 
@@ -168,7 +168,10 @@ def describe(classifier: Classifier, left: LeftOut | None) -> list[str]:
     elif facts["trained"] is None:
         lines.append("  probabilities are not calibrated for this network")
     else:
-        lines.append("  probabilities are not calibrated; metagrad train --resume RUN calibrates them")
+        lines.append(
+            "  probabilities are not calibrated; metagrad train --resume RUN calibrates them, but not for a network of "
+            "your own"
+        )
     return lines
 
 

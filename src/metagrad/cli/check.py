@@ -98,9 +98,15 @@ def verdict(result: dict[str, Any]) -> str:
     """
     stable, cosine = result.get("stable_inner_lr"), result["cosine"]
     if (result.get("residual") or 0.0) > 1:
+        matrix = "" if result.get("matrix") == "gauss_newton" else "--curvature gauss_newton, "
+        so = (
+            "so the meta-gradient is mostly noise"
+            if not cosine > 0.5
+            else f"though its direction is usable (cosine {cosine:.2g})"
+        )
         return (
-            f"Worry: the linear solve fails (relative residual {result['residual']:.2g}, should be below 1), so the "
-            "meta-gradient is mostly noise; use --curvature gauss_newton, a larger --lam or more --cg-steps."
+            f"Worry: the linear solve fails (relative residual {result['residual']:.2g}, should be below 1), {so}; use "
+            f"{matrix}a larger --lam or more --cg-steps."
         )
     if stable is not None and result["inner_lr"] > stable:
         return (

@@ -171,11 +171,14 @@ def _as_bytes(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def _show(usual: Callable[..., None]) -> Callable[..., None]:
-    """Print our own warnings as we print errors, in one line without the source; leave others as they are."""
+    """Print our own warnings as we print errors, each once and without the source; leave others as they are."""
+    printed: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, MetagradWarning):
-            say(str(message))
+            if str(message) not in printed:
+                say(str(message))
+            printed.add(str(message))
         else:
             usual(message, category, *place)
 

@@ -138,12 +138,15 @@ class Train:
             return 130
         after_training.show_result(screen, outcome.result)
         if ranks.first:
-            # A classifier of any number of classes needs a network that is built for so many.
-            if self.calibrate and sources.dataset is not None and hasattr(run.experiment.network, "build"):
-                with run:
-                    after_training.calibrate(
-                        screen, run, sources.dataset, seconds=max(60.0, outcome.result["train_seconds"] / 4)
-                    )
+            if self.calibrate and sources.dataset is not None:
+                # A classifier of any number of classes needs a network that is built for so many.
+                if hasattr(run.experiment.network, "build"):
+                    with run:
+                        after_training.calibrate(
+                            screen, run, sources.dataset, seconds=max(60.0, outcome.result["train_seconds"] / 4)
+                        )
+                else:
+                    screen.write_line("probabilities stay uncalibrated, since the network is your own")
             page = after_training.write_report(screen, run, sources)
             screen.write_line(f"everything is in {run.folder}; open {page} in a browser")
         return 0

@@ -294,7 +294,8 @@ def _over_ranks(
 
 def _mean(window: list[dict[str, float]]) -> dict[str, float]:
     """Average a window of steps, each number over the steps that have it; of the curvature, take the minimum."""
-    names = {name: None for entry in window for name in entry}
+    # The latest entry first: those of a checkpoint are sorted by name, and the order says which one is the metric.
+    names = {name: None for entry in reversed(window) for name in entry}
     several = {name: [entry[name] for entry in window if name in entry] for name in names}
     line = {name: sum(values) / len(values) for name, values in several.items()}
     if "min_curvature" in line:

@@ -108,7 +108,7 @@ def _facts(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Return the other rows of the results' table: those for which some run has an entry."""
     names = (
         "chance",
-        "pixels alone",
+        "without a network",
         "without meta-training (nearest class mean of the frozen features)",
         "measured on",
         "weights",
@@ -144,7 +144,9 @@ def _gain(found: dict[str, Any]) -> str:
 
 def _pixels(judged: Judged) -> str:
     by, network = number("accuracy", judged.pixels), number("accuracy", judged.accuracy)
-    return f"{by} by the nearest class mean; {network} by the network, on the same {TASKS} tasks of validation classes"
+    return (
+        f"{by}, by the nearest class mean of the pixels; the network has {network} on the same {TASKS} validation tasks"
+    )
 
 
 def _calibrated(calibration: Calibration) -> str:
