@@ -17,6 +17,10 @@ class NotFiniteError(MetagradError, ValueError):
     """An argument, or the objective at it, holds NaN or infinite numbers; the message says where."""
 
 
+class NotFiniteDataError(NotFiniteError):
+    """The examples of a task hold NaN or infinite numbers: no setting of the training helps."""
+
+
 class MetagradWarning(UserWarning):
     """A warning for the user; the command prints it in one line."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metagrad.distributed import Ranks
-from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteError
+from metagrad.errors import DivergedError, MetagradError, MetagradWarning, NotFiniteDataError, NotFiniteError
 from metagrad.experiment.experiment import Experiment
 from metagrad.experiment.precision import precision_context
 from metagrad.experiment.run import Run
@@ -100,7 +100,7 @@ def warn_dead(outputs: int, progress: dict[str, Any], validation: Evaluation, ra
 def failure(run: Run, step: int, error: Exception) -> str:
     """Return the message of a failed meta-step: why, which option to change, and what the run keeps."""
     kept = f"; {run.folder} keeps its last good checkpoint" if run.has("last") else ""
-    if isinstance(error, NotFiniteError | DivergedError):
+    if isinstance(error, NotFiniteError | DivergedError) and not isinstance(error, NotFiniteDataError):
         return f"meta-step {step}: {error}: {_against_divergence(run.experiment.method, error)}{kept}"
     if isinstance(error, torch.linalg.LinAlgError):
         return (

@@ -33,7 +33,7 @@ def require_unused(folder: Path) -> None:
     """Refuse a folder that is not empty; a lock and temporary files of a run that was killed early do not count."""
     if any(entry.name != ".lock" and not is_leftover(entry.name) for entry in os.scandir(folder)):
         # The files may be anybody's: the message does not advise to remove them.
-        advice = f"continue it with --resume {folder}, " if (folder / "config.json").exists() else ""
+        advice = f"continue it with --resume {folder}, " if (folder / "last.safetensors").exists() else ""
         raise MetagradError(f"{folder} exists already and is not empty: {advice}choose another --run, or empty it")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metagrad.errors import MetagradError, NotFiniteError, is_out_of_memory
+from metagrad.errors import NotFiniteDataError, NotFiniteError, is_out_of_memory
 from metagrad.fewshot import module_lock
 from metagrad.fewshot.algorithms.base import Algorithm, MetaLoss
 from metagrad.fewshot.chunks import Chunks, auto_chunks, halved, warn_smaller_chunk
@@ -220,12 +220,12 @@ def _require_finite_data(groups: list[Tasks]) -> None:
             for leaf in pytree.tree_leaves((batch.x, batch.y)):
                 if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not host.may_read(leaf):
                     continue
-                if math.isfinite(leaf.sum()):
+                if math.isfinite(leaf.detach().sum()):
                     continue  # one pass; where it is not finite, finite numbers may have overflowed
                 wrong = ~leaf.isfinite().flatten(1).all(1)
                 if wrong.any():
                     task = first + int(wrong.nonzero()[0])
-                    raise MetagradError(
+                    raise NotFiniteDataError(
                         f"the {which} examples of task {task} hold a number that is not finite (NaN or infinite): look "
                         "at the data"
                     )
