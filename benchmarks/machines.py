@@ -1,4 +1,4 @@
-"""How much faster metagrad is than each contestant, over all machines in ``results/speed.csv``: the least is quoted.
+"""How much faster metagrad is than each contestant, over all measurements in ``results/speed.csv``: the least is quoted.
 
 python benchmarks/machines.py
 """
@@ -21,11 +21,11 @@ def main() -> None:
         one = next(row for row in rows if (row["processor"], row["commit"]) == (processor, commit))
         share = {row["contestant"]: float(row["seconds"]) for row in rows if row["commit"] == commit}
         print(
-            f"machine {number}: {processor}, {one['cores']} cores, {one['threads']} threads, L2 {one['l2'] or '?'}, "
+            f"measurement {number}: {processor}, {one['cores']} cores, {one['threads']} threads, L2 {one['l2'] or '?'}, "
             f"L3 {one['l3'] or '?'}, {one['gflops'] or '?'} GFLOP/s, torch {one['torch']}, commit {commit}; "
             f"arithmetic is {share['arithmetic alone'] / share['metagrad, exact Hessian']:.0%} of a meta-gradient"
         )
-    print("\n| contestant | least |", *(f"machine {n} |" for n in range(1, len(machines) + 1)))
+    print("\n| contestant | least |", *(f"measurement {n} |" for n in range(1, len(machines) + 1)))
     print("|---|---|" + "---|" * len(machines))
     for contestant, form in dict.fromkeys((row["contestant"], row["form"]) for row in rows):
         ratios = {
