@@ -1,4 +1,4 @@
-"""How much faster metagrad is than each contestant, over all measurements in ``results/speed.csv``: the least is quoted.
+"""How much faster metagrad is than each contestant, by each measurement in ``results/speed.csv``, and the least.
 
 python benchmarks/machines.py
 """
@@ -21,7 +21,8 @@ def main() -> None:
         one = next(row for row in rows if (row["processor"], row["commit"]) == (processor, commit))
         share = {row["contestant"]: float(row["seconds"]) for row in rows if row["commit"] == commit}
         print(
-            f"measurement {number}: {processor}, {one['cores']} cores, {one['threads']} threads, L2 {one['l2'] or '?'}, "
+            f"measurement {number}: {processor}, {one['cores']} cores, {one['threads']} threads, "
+            f"L2 {one['l2'] or '?'}, "
             f"L3 {one['l3'] or '?'}, {one['gflops'] or '?'} GFLOP/s, torch {one['torch']}, commit {commit}; "
             f"arithmetic is {share['arithmetic alone'] / share['metagrad, exact Hessian']:.0%} of a meta-gradient"
         )
