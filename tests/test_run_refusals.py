@@ -20,8 +20,12 @@ def test_one_process_a_run(tmp_path):
 
 def test_directories_that_are_not_what_they_should_be(tmp_path):
     new_run(tmp_path / "run")
-    with pytest.raises(MetagradError, match=r"exists already.*--resume"):
+    with pytest.raises(MetagradError, match=r"exists already and is not empty: choose another --run"):
+        new_run(tmp_path / "run")  # without a checkpoint: it may have diverged at its first step
+    (tmp_path / "run" / "last.safetensors").touch()
+    with pytest.raises(MetagradError, match=r"exists already.*continue it with --resume"):
         new_run(tmp_path / "run")
+    (tmp_path / "run" / "last.safetensors").unlink()
     (tmp_path / "empty").mkdir()
     new_run(tmp_path / "empty")
     (tmp_path / "other").mkdir()
