@@ -137,6 +137,8 @@ def test_layers_that_torch_does_not_see_are_named(held):
         check_network(network, torch.rand(4, 4))
     with pytest.raises(ValueError, match=r"nn\.ModuleList"):
         meta_gradient(IMAML(), network, IMAML().init(network), drawn())
+    network.layer = next(iter(network.held.values() if isinstance(network.held, dict) else network.held))
+    assert check_network(network, torch.rand(4, 4)).learned == 4 * 8 + 8 + 8 * 3 + 3  # registered elsewhere too
 
 
 def test_a_script_that_trains_is_not_run_a_second_time(own):

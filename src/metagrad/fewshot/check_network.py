@@ -209,13 +209,14 @@ def _require_stateless(model: nn.Module, x: Any) -> None:
 
 
 def _require_registered(model: nn.Module) -> None:
-    """Refuse layers in a plain list or dictionary, whose weights PyTorch does not see."""
+    """Refuse layers that are in a plain list or dictionary alone, so that PyTorch does not see their weights."""
+    known = {id(part) for part in (*model.modules(), *model.parameters())}
     for module in model.modules():
         for name, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else value
             if name.startswith("_") or not isinstance(held, list | tuple | type({}.values())):
                 continue
-            if any(isinstance(one, nn.Module | nn.Parameter) for one in held):
+            if any(isinstance(one, nn.Module | nn.Parameter) and id(one) not in known for one in held):
                 raise MetagradError(
                     f"{type(module).__name__}.{name} holds layers in a plain {type(value).__name__}, so their weights "
                     "are not part of the network: use nn.ModuleList or nn.ModuleDict"
