@@ -166,4 +166,4 @@ def test_the_source_of_a_module_in_a_package_is_found_without_an_import(tmp_path
     (tmp_path / "mine" / "inner" / "net.py").write_text("\n# another\nx = 1\n")
     assert digests(["mine.inner.net:y"]) == first
     assert list(first) == ["mine.inner.net"]
-    assert digests(["nowhere.at.all:x", "builtins:int", "torch.optim.adam:Adam"]) == {}
+    assert digests(["mine.nowhere:x", "nowhere.at.all:x", "builtins:int", "torch.optim.adam:Adam"]) == {}

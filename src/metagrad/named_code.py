@@ -135,6 +135,7 @@ def _source(name: str) -> str:
     for depth in range(len(parts) if file is None else 0):
         spec = PathFinder.find_spec(".".join(parts[: depth + 1]), where)
         if spec is None:
+            file = None  # not that of the package around it
             break
         where, file = list(spec.submodule_search_locations or []), spec.origin
     if file is None:

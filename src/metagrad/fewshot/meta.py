@@ -92,7 +92,7 @@ def meta_gradient(
     ValueError
         for a chunk below 1; for inputs of another dtype than the weights; for a theta made in inference mode.
     NotFiniteError
-        for a gradient that is not finite; names the task. What was in ``.grad`` stays.
+        for examples or a gradient that are not finite; names the task. What was in ``.grad`` stays.
     MetagradError
         if not even one task fits into memory.
     """

@@ -37,7 +37,7 @@ _AT_FIVE_WAYS: dict[OmniglotMethod, Method] = {
     "fomaml": FOMAML(inner_lr=0.02, inner_steps=10, start="shared"),
     "reptile": Reptile(inner_lr=0.02, inner_steps=10),
 }
-# Twenty ways curve it four times less, and want it solved further.
+# At twenty ways the curvature is four times smaller, and the inner problem needs more steps.
 _AT_TWENTY_WAYS: dict[OmniglotMethod, Method] = {
     "imaml": IMAML(lam=0.5, solver=GradientDescent(lr=0.04, max_steps=32), start="shared"),
     "imaml-hessian-free": IMAML(lam=0.5, solver=HessianFree(max_steps=6), start="shared"),
