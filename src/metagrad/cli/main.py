@@ -44,6 +44,7 @@ FIGURE_HOMES = {
     "memory-compute": "reproduce_memory:MemoryCompute",
     "memory-reduced": "reproduce_heads:MemoryReducedTable",
     "cifar-table": "reproduce_cifar:CifarTable",
+    "cifar-two-stages": "reproduce_cifar:CifarTwoStages",
     "omniglot": "reproduce_omniglot:Omniglot",
     "omniglot-table": "reproduce_omniglot:OmniglotTable",
     "omniglot-challenge": "reproduce_challenge:OmniglotChallenge",

@@ -83,6 +83,43 @@ class WorkProgress(Progress):
             self.screen.file.flush()
 
 
+class QueueProgress:
+    """Shows which of several runs is trained or tested, and prints its validations."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen, self._name = screen, ""
+        self._bar: WorkProgress | None = None
+
+    def __enter__(self) -> QueueProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def __call__(self, name: str, event: Event) -> None:
+        """Show an event of the run of this name."""
+        if "tested" in event.line:
+            self._show(f"{name}, test", event.line["tested"], event.line["of"])
+            return
+        self._show(name, event.step, event.meta_steps)
+        if "val_accuracy" in event.line:
+            line = f"{name}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
+            self._screen.write_line(f"{line} ± {event.line['val_ci95']:.1%}")
+        elif "seconds_left" in event.line:
+            from metagrad.experiment.estimate import in_words  # which loads torch
+
+            self._screen.write_line(f"{name}, {in_words(event.line, event.meta_steps)}")
+
+    def _show(self, what: str, done: float, total: float) -> None:
+        if what != self._name:
+            self.__exit__()
+            self._name, self._bar = what, WorkProgress(self._screen, what).__enter__()
+            self._bar.begin_at(done)
+        assert self._bar is not None
+        self._bar(done, total)
+
+
 class TrainProgress(Progress):
     """Shows meta-steps, rate, time left, and the metric on training and validation tasks.
 

@@ -1,7 +1,8 @@
-"""``metagrad reproduce cifar-table``."""
+"""``metagrad reproduce cifar-table`` and ``metagrad reproduce cifar-two-stages``."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,15 +14,17 @@ from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, save_rows, table
 from metagrad.errors import MetagradError
-from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
+from metagrad.recipes.protocols import CifarTwoStagesProtocol, HeadMethod, HeadsProtocol, TwoStageMethod
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from metagrad.cli.progress import Screen
     from metagrad.experiment.loop import Event
     from metagrad.recipes.heads import HeadsCell
 
 _DEFAULT = HeadsProtocol()
+_TWO_STAGES = CifarTwoStagesProtocol()
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,90 @@ class CifarTable:
                                 method, folder, loaded, protocol, command=["metagrad", *words], report=report, stop=stop
                             )
                         cells.append(HeadsCell.of(folder, dataset, method, seed))
-        for dataset in self.datasets:
-            screen.print(_table(dataset, [cell for cell in cells if cell.dataset == dataset]))
-        missing = [f"{cell.dataset}-{cell.method}-{cell.seed}" for cell in cells if cell.accuracy is None]
-        if missing:
-            screen.write_line(f"not measured yet: {', '.join(missing)}; run the same command again to continue")
-        save_rows(screen, self.out, "cifar", [cell.plain() for cell in cells], base)
+        _print_and_save(screen, self.out, cells, base)
         return 130 if pressed() else 0
+
+
+@dataclass(frozen=True)
+class CifarTwoStages:
+    """Train MAML, ANIL, ITD-BiO and memory-reduced on the features of a ProtoNet, and say which one wins.
+
+    First ProtoNet learns features on tasks of many classes, then each method goes on from them, and so does ProtoNet.
+    Methods are compared task by task. Every cell is a run in --out: after Ctrl-C, or when --hours are over, run the
+    same command again to continue. The table shows a gap for each missing result.
+    """
+
+    out: Path = arg(Path("cifar-two-stages"), metavar="DIR")
+    """Folder for the runs and the table."""
+    datasets: tuple[Literal["cifar-fs", "fc100"], ...] = ("cifar-fs",)
+    """Data sets. The settings of the methods were chosen on cifar-fs."""
+    methods: tuple[TwoStageMethod, ...] = ("memory-reduced", "maml", "anil", "itd-bio", "protonet")
+    """Methods; each is compared with the first."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each trains the features and every method anew, on tasks that the methods share."""
+    hours: float | None = None
+    """Stop after so many hours. Default: when all is done."""
+    shots: int = arg(_TWO_STAGES.shots, least=1)
+    """Support images of each class."""
+    body_steps: int = arg(_TWO_STAGES.body_steps, least=1)
+    """Meta-steps of the first stage, one task each: 3250 take half an hour of a core."""
+    body_ways: int = arg(_TWO_STAGES.body_ways, least=2)
+    """Classes of a task of the first stage."""
+    body_lr: float = _TWO_STAGES.body_lr
+    """Outer step size of the first stage."""
+    steps: int = arg(_TWO_STAGES.steps, least=1)
+    """Meta-steps of the second stage."""
+    tasks: int = arg(_TWO_STAGES.tasks, least=1)
+    """Tasks of a meta-step of the second stage."""
+    lr: float = _TWO_STAGES.lr
+    """Outer step size of the second stage."""
+    filters: int = arg(_TWO_STAGES.filters, least=1)
+    """Width of the network of four convolutions with pooling."""
+    val_tasks: int = arg(_TWO_STAGES.val_tasks, least=2)
+    """Number of validation tasks."""
+    test_tasks: int = arg(_TWO_STAGES.test_tasks, least=2)
+    """Number of test tasks of each cell."""
+    data_dir: Path | None = arg(None, metavar="DIR")
+    """Folder with CIFAR-100's archive. Default: METAGRAD_DATA, else it is downloaded."""
+
+    def main(self, words: list[str]) -> int:
+        """Run the command; return the exit code."""
+        if self.hours is not None and not 0 < self.hours < 10**4:
+            raise MetagradError(f"--hours must be positive, got {self.hours}")
+        make_folder(self.out)
+        allocator.keep_memory()
+        from metagrad.cli.interrupt import Interrupt, until
+        from metagrad.cli.progress import QueueProgress, Screen, data_progress
+        from metagrad.recipes.cifar_two_stages import trained
+
+        screen = Screen()
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CifarTwoStagesProtocol)}
+        protocol = CifarTwoStagesProtocol(**fields)
+        with Interrupt() as pressed, QueueProgress(screen) as report:
+            queue = trained(
+                self.out,
+                self.datasets,
+                self.methods,
+                self.seeds,
+                protocol,
+                data_dir=self.data_dir,
+                report=report,
+                progress=data_progress(screen),
+                stop=until(self.hours, pressed),
+            )
+            cells = list(queue)
+        _print_and_save(screen, self.out, cells, protocol)
+        return 130 if pressed() else 0
+
+
+def _print_and_save(screen: Screen, out: Path, cells: Sequence[HeadsCell], protocol: object) -> None:
+    """Print a table for each data set, name what is missing, and save all cells as a file."""
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        screen.print(_table(dataset, [cell for cell in cells if cell.dataset == dataset]))
+    missing = [f"{cell.dataset}-{cell.method}-{cell.seed}" for cell in cells if cell.accuracy is None]
+    if missing:
+        screen.write_line(f"not measured yet: {', '.join(missing)}; run the same command again to continue")
+    save_rows(screen, out, "cifar", [cell.plain() for cell in cells], protocol)
 
 
 def _table(dataset: str, cells: Sequence[HeadsCell]) -> Table:

@@ -18,8 +18,6 @@ from metagrad.recipes.protocols import OmniglotMethod, OmniglotProtocol
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from metagrad.cli.progress import Screen
-    from metagrad.experiment.loop import Event
     from metagrad.recipes.omniglot import Cell, CellRow
 
 _DEFAULT = OmniglotProtocol()
@@ -94,7 +92,7 @@ class OmniglotTable:
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad.cli.interrupt import Interrupt, until
-        from metagrad.cli.progress import Screen
+        from metagrad.cli.progress import QueueProgress, Screen
         from metagrad.recipes.omniglot import stage, trained
 
         screen = Screen()
@@ -102,7 +100,7 @@ class OmniglotTable:
         protocol, cells = OmniglotProtocol(**fields), self._cells()
         for cell in cells:
             stage(protocol, cell)  # impossible values are named before hours of work
-        with Interrupt() as pressed, _Progress(screen) as progress:
+        with Interrupt() as pressed, QueueProgress(screen) as progress:
             stop = until(self.hours, pressed)
             rows = list(trained(self.out, cells, protocol, data_dir=self.data_dir, report=progress, stop=stop))
             over = stop()
@@ -137,44 +135,6 @@ class Omniglot(OmniglotTable):
     """Folder for the runs and the table."""
     cells: tuple[str, ...] = arg(("imaml-5way-1shot",), metavar="CELL")
     """Cells to train and print: see omniglot-table."""
-
-
-class _Progress:
-    """Shows the run that is trained and its test, and prints its validations."""
-
-    def __init__(self, screen: Screen) -> None:
-        from metagrad.cli.progress import WorkProgress
-
-        self._screen, self._make, self._name = screen, WorkProgress, ""
-        self._bar: WorkProgress | None = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-
-    def __call__(self, name: str, event: Event) -> None:
-        if "tested" in event.line:
-            self._show(f"{name}, test", event.line["tested"], event.line["of"])
-            return
-        self._show(name, event.step, event.meta_steps)
-        if "val_accuracy" in event.line:
-            line = f"{name}, meta-step {event.step}: validation {event.line['val_accuracy']:.1%}"
-            self._screen.write_line(f"{line} ± {event.line['val_ci95']:.1%}")
-        elif "seconds_left" in event.line:
-            from metagrad.experiment.estimate import in_words  # which loads torch
-
-            self._screen.write_line(f"{name}, {in_words(event.line, event.meta_steps)}")
-
-    def _show(self, what: str, done: float, total: float) -> None:
-        if what != self._name:
-            self.__exit__()
-            self._name, self._bar = what, self._make(self._screen, what).__enter__()
-            self._bar.begin_at(done)
-        assert self._bar is not None
-        self._bar(done, total)
 
 
 def _table(rows: Sequence[CellRow]) -> Table:

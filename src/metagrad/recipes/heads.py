@@ -21,6 +21,7 @@ from metagrad.fewshot import ANIL, MAML, ITDBiO, MemoryReduced, Method
 from metagrad.implicit import GradientDescent
 from metagrad.recipes.memory_compute import peak
 from metagrad.recipes.protocols import HeadMethod, HeadsProtocol
+from metagrad.recipes.stages import require_same
 
 _VALIDATE = 100  # meta-steps between validations
 
@@ -144,16 +145,17 @@ def run_method(
     Raises
     ------
     MetagradError
-        if ``folder`` holds a run of other settings.
+        if ``folder`` holds a run of other settings, or on other data.
     """
     wanted = experiment(method, dataset.name, protocol)
     episodes = episodes_of(wanted.tasks)
     assert episodes is not None
     sources = episodes.of(dataset)
+    require_same(folder, wanted)
     there = (folder / "config.json").exists()
     run = Run.open(folder) if there else Run.create(folder, wanted, sources, command=command)
-    if run.experiment != wanted or run.data["digest"] != dataset.digest:
-        raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
+    if run.data["digest"] != dataset.digest:
+        raise MetagradError(f"{folder} holds a run on other data: choose another --out, or remove it")
     spent = [seconds_spent(folder)]
 
     def watch(event: Event) -> None:

@@ -17,15 +17,14 @@ import torch
 from safetensors.torch import save_file
 
 from metagrad import data
-from metagrad.errors import MetagradError
 from metagrad.experiment import Budget, Conv4Config, Episodes, Experiment, Outer
-from metagrad.experiment.api import train
 from metagrad.experiment.loop import Event
 from metagrad.experiment.run import Run
 from metagrad.experiment.setup import build
 from metagrad.fewshot import FOMAML, IMAML, MAML, Method, ProtoNet, Reptile
 from metagrad.implicit import GradientDescent, HessianFree
 from metagrad.recipes.protocols import OmniglotMethod, OmniglotProtocol
+from metagrad.recipes.stages import require_possible, train_unless_done
 
 REACHED = (0.95, 0.97, 0.98)  # accuracies on validation whose time is told
 
@@ -148,19 +147,16 @@ def trained(
     """
     dataset = data.load("omniglot", data_dir=data_dir)
     for cell in cells:  # before hours of work
-        wanted = {out / f"body-{cell.seed}": body(protocol, cell.seed), out / cell.name: stage(protocol, cell)}
-        for folder, experiment in wanted.items():
-            _require_same(folder, experiment)
-            experiment.tasks.of(dataset)  # refuses more ways than there are classes
+        require_possible(out / f"body-{cell.seed}", body(protocol, cell.seed), dataset)
+        require_possible(out / cell.name, stage(protocol, cell), dataset)
+    go_on = functools.partial(train_unless_done, data_dir=data_dir, report=report, stop=stop)
     for cell in cells:
         first, second = out / f"body-{cell.seed}", out / cell.name
-        stages = ((first, body(protocol, cell.seed)), (second, stage(protocol, cell)))
-        for folder, experiment in stages:
-            if stop() or (folder / "result.json").exists():
-                continue
-            init = None if folder == first else _with_zero_head(first, cell) if cell.method == "reptile" else first
-            told = functools.partial(report, folder.name)
-            train(experiment, folder, resume=True, init=init, data_dir=data_dir, report=told, stop=stop)
+        go_on(first, body(protocol, cell.seed))
+        if not stop():
+            go_on(
+                second, stage(protocol, cell), init=_with_zero_head(first, cell) if cell.method == "reptile" else first
+            )
         yield row(cell, first, second)
 
 
@@ -173,11 +169,6 @@ def _with_zero_head(body: Path, cell: Cell) -> Path:
     path = body.with_name(f"{body.name}-{cell.ways}way.safetensors")
     save_file({name: leaf.detach().contiguous() for name, leaf in {**features, **head}.items()}, path)
     return path
-
-
-def _require_same(folder: Path, wanted: Experiment) -> None:
-    if (folder / "config.json").exists() and Run.open(folder).experiment != wanted:
-        raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
 
 
 def row(cell: Cell, *stages: Path) -> CellRow:

@@ -26,6 +26,7 @@ from metagrad.fewshot.disjoint import DisjointTasks
 from metagrad.fewshot.evaluate import mean_and_ci95
 from metagrad.fewshot.views import Views
 from metagrad.recipes.protocols import ChallengeProtocol
+from metagrad.recipes.stages import require_same, train_unless_done
 
 WAYS = 20
 VIEWS = Variation(shift=1.0, turn=5.0, shear=0.08, thickness=0.3)  # how far views differ; chosen on validation
@@ -149,11 +150,7 @@ def trained(
     MetagradError
         if ``folder`` holds a run of other settings.
     """
-    from metagrad.experiment.api import train
-
     wanted = experiment(protocol)
-    if (folder / "config.json").exists() and Run.open(folder).experiment != wanted:
-        raise MetagradError(f"{folder} holds a run of other settings: choose another --out, or remove it")
-    if (folder / "result.json").exists():
-        return True
-    return train(wanted, folder, resume=True, data_dir=data_dir, report=report, stop=stop).result is not None
+    require_same(folder, wanted)
+    train_unless_done(folder, wanted, data_dir=data_dir, report=lambda _, event: report(event), stop=stop)
+    return (folder / "result.json").exists()

@@ -7,6 +7,7 @@ from typing import Literal
 
 # The last one is the one before with the published inner solver.
 HeadMethod = Literal["maml", "anil", "itd-bio", "memory-reduced", "memory-reduced-descent"]
+TwoStageMethod = Literal["memory-reduced", "maml", "anil", "itd-bio", "protonet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,32 @@ class ChallengeProtocol:
 
 
 OmniglotMethod = Literal["imaml", "imaml-hessian-free", "maml", "fomaml", "reptile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarTwoStagesProtocol:
+    """Methods on CIFAR-FS or FC100 in two stages: features by ProtoNet on tasks of many classes, then each method."""
+
+    filters: int = 64
+    """Width of the network of four convolutions with pooling."""
+    shots: int = 5
+    """Support images of each class."""
+    body_steps: int = 3250
+    """Meta-steps of the first stage, one task each."""
+    body_ways: int = 20
+    """Classes of a task of the first stage."""
+    body_lr: float = 3e-3
+    """Outer step size of the first stage."""
+    steps: int = 40
+    """Meta-steps of the second stage."""
+    tasks: int = 8
+    """Tasks of a meta-step of the second stage."""
+    lr: float = 1e-4
+    """Outer step size of the second stage."""
+    val_tasks: int = 150
+    """Number of validation tasks."""
+    test_tasks: int = 600
+    """Number of test tasks of each cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
