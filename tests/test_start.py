@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from metagrad import Budget, Experiment, Run, argmin, train
 from metagrad.errors import MetagradError
 from metagrad.fewshot import ANIL, FOMAML, IMAML, MAML, ITDBiO, MemoryReduced, ProtoNet, Tasks, meta_gradient
-from metagrad.fewshot.algorithms.base import query_loss
+from metagrad.fewshot.algorithms.base import added, judge_query, query_loss
+from metagrad.fewshot.algorithms.start import centre_of, with_raw_data
 from metagrad.implicit import CG, GradientDescent, HessianFree, Implicit
 
 SOLVER = HessianFree(max_steps=20, cg_steps=45, tol=1e-11, curvature="hessian")
@@ -60,6 +62,43 @@ def test_the_gradient_is_that_of_finite_differences(name, start):
     ]
     along = sum(float((leaf.grad * way[key]).sum()) for key, leaf in theta.items())
     assert along == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", ["rows", "shared", "prototypes"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("imaml")])
+def test_problems_on_raw_data_have_the_gradient_of_training(name, start):
+    """The objective computes the centre itself, for what takes data as given: another route to the same number."""
+    method, model, drawn = replace(METHODS[name], start=start, start_scale=0.3), network(), tasks()
+    theta = method.init(model)
+    meta_gradient(method, model, theta, drawn)
+    inner = method.inner(model, theta, drawn.support)
+    raw = with_raw_data(method, model, inner, drawn.support)
+    solution = argmin(raw.objective, raw.init, theta, raw.data, solver=raw.solver, adjoint=raw.adjoint)
+    centre = {} if start == "rows" else centre_of(method, model, theta, drawn.support)
+    phi = replace(solution, value=added(solution.value, centre))
+    gradients = torch.autograd.grad(
+        judge_query(method, model, theta, phi, drawn.query).losses.mean(), [*theta.values()]
+    )
+    for leaf, gradient in zip(theta.values(), gradients, strict=True):
+        torch.testing.assert_close(gradient, leaf.grad, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["imaml", "maml"])
+@pytest.mark.parametrize("start", ["shared", "prototypes"])
+def test_a_run_whose_heads_begin_at_a_centre_is_checked(tmp_path, method, start):
+    made = replace(METHODS[method], start=start, start_scale=0.3)
+    budget = Budget(meta_steps=2, tasks_per_step=2, val_tasks=2, test_tasks=2)
+    experiment = Experiment(tasks=drawn_tasks, network=network, method=made, budget=budget)
+    train(experiment, tmp_path / "run")
+    found = Run.open(tmp_path / "run", experiment=experiment).check(tasks=2)
+    assert found["error"] < 1e-4
+    if method == "imaml":
+        assert found["reference_grad_norm"] < 1e-8
+        assert found["inner"] < 1e-5
+
+
+def drawn_tasks(number, *, generator):
+    return tasks(number=number, seed=int(torch.randint(10**6, (), generator=generator)))
 
 
 @pytest.mark.parametrize("name", [*METHODS, "fomaml"])

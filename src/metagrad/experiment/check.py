@@ -16,8 +16,9 @@ from metagrad.experiment.record import versions
 from metagrad.experiment.setup import build_for, learned
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Algorithm, Reptile, Tasks
-from metagrad.fewshot.algorithms.base import HasInner, judge_query
+from metagrad.fewshot.algorithms.base import HasInner, added, judge_query
 from metagrad.fewshot.algorithms.heads import AdaptsHead
+from metagrad.fewshot.algorithms.start import centre_of, with_raw_data
 from metagrad.fewshot.tasks import AnyBatch
 from metagrad.implicit import (
     GradientDescent,
@@ -75,11 +76,6 @@ def check_run(
         raise MetagradError(
             f"{run.method_name} does not differentiate the solution of an inner problem: there is nothing to check"
         )
-    if getattr(method, "start", "rows") in ("shared", "prototypes"):
-        raise MetagradError(
-            f"check works only for heads that start at learned rows, not for start={method.start!r}: to check the "
-            "gradient, train with --start rows"
-        )
     implicit = isinstance(method.inner(model, theta, drawn.support).adjoint, Implicit)
     precision = run.experiment.compute.precision
     with precision_context(precision, sources.device):  # leaves float64 alone
@@ -111,13 +107,21 @@ def _to_digits(batch: AnyBatch, dtype: torch.dtype) -> AnyBatch:
 def _implicit(
     method: HasInner, model: nn.Module, theta: Params, tasks: Tasks, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    inner = method.inner(model, theta, tasks.support)
+    inner, loss = method.inner(model, theta, tasks.support), query_loss(method, model, tasks)
+    raw = with_raw_data(method, model, inner, tasks.support)
+
+    def outer(phi: Params, theta: Params) -> Tensor:
+        if inner.centre is None:
+            return loss(phi, theta)
+        support = _to_digits(tasks.support, next(iter(phi.values())).dtype)
+        return loss(added(phi, centre_of(method, model, theta, support)), theta)
+
     comparison = check_meta_gradient(
-        inner.objective,
-        lambda now: method.inner(model, now, tasks.support).init,
+        raw.objective,
+        lambda now: method.inner(model, now, _to_digits(tasks.support, next(iter(now.values())).dtype)).init,
         theta,
-        tasks.support,
-        outer=query_loss(method, model, tasks),
+        raw.data,
+        outer=outer,
         solver=inner.solver,
         adjoint=inner.adjoint,
         report=report,
@@ -141,7 +145,7 @@ def _implicit(
     }
     line_search = isinstance(inner.solver, GradientDescent) and inner.solver.line_search
     if isinstance(inner.solver, GradientDescent | Nesterov) and not callable(inner.solver.lr) and not line_search:
-        problem = Problem(inner.objective, theta, inner.data).detached()
+        problem = Problem(inner.objective, inner.theta, inner.data).detached()
         with torch.no_grad():
             phi = inner.solver(problem, inner.init).value
         largest = float(largest_curvature(problem.curvature(phi, "hessian"), phi).max())

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from metagrad import tree
 from metagrad.errors import MetagradError
 from metagrad.fewshot.algorithms import base
 from metagrad.fewshot.algorithms.closed_form import prototypes_of, require_linear, support_features
@@ -138,7 +139,7 @@ def begun_at_centre(
     features:
         of the support set, where they are known.
     """
-    centre = _centre(method, model, theta, support, features)
+    centre = centre_of(method, model, theta, support, features)
     zeros = {name: torch.zeros_like(leaf, requires_grad=False) for name, leaf in centre.items()}
     assert isinstance(inner.objective, Composed)
     return inner._replace(
@@ -150,7 +151,48 @@ def begun_at_centre(
     )
 
 
-def _centre(method: Any, model: nn.Module, theta: Params, support: AnyBatch, features: Tensor | None) -> Params:
+def with_raw_data(method: Any, model: nn.Module, inner: base.Inner, support: AnyBatch) -> base.Inner:
+    """Return the inner problems of ``support`` with itself as data: the objective computes each task's centre.
+
+    That is for what takes data as given, such as :func:`metagrad.check_meta_gradient`. It is slower, because the centre
+    is computed at every evaluation.
+    """
+    if inner.centre is None:
+        return inner
+    objective, names = inner.objective, list(inner.centre)
+    assert isinstance(objective, Composed)
+    outputs_of_tasks, loss_of_tasks, regulariser = (
+        objective.outputs_of_tasks,
+        objective.loss_of_tasks,
+        objective.regulariser,
+    )
+    assert outputs_of_tasks is not None
+    assert loss_of_tasks is not None
+
+    def outputs(phi: Params, theta: Params, data: Any) -> Tensor:
+        return outputs_of_tasks(phi, theta, _Centred(data, centre_of(method, model, theta, data)))
+
+    def pull(phi: Params, theta: Params) -> Tensor:
+        assert regulariser is not None
+        return regulariser(phi, theta | {name: torch.zeros_like(phi[name]) for name in names})
+
+    inside = Composed(
+        outputs=lambda phi, theta, data: outputs(_of_one(phi), theta, _of_one(data))[0],
+        loss=lambda outputs, data: loss_of_tasks(outputs[None], _Centred(_of_one(data), {}))[0],
+        regulariser=None if regulariser is None else pull,
+        outputs_of_tasks=outputs,
+        loss_of_tasks=lambda outputs, data: loss_of_tasks(outputs, _Centred(data, {})),
+    )
+    return inner._replace(objective=inside, data=support)
+
+
+def _of_one(part: Any) -> Any:
+    return tree.map_tensors(lambda leaf: leaf[None], part)
+
+
+def centre_of(
+    method: Any, model: nn.Module, theta: Params, support: AnyBatch, features: Tensor | None = None
+) -> Params:
     """Return where each task's head begins, ``(T, ways, F)`` and ``(T, ways)``, named as in the network."""
     head = _linear_head(method, model)
     if support.y.is_floating_point():
