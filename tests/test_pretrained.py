@@ -253,6 +253,7 @@ def test_the_time_that_is_left_is_that_of_steps_validations_and_the_test():
     assert line["seconds_left"] == 97 * 2.0 + 2 * 10 * 0.5 + 20 * 0.5
     assert in_words(line, 100) == "97 more meta-steps, validation and test take about 3.6 minutes"
     whole = {**line, "steps_left": 100}  # with the steps that were timed
+    assert in_words({**whole, "steps_left": 1}, 1).startswith("1 meta-step, validation and test take about")
     assert in_words(whole, 100) == "100 meta-steps, validation and test take about 3.6 minutes"
     limited = Budget(meta_steps=100, minutes=1, val_every=50, val_tasks=10, test_tasks=20, tasks_per_step=2)
     line = expected(asked(ProtoNet(), budget=limited), 3, 2.0, 0.5, 6.0)

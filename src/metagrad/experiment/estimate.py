@@ -97,7 +97,8 @@ def in_words(line: dict[str, Any], meta_steps: int) -> str:
         every = f"all {meta_steps:,} meta-steps would take {duration(line['seconds_of_steps'])}"
         return f"training stops after {limit} (--minutes); {every}"
     some = f"{meta_steps:,}" if line["steps_left"] == meta_steps else f"{line['steps_left']:,} more"
-    return f"{some} meta-steps, validation and test take {duration(line['seconds_left'])}"
+    steps = f"meta-step{'s' * (line['steps_left'] != 1)}"
+    return f"{some} {steps}, validation and test take {duration(line['seconds_left'])}"
 
 
 def duration(seconds: float) -> str:
