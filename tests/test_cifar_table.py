@@ -93,5 +93,8 @@ def test_an_interval_is_over_tasks_and_seeds():
     assert _interval([]) == "–"
     assert _interval([[0.5, 0.7]]) == "60.00 ± 19.60"
     apart = _interval([[0.5, 0.5, 0.5], [0.7, 0.7, 0.7]])
-    assert apart == "60.00 ± 19.60", "tasks agree, seeds do not"
+    assert apart == "60.00 ± 127.10", "tasks agree, seeds do not: Student's t for two of them"
+    three = _interval([[0.5] * 3, [0.6] * 3, [0.7] * 3])
+    assert three == f"60.00 ± {430.3 * 0.1 / 3**0.5:.2f}"
+    assert _interval([[0.4, 0.6]] * 2) == "50.00 ± 13.86", "seeds agree by chance: what their tasks leave open"
     assert _interval([[-0.1, 0.1]], sign="+").startswith("+0.00 ±")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import math
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,3 +86,25 @@ def table(first: str, *rest: str) -> Table:
     for name in rest:
         table.add_column(name, justify="right")
     return table
+
+
+# 97.5 % quantiles of Student's t, for 1, 2, … degrees of freedom.
+_STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def over_seeds(means: Sequence[float], halves: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over seeds and half the width of its 95 % interval.
+
+    The interval is Student's, from the spread of the seeds, which it holds for further seeds; if their tasks alone
+    leave more open, or there is one seed, it is that of the tasks.
+
+    Parameters
+    ----------
+    means, halves:
+        each seed's mean over tasks, and half the width of its own 95 % interval.
+    """
+    tasks = math.sqrt(sum(half**2 for half in halves)) / len(halves)
+    if len(means) == 1:
+        return means[0], tasks
+    factor = _STUDENT[min(len(means) - 1, len(_STUDENT)) - 1]
+    return statistics.mean(means), max(tasks, factor * statistics.stdev(means) / math.sqrt(len(means)))

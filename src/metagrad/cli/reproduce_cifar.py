@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, save_rows, table
+from metagrad.cli.figures import make_folder, over_seeds, save_rows, table
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import CifarTwoStagesProtocol, HeadMethod, HeadsProtocol, TwoStageMethod
 
@@ -212,11 +212,9 @@ def _table(dataset: str, cells: Sequence[HeadsCell]) -> Table:
 
 
 def _interval(rows: Sequence[Sequence[float]], sign: str = "") -> str:
-    """Return mean and half width at 95 %, in percent, over the tasks of each seed and, added in squares, over seeds."""
+    """Return mean and half width at 95 %, in percent, of each seed's values by task."""
     if not rows:
         return "–"
-    means = [statistics.mean(row) for row in rows]
-    square = sum(statistics.variance(row) / len(row) for row in rows) / len(rows) ** 2
-    if len(rows) > 1:
-        square = max(square, statistics.variance(means) / len(rows))
-    return f"{100 * statistics.mean(means):{sign}.2f} ± {196 * math.sqrt(square):.2f}"
+    halves = [1.96 * statistics.stdev(row) / math.sqrt(len(row)) for row in rows]
+    mean, half = over_seeds([statistics.mean(row) for row in rows], halves)
+    return f"{100 * mean:{sign}.2f} ± {100 * half:.2f}"

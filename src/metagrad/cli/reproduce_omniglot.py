@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from metagrad.cli import allocator
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, save_rows, table
+from metagrad.cli.figures import make_folder, over_seeds, save_rows, table
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import OmniglotMethod, OmniglotProtocol
 
@@ -155,8 +155,8 @@ def _table(rows: Sequence[CellRow]) -> Table:
         half = [100 * row.ci95 for row in mine if row.ci95 is not None]
         ours = "–"
         if done:
-            error = half[0] if len(done) == 1 else 1.96 * statistics.stdev(done) / len(done) ** 0.5
-            ours = f"{statistics.mean(done):.2f} ± {error:.2f}"
+            mean, error = over_seeds(done, half)
+            ours = f"{mean:.2f} ± {error:.2f}"
         checked = [100 * row.val_accuracy for row in mine if row.val_accuracy is not None]
         lines.add_row(
             f"{_SHORT[method]} {ways}w {shots}s",
