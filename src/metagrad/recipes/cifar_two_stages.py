@@ -23,7 +23,7 @@ from metagrad.recipes.stages import require_possible, train_unless_done
 # with nothing meta-learned after it: ../docs/results-diary.md. The paper's steps of 0.1 are too long there.
 METHODS: dict[TwoStageMethod, Method] = {
     "memory-reduced": MemoryReduced(l2=2.0, start="zero"),
-    "maml": MAML(inner_lr=0.02, inner_steps=10, start="shared"),
+    "maml": MAML(inner_lr=0.04, inner_steps=5, start="shared"),
     "anil": ANIL(inner_lr=0.03, inner_steps=10, start="shared"),
     "itd-bio": ITDBiO(inner_lr=0.03, inner_steps=20, start="zero"),
     "protonet": ProtoNet(scale=0.1),
