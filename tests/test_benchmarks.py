@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import peers
 import speed
+import without_metagrad
+from metagrad.fewshot import IMAML, Batch, Conv4
+from metagrad.implicit import GradientDescent
 from workload import Workload, gap
 
 WORK = Workload(tasks=2, ways=3, shots=1, queries=2, filters=4, inner_steps=2, inner_lr=0.1, lam=2.0, cg_steps=3)
@@ -44,3 +47,18 @@ def test_missing_package_is_left_out_with_a_line(monkeypatch, capsys):
     monkeypatch.setattr(peer, "NEEDS", "no_such_package")
     assert speed.entered(["by_hand", "higher_maml"]) == [peers.load("by_hand")]
     assert "pip install" in capsys.readouterr().out
+
+
+def test_the_program_without_metagrad_adapts_as_metagrad_does():
+    method = IMAML(lam=0.5, solver=GradientDescent(lr=0.1, max_steps=4), start="shared")
+    generator = torch.Generator().manual_seed(0)
+    model = Conv4(3, image_size=16, filters=4, pooling=True, generator=generator).double()
+    theta = method.init(model)
+    support, query = torch.rand(2, 1, 6, 1, 16, 16, generator=generator, dtype=torch.float64)
+    labels = torch.arange(3).repeat_interleave(2)
+    with torch.no_grad():
+        solution = method.adapt(model, theta, Batch(support, labels[None]))
+        logits = method.predict(model, theta, solution, query)[0]
+    plain = {name: leaf.detach() for name, leaf in theta.items()}
+    step = {"lr": 0.1, "steps": 4, "lam": 0.5}
+    torch.testing.assert_close(without_metagrad.logits(plain, step, support[0], labels, query[0]), logits)

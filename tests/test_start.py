@@ -121,6 +121,18 @@ def test_one_shared_row_is_as_many_alike(name):
     torch.testing.assert_close(shared["body.0.weight"].grad, rows["body.0.weight"].grad, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_with_cross_entropy_only_that_rows_are_alike_matters(name):
+    """Softmax does not see what all rows share: the one row has no gradient, and any other row gives the same loss."""
+    method, model, drawn = replace(METHODS[name], start="shared"), network(), tasks()
+    theta = method.init(model)
+    meta_gradient(method, model, theta, drawn)
+    sizes = {name: leaf.grad.abs().max() for name, leaf in theta.items()}
+    assert max(size for key, size in sizes.items() if key.startswith(".start/")) < 1e-12 < sizes["body.0.weight"]
+    other = {key: leaf + key.startswith(".start/") * torch.ones_like(leaf) for key, leaf in theta.items()}
+    assert value(method, model, other, drawn) == pytest.approx(value(method, model, theta, drawn), rel=1e-12)
+
+
 def test_prototypes_that_hardly_adapt_are_those_of_protonet():
     model, drawn = network(), tasks(ways=5)
     method, reference = MAML(inner_lr=1e-9, start="prototypes", start_scale=0.2), ProtoNet(scale=0.2)

@@ -37,9 +37,10 @@ class BeginsHead(base.AdaptsWeights):
     start:
         initial weights of a task's head, which are also the centre of its regulariser. ``"rows"``: one learned row for
         each output, as published. ``"shared"``: one learned row for all classes (Ye and Chao, "How to Train Your MAML
-        to Excel in Few-Shot Classification", ICLR 2022). ``"prototypes"``: weights ``2 s c`` and biases ``−s ‖c‖²``
-        from the class means c of the support features, with a learned s (Triantafillou et al., "Meta-Dataset", ICLR
-        2020, Proto-MAML). With the last two, tasks may have any number of ways.
+        to Excel in Few-Shot Classification", ICLR 2022); with cross-entropy any row gives the same, also zeros.
+        ``"prototypes"``: weights ``2 s c`` and biases ``−s ‖c‖²`` from the class means c of the support features, with
+        a learned s (Triantafillou et al., "Meta-Dataset", ICLR 2020, Proto-MAML). With the last two, tasks may have any
+        number of ways.
     start_scale:
         initial value of s, for prototypes.
     head:
