@@ -95,8 +95,8 @@ _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 def over_seeds(means: Sequence[float], halves: Sequence[float]) -> tuple[float, float]:
     """Return the mean over seeds and half the width of its 95 % interval.
 
-    The interval is Student's, from the spread of the seeds, which it holds for further seeds; if their tasks alone
-    leave more open, or there is one seed, it is that of the tasks.
+    It is Student's interval of the seeds' means. Where the interval over tasks is wider, or there is one seed, it is
+    that one.
 
     Parameters
     ----------
