@@ -4,14 +4,15 @@
 
 Conv4 with pooling and 64 filters learns to tell all training classes apart (quarter turns of Omniglot's characters are
 classes of their own): batches of 300 images, Adam 3e-3 with cosine, the last weights. Its features are then judged on
-5-way tasks of test classes, 15 queries a class, batch statistics of all query images, as the other rows of the table:
-by the class mean (ProtoNet with nothing learned), and by a head that is fitted to the support set (memory-reduced's:
-logistic regression with l2). Weights and accuracies by task are kept in OUT.
+tasks of test classes (600 of five ways, 200 of twenty), 15 queries a class, batch statistics of all query images, as
+the other rows of the table: by the class mean (ProtoNet with nothing learned), and by a head that is fitted to the
+support set (memory-reduced's: logistic regression with l2). Weights and accuracies by task are kept in OUT.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
@@ -70,13 +71,17 @@ def trained(dataset: data.Dataset, steps: int, seed: int) -> dict[str, Tensor]:
     return {name: leaf.detach().clone() for name, leaf in model.named_parameters()}
 
 
-def judged(method: Method, weights: dict[str, Tensor], dataset: data.Dataset, split: str, shots: int) -> np.ndarray:
+def judged(
+    method: Method, weights: dict[str, Tensor], dataset: data.Dataset, split: str, ways: int, shots: int
+) -> np.ndarray:
     """Return the accuracy of each task."""
     shape = tuple(dataset.train.data.shape[1:])
-    model: nn.Module = Conv4Config(filters=64, pooling=True).build(shape, 5)
+    model: nn.Module = Conv4Config(filters=64, pooling=True).build(shape, ways)
     theta = {name: weights.get(name, leaf) for name, leaf in method.init(model).items() if not name.startswith("head.")}
-    source = EpisodeSampler(classes=getattr(dataset, split), ways=5, shots=shots, queries=15)
-    result = evaluate(method, model, theta, source, tasks=600, generator=torch.Generator().manual_seed(0))
+    source = EpisodeSampler(classes=getattr(dataset, split), ways=ways, shots=shots, queries=15)
+    result = evaluate(
+        method, model, theta, source, tasks=600 if ways < 20 else 200, generator=torch.Generator().manual_seed(0)
+    )
     return np.asarray(result.per_task)
 
 
@@ -87,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--ways", type=int, nargs="+", default=[5])
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -99,13 +105,12 @@ def main() -> None:
             {name: leaf for name, leaf in weights.items() if name.startswith("body.")}, out / "weights.safetensors"
         )
     weights = load_file(out / "weights.safetensors")
-    print("| head | shots | accuracy, % |\n|---|---|---|")
-    for name, method in HEADS.items():
-        for shots in (1, 5):
-            rows = judged(method, weights, dataset, options.split, shots)
-            np.save(out / f"{options.split}-{name.replace(' ', '-')}-{shots}shot.npy", rows)
-            half = 196 * rows.std(ddof=1) / math.sqrt(len(rows))
-            print(f"| {name} | {shots} | {100 * rows.mean():.2f} ± {half:.2f} |", flush=True)
+    print("| head | ways | shots | accuracy, % |\n|---|---|---|---|")
+    for (name, method), ways, shots in itertools.product(HEADS.items(), options.ways, (1, 5)):
+        rows = judged(method, weights, dataset, options.split, ways, shots)
+        np.save(out / f"{options.split}-{name.replace(' ', '-')}-{ways}way-{shots}shot.npy", rows)
+        half = 196 * rows.std(ddof=1) / math.sqrt(len(rows))
+        print(f"| {name} | {ways} | {shots} | {100 * rows.mean():.2f} ± {half:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
