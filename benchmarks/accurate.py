@@ -26,7 +26,7 @@ import torch
 
 from inner import Scene, add_options, scene, write
 from metagrad import CG, MINRES, Implicit
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.experiment.check import query_loss
 from metagrad.fewshot import meta_gradient
 from metagrad.implicit import LBFGS, GradientDescent, HessianFree, Nesterov, solve_on

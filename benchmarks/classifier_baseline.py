@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metagrad import data
+from metagrad import data, keep_memory
 from metagrad.data import ImageClasses
 from metagrad.experiment import Conv4Config
 from metagrad.fewshot import EpisodeSampler, MemoryReduced, Method, ProtoNet, evaluate
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    keep_memory()
     out = options.out / f"{options.dataset}-{options.seed}"
     out.mkdir(parents=True, exist_ok=True)
     dataset = data.load(options.dataset, data_dir=options.data_dir)

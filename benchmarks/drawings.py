@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metagrad import data
+from metagrad import allocator, data
 from metagrad.classifier.learner import Learner
 from metagrad.classifier.network import for_ways
-from metagrad.cli import allocator
 from metagrad.data import Classes, ImageClasses
 from metagrad.data.glyph_drawing import RECIPE, covered, draw_classes, font_folder, normalised, open_font
 from metagrad.data.reading import Reading

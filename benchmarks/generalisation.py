@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metagrad import data
+from metagrad import data, keep_memory
 from metagrad.experiment import Conv4Config
 from metagrad.experiment.run import Run
 from metagrad.fewshot import (
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    keep_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     body = Run.open(options.run).load("best").theta
     dataset = data.load("omniglot", data_dir=options.data_dir)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metagrad import data, tree
+from metagrad import data, keep_memory, tree
 from metagrad.experiment.run import Run
 from metagrad.fewshot import IMAML, EpisodeSampler, evaluate, meta_gradient
 from metagrad.implicit import LBFGS, MINRES, GradientDescent, HessianFree, InnerSolver, Nesterov, Problem
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["val", "test"], default="val")
     parser.add_argument("--only", nargs="*", default=[*SOLVERS], choices=[*SOLVERS])
     options = parser.parse_args()
+    keep_memory()
     out = options.out / options.run.name
     out.mkdir(parents=True, exist_ok=True)
     run = Run.open(options.run)

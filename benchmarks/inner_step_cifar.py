@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metagrad import data
+from metagrad import data, keep_memory
 from metagrad.experiment.run import Run
 from metagrad.fewshot import ANIL, MAML, EpisodeSampler, ITDBiO, MemoryReduced, Method, ProtoNet, evaluate
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where accuracies by task are kept")
     parser.add_argument("--tasks", type=int, default=60)
     options = parser.parse_args()
+    keep_memory()
     out = options.out / options.run.name
     out.mkdir(parents=True, exist_ok=True)
     run, dataset = Run.open(options.run), data.load("cifar-fs", data_dir=options.data_dir)

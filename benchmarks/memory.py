@@ -19,7 +19,7 @@ import time
 import torch
 
 from metagrad import GradientDescent
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.fewshot import IMAML, MAML, Batch, Conv4, Tasks, meta_gradient
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.fewshot import batched_forward, meta_gradient
 from metagrad.implicit import CG, GradientDescent, Implicit, Problem
 from workload import add_options, chosen

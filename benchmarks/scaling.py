@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.distributed import joined
 from metagrad.experiment.record import versions
 from metagrad.fewshot import meta_gradient

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from inner import Scene, add_options, scene, write
 from metagrad import tree
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.implicit import LBFGS, Adam, GradientDescent, HessianFree, Nesterov, Problem, Solution, TorchOptimizer
 from metagrad.implicit.linear import curvature_range
 from metagrad.tree import Params

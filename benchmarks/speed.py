@@ -32,7 +32,7 @@ import torch
 
 import peers
 from contestants import Contestant, exact_hessian, first_order, gauss_newton, maml
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.experiment.record import versions
 from workload import Workload, add_options, chosen, gap, machine, matrix_rate, rounds
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from contestants import exact_hessian
-from metagrad.cli.allocator import keep_memory
+from metagrad.allocator import keep_memory
 from metagrad.experiment.record import versions
 from workload import Workload, add_options, chosen, least
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from metagrad import report as report
+    from metagrad.allocator import keep_memory as keep_memory
     from metagrad.classifier.estimator import FewShotClassifier as FewShotClassifier
     from metagrad.errors import DivergedError as DivergedError
     from metagrad.errors import MetagradError as MetagradError
@@ -98,6 +99,7 @@ _HOMES = {
         "metagrad.experiment",
     ),
     "FewShotClassifier": "metagrad.classifier.estimator",
+    "keep_memory": "metagrad.allocator",
 }
 
 _PACKAGES = ("classifier", "data", "experiment", "fewshot", "implicit", "report", "tree")  # as metagrad.report, too

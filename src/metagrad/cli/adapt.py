@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import arg
 from metagrad.cli.text import printable
 from metagrad.errors import MetagradError

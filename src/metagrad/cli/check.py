@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import arg
 
 

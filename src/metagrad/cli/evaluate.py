@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import arg
 from metagrad.errors import MetagradError
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rich.cells import cell_len, set_cell_size
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import arg
 from metagrad.cli.text import printable, say, shown
 from metagrad.errors import MetagradError

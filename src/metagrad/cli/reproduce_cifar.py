@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, over_seeds, save_rows, table
 from metagrad.errors import MetagradError

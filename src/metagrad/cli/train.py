@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metagrad.cli import allocator
+from metagrad import allocator
 from metagrad.cli.arguments import Section, arg, did_you_mean, options_of, read
 from metagrad.cli.choices import Plan, modern
 from metagrad.cli.interrupt import Interrupt
