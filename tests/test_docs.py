@@ -99,7 +99,7 @@ def test_a_documented_command_is_one(page, line, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs(path):
-    """In this process: three kernels, and torch in each, would take longer than all of their cells."""
+    """Its programs run in one namespace, without a kernel."""
     from matplotlib import pyplot, use
 
     before, cells = torch.get_default_dtype(), json.loads(path.read_text(encoding="utf-8"))["cells"]
