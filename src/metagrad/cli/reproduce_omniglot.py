@@ -66,7 +66,7 @@ class OmniglotTable:
     lr: float = _DEFAULT.lr
     """Outer step size of the second stage."""
     body_steps: int = arg(_DEFAULT.body_steps, least=1)
-    """Meta-steps of the first stage, one task each: 4000 take half an hour of a core; 12000 gain 0.8 points at 20 ways and
+    """Meta-steps of the first stage, one task each: 4000 take half an hour of a core; 12000 gain 0.8 points at 20 ways,
     0.2 at 5."""
     body_ways: int = arg(_DEFAULT.body_ways, least=2)
     """Classes of a task of the first stage."""
