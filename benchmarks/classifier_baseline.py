@@ -1,6 +1,6 @@
 """What is reached without meta-learning: one classifier of all training classes, then a head on its features.
 
-    python benchmarks/classifier_baseline.py omniglot --data-dir DATA --out results/classifier-baseline
+    python benchmarks/classifier_baseline.py omniglot --data-dir DATA --out OUT --ways 5 20
 
 Conv4 with pooling and 64 filters learns to tell all training classes apart (quarter turns of Omniglot's characters are
 classes of their own): batches of 300 images, Adam 3e-3 with cosine, the last weights. Its features are then judged on
