@@ -8,8 +8,8 @@ RUN is a ProtoNet run on Omniglot. iMAML (λ = 2 unless --lam says otherwise, on
 all weights on from its body, with nothing meta-learned after it, by each solver in turn: 15 queries a class,
 transductive, validation characters, the same tasks for all. "Curvature" is the largest of the Hessian of the inner
 objective at the start and where the solver ends, in 4 training tasks (30 Lanczos steps); "met" is the largest that five
-CG steps meet there, as a training does. Accuracies by task are kept in OUT, and what is there already is printed, not measured
-again. Without --only, the first eight solvers run: those of the table at 5 ways.
+CG steps meet there, as a training does. Accuracies by task are kept in OUT; what is there already is printed, not
+measured again. Without --only the first eight solvers run: those of the table at 5 ways.
 """
 
 from __future__ import annotations
