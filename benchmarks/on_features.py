@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.nn import functional
 
@@ -236,12 +237,16 @@ def table(name: str, found: dict[str, list[dict[str, np.ndarray]]]) -> None:
 
 
 def interval(rows: np.ndarray) -> tuple[float, float]:
-    """Return mean and half width at 95 % over tasks (averaged over seeds) and, added in squares, over seeds."""
-    by_task = rows.mean(0)
-    square = by_task.var(ddof=1) / len(by_task)
+    """Return the mean and half the width of its 95 % interval.
+
+    The interval is Student's over the seeds, or the one over tasks of the accuracies averaged over seeds where that is
+    wider, or where there is one seed.
+    """
+    by_task, by_seed = rows.mean(0), rows.mean(1)
+    half = 1.96 * by_task.std(ddof=1) / math.sqrt(len(by_task))
     if len(rows) > 1:
-        square += rows.mean(1).var(ddof=1) / len(rows)
-    return float(rows.mean()), 1.96 * math.sqrt(square)
+        half = max(half, stdtrit(len(rows) - 1, 0.975) * by_seed.std(ddof=1) / math.sqrt(len(rows)))
+    return float(rows.mean()), float(half)
 
 
 def main() -> None:
