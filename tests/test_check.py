@@ -106,3 +106,24 @@ def test_the_reference_is_the_best_point_found():
         found = tree.norm(problem.grad(solve_on(problem, start, tol=tol)))
         assert (found <= norm).all()
         assert found.max() <= tol
+
+
+def test_nothing_is_attributed_to_an_inner_solve_that_no_reference_improves():
+    """The minimum of |phi - 0.2| + phi² / 2 lies on a kink, where no gradient is near zero."""
+    told = []
+    found = check_meta_gradient(
+        lambda phi, theta, data: (phi["w"] - data).abs().sum() + 0.5 * (phi["w"] - theta["w"]).square().sum(),
+        lambda theta: tree.expand(theta, T),
+        {"w": torch.zeros(3).double()},
+        torch.full((T, 3), 0.2).double(),
+        outer=outer,
+        solver=GradientDescent(lr=0.01, max_steps=2),
+        adjoint=EXACT,
+        report=told.append,
+    )
+    assert found.reference_grad_norm.max() > 0.5 * found.grad_norm.mean()
+    assert found.inner is None
+    assert found.linear is None
+    assert found.curvature is None
+    assert found.error >= 0
+    assert told[-1] == "reference: solving the linear system"

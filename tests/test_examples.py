@@ -62,12 +62,12 @@ PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "examples" / "rhythms
 
 
 def test_an_own_network_loss_and_tasks_are_killed_resumed_and_checked(tmp_path):
-    process = subprocess.Popen([*PROGRAM, "run", "40"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*PROGRAM, "run", "12"], cwd=tmp_path, stdout=subprocess.DEVNULL)
     while not (tmp_path / "run" / "best.safetensors").exists() and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
-    said = [subprocess.run([*PROGRAM, name, "40"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    said = [subprocess.run([*PROGRAM, name, "12"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
             for name in ("run", "whole")]  # fmt: skip
     last, other = ([line for line in text.splitlines()[-3:] if "page" not in line] for text in said)
     assert last == other, "killed and resumed is bit for bit the same"

@@ -14,7 +14,7 @@ from metagrad.classifier.learner import Learner
 from metagrad.experiment.sources import Sources
 from metagrad.fewshot import Tasks
 
-TASKS = 60  # on one page
+_TASKS = 60  # at most: enough to see which classes are confused
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,34 @@ class Judged:
         pairs of classes that are confused most often.
     accuracy, pixels:
         accuracy in these tasks, of the network and of the nearest class mean of the pixels.
+    tasks:
+        how many there are.
     """
 
     grids: list[list[Row]]
     hardest: list[Confusion]
     accuracy: float
     pixels: float
+    tasks: int
 
 
-def judge_tasks(learner: Learner, sources: Sources, *, tasks: int = TASKS, shown: int = 2, seed: int = 0) -> Judged:
+def judge_tasks(
+    learner: Learner, sources: Sources, *, tasks: int | None = None, shown: int = 2, seed: int = 0
+) -> Judged:
     """Classify validation tasks; return some of them as pictures, and what is confused most often.
 
     Each image is classified by itself, as in ``metagrad predict``.
+
+    Parameters
+    ----------
+    tasks:
+        how many; ``None``: as many as the run validates on, at most 60.
+    shown:
+        how many of them as pictures.
+    seed:
+        of the draw.
     """
+    tasks = min(_TASKS, learner.experiment.budget.val_tasks) if tasks is None else tasks
     episodes = learner.episodes
     assert sources.dataset is not None
     assert sources.pictures is not None
@@ -120,7 +135,8 @@ def judge_tasks(learner: Learner, sources: Sources, *, tasks: int = TASKS, shown
         for (one, other), (hits, seen) in order[:8]
         if hits
     ]
-    return Judged(grids, hardest, right / drawn.query.y.numel(), pixels_right / drawn.query.y.numel())
+    total = drawn.query.y.numel()
+    return Judged(grids, hardest, right / total, pixels_right / total, tasks)
 
 
 def _nearest_mean(drawn: Tasks, task: int, ways: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metagrad.classifier.calibration import Calibration
-from metagrad.report.episodes import TASKS, Judged
+from metagrad.report.episodes import Judged
 from metagrad.report.figures import described, legend, panels, svg
 from metagrad.report.quantities import chance_of, metric_of, metric_of_result, number, protocol_text, with_interval
 
@@ -84,7 +84,6 @@ def page(runs: Sequence[RunView]) -> str:
         panels=[one for one in drawn if not one[0].more],
         more=[one for one in drawn if one[0].more],
         legend=legend,
-        tasks=TASKS,
         options=_options(runs),
         commands=[_command(run) for run in runs],
     )
@@ -144,9 +143,8 @@ def _gain(found: dict[str, Any]) -> str:
 
 def _pixels(judged: Judged) -> str:
     by, network = number("accuracy", judged.pixels), number("accuracy", judged.accuracy)
-    return (
-        f"{by}, by the nearest class mean of the pixels; the network has {network} on the same {TASKS} validation tasks"
-    )
+    same = f"the same {judged.tasks} validation tasks"
+    return f"{by}, by the nearest class mean of the pixels; the network has {network} on {same}"
 
 
 def _calibrated(calibration: Calibration) -> str:
