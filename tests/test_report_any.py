@@ -131,7 +131,7 @@ def run_named(name):
     lines.append({"step": 2, f"val_{name}": 2.0, "val_ci95": 0.1, "val_loss": 3.0})
     grid = [Row(name, ["data:,"], [Prediction("data:,", name, 0.5, False), Prediction("data:,", name, 0.9, True)])]
     record = {"versions": {name: name}, "command": ["metagrad", name]}
-    judged = Judged([grid], [Confusion(name, name, 50.0, 2, ("data:,", "data:,"))], 0.9, 0.5)
+    judged = Judged([grid], [Confusion(name, name, 50.0, 2, ("data:,", "data:,"))], 0.9, 0.5, 2)
     about = {"tasks": name, name: name}
     return RunView(name, about, record, lines, {**result, "protocol": protocol}, None, judged)
 
