@@ -38,9 +38,9 @@ UNROLLED = {
         ({"residual": 2.0, "matrix": "hessian"}, "Worry", "use --curvature gauss_newton, a larger --lam"),
         ({"stable_inner_lr": 0.3}, "Worry", "oscillate"),
         ({"stable_inner_lr": None}, "Usual", "--inner-steps"),
-        ({"reference_grad_norm": 0.2}, "Undecided", "no usable reference"),
+        ({"reference_grad_norm": 0.2, "inner": None}, "Undecided", "no usable reference"),
         ({"reference_min_curvature": -0.1}, "Undecided", "no minimum"),
-        ({"reference_grad_norm": 0.2, "residual": 2.0}, "Worry", "linear solve fails"),
+        ({"reference_grad_norm": 0.2, "inner": None, "residual": 2.0}, "Worry", "linear solve fails"),
     ],
 )
 def test_the_verdict_follows_from_the_numbers(more, verdict_of, why):

@@ -85,8 +85,8 @@ _ACCURATE = 0.1  # relative error up to which nothing is left to improve
 
 
 def _is_unsolved(result: dict[str, Any]) -> bool:
-    """Whether the reference's inner problem is hardly better solved than the run's own."""
-    return bool(result.get("reference_grad_norm", 0.0) > 0.5 * result.get("grad_norm", 0.0) > 0)
+    """Whether the reference's inner problem is hardly better solved than the run's own: then nothing is attributed."""
+    return "reference_grad_norm" in result and result["inner"] is None
 
 
 def verdict(result: dict[str, Any]) -> str:
