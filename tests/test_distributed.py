@@ -1,20 +1,24 @@
 """Several processes: the same numbers as one, and no silent disagreement or loss."""
 
 import json
+import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from metagrad.cli.main import main
-from metagrad.distributed import Ranks, local_device, restarted
+from metagrad.distributed import Ranks, joined, local_device, restarted
 from metagrad.errors import MetagradError
 
 SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "4", "--test-tasks", "40",
@@ -23,6 +27,11 @@ SMALL = ["--tasks", "5", "--filters", "4", "--val-tasks", "12", "--val-every", "
 
 def environment(**extra):
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+
+
+def trained(*words):
+    """Train in this process, which is alone."""
+    assert main(["train", *words]) == 0
 
 
 def torchrun(ranks, *words, options=("--standalone",), **popen):
@@ -39,12 +48,18 @@ def finished(process, code=0):
     return output
 
 
-def single(rank, world, port, *words):
-    env = environment(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "metagrad", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def rank_of(folder, rank, world, port, words):
+    """Start one rank in a forked process."""
+    return Forked(
+        words, folder / f"rank {rank}", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+
+
+def ranks_of(folder, world, *words, last=()):
+    """Start the ranks of one run; ``last``: further words for the last of them."""
+    port = free_port()
+    return [rank_of(folder, rank, world, port, [*words, *(last if rank == world - 1 else ())]) for rank in range(world)]
 
 
 def free_port():
@@ -64,8 +79,7 @@ def difference(a, b):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     run = tmp_path_factory.mktemp("alone") / "run"
-    command = [sys.executable, "-m", "metagrad", "train", "glyphs", *SMALL, "--meta-steps", "8", "--run", str(run)]
-    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    trained("glyphs", *SMALL, "--meta-steps", "8", "--run", str(run))
     return run
 
 
@@ -79,7 +93,9 @@ def test_shares_cover_all_tasks_once_and_evenly(tasks, world):
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_numbers_of_one(ranks, alone, tmp_path):
-    finished(torchrun(ranks, "train", "glyphs", *SMALL, "--meta-steps", "8", "--run-dir", str(tmp_path / "run")))
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "8", "--run-dir", str(tmp_path / "run")]
+    for rank in ranks_of(tmp_path, ranks, *words):
+        assert rank.ended()[0] == 0
     assert (
         difference(weights(tmp_path / "run"), weights(alone)) < 2e-5
     )  # Adam magnifies rounding where gradients vanish
@@ -97,40 +113,39 @@ def test_any_number_of_ranks_gives_the_numbers_of_one(ranks, alone, tmp_path):
 
 def test_one_rank_continues_what_two_began(alone, tmp_path):
     run = str(tmp_path / "run")
-    finished(torchrun(2, "train", "glyphs", *SMALL, "--meta-steps", "4", "--run-dir", run))
-    command = [sys.executable, "-m", "metagrad", "train", "--resume", run, "--meta-steps", "8"]
-    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    for rank in ranks_of(tmp_path, 2, "train", "glyphs", *SMALL, "--meta-steps", "4", "--run-dir", run):
+        assert rank.ended()[0] == 0
+    trained("--resume", run, "--meta-steps", "8", "--no-calibrate")
     assert difference(weights(tmp_path / "run"), weights(alone)) < 2e-5
 
 
+def refused(ranks):
+    """Return the one line that each of these ranks ends with."""
+    for code, said in [rank.ended() for rank in ranks]:
+        assert code == 2
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if re.match(r"metagrad( \(rank \d\))?: ", line)]
+        yield line
+
+
 def test_more_ranks_than_tasks_are_refused(tmp_path):
-    output = finished(
-        torchrun(2, "train", "glyphs", "--tasks", "1", "--meta-steps", "2", "--run-dir", str(tmp_path / "run")), code=1
-    )
-    assert "2 ranks cannot share --tasks 1: start fewer, or raise --tasks" in output
+    words = ["train", "glyphs", "--tasks", "1", "--meta-steps", "2", "--run-dir", str(tmp_path / "run")]
+    for line in refused(ranks_of(tmp_path, 2, *words)):
+        assert "2 ranks cannot share --tasks 1: start fewer, or raise --tasks" in line
 
 
 def test_ranks_started_differently_say_so(tmp_path):
-    port = free_port()
-    words = ["train", "glyphs", *SMALL, "--meta-steps", "2", "--run", str(tmp_path / "run"), "--seed"]
-    both = [single(rank, 2, port, *words, str(10 + rank)) for rank in range(2)]
-    for process in both:
-        _, complaint = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert "rank 1 has seed 11, rank 0 has 10: start all ranks alike" in complaint
-        assert "Traceback" not in complaint
+    words = ["train", "glyphs", *SMALL, "--meta-steps", "2", "--run", str(tmp_path / "run"), "--seed", "10"]
+    for line in refused(ranks_of(tmp_path, 2, *words, last=["--seed", "11"])):
+        assert "rank 1 has seed 11, rank 0 has 10: start all ranks alike" in line
 
 
 def test_an_error_of_the_first_rank_stops_the_others(tmp_path):
-    port, run = free_port(), tmp_path / "run"
+    run = tmp_path / "run"
     run.mkdir()
     (run / "something").touch()
-    both = [single(rank, 2, port, "train", "glyphs", *SMALL, "--run", str(run)) for rank in range(2)]
-    for process in both:
-        _, complaint = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert "exists already" in complaint
-        assert "Traceback" not in complaint
+    for line in refused(ranks_of(tmp_path, 2, "train", "glyphs", *SMALL, "--run", str(run))):
+        assert "exists already" in line
 
 
 def test_a_port_in_use_is_named(tmp_path):
@@ -138,11 +153,9 @@ def test_a_port_in_use_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = single(0, 2, port, "train", "glyphs", *SMALL, "--run", str(tmp_path / "run"))
-        _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert f"the ranks cannot meet at 127.0.0.1:{port}" in complaint
-    assert "Traceback" not in complaint
+        words = ["train", "glyphs", *SMALL, "--run", str(tmp_path / "run")]
+        (line,) = refused([rank_of(tmp_path, 0, 2, port, words)])
+    assert f"the ranks cannot meet at 127.0.0.1:{port}" in line
 
 
 @pytest.mark.parametrize(
@@ -191,40 +204,38 @@ def begun(run, lines=2, seconds=120):
 
 
 def test_a_rank_that_dies_stops_the_other_and_loses_nothing(tmp_path):
-    port, run = free_port(), tmp_path / "run"
+    run = tmp_path / "run"
     words = ["train", "glyphs", *SMALL, "--meta-steps", "5000", "--checkpoint-seconds", "0.2", "--run", str(run)]
-    both = [single(rank, 2, port, *words) for rank in range(2)]
+    first, other = ranks_of(tmp_path, 2, *words)
     begun(run)
-    both[1].send_signal(signal.SIGKILL)
-    _, complaint = both[0].communicate(timeout=60)
-    both[1].communicate()
-    assert both[0].returncode == 2
-    assert "another rank is gone" in complaint
-    assert "metagrad train --resume" in complaint
-    assert "Traceback" not in complaint
+    other.process.kill()
+    assert other.ended()[0] == -signal.SIGKILL
+    (line,) = refused([first])
+    assert "another rank is gone" in line
+    assert "metagrad train --resume" in line
     saved = load_file(run / "last.safetensors")
     assert all(torch.isfinite(leaf).all() for name, leaf in saved.items() if name.startswith("theta/"))
-    command = [sys.executable, "-m", "metagrad", "evaluate", str(run), "--tasks", "20"]
-    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    assert main(["evaluate", str(run), "--tasks", "20"]) == 0
+
+
+def _meetings(rank, port):
+    """Join and leave five times, once late in each rank's turn; return how many ranks met each time."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                      TORCHELASTIC_USE_AGENT_STORE="True")  # fmt: skip
+    met = []
+    for late in (None, 0, 1, 0, 1):
+        time.sleep(float(rank == late))
+        with joined() as ranks:
+            met.append(ranks.sum(torch.ones(())).item())
+    return met
 
 
 def test_ranks_meet_again_in_a_store_that_has_been_used():
     """A restart keeps torchrun's store: whoever comes first must not read the addresses of dead processes there."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    code = (
-        "import time, torch, metagrad.distributed as r\n"
-        "for late in (None, 0, 1, 0, 1):\n"
-        "    time.sleep(float(r.os.environ['RANK'] == str(late)))\n"
-        "    with r.joined() as ranks: print(ranks.sum(torch.ones(())).item())\n"
-    )
-    both = []
-    for rank in range(2):
-        env = environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port),
-                          TORCHELASTIC_USE_AGENT_STORE="True")  # fmt: skip
-        command = [sys.executable, "-c", code]
-        both.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in both:
-        assert finished(process) == "2.0\n" * 5
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        both = [pool.submit(_meetings, rank, store.port) for rank in range(2)]
+        assert [one.result(60) for one in both] == [[2.0] * 5] * 2
 
 
 def test_torchruns_restart_continues_the_run(tmp_path):
