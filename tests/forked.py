@@ -1,9 +1,11 @@
-"""The command line in forked processes: what this process has imported is there already, so that a start is quick."""
+"""Commands and programs in forked processes: what this process has imported is there, so that a start is quick."""
 
 import contextlib
 import multiprocessing
 import os
+import runpy
 import sys
+from functools import partial
 
 import matplotlib.backends.backend_svg  # noqa: F401  what a training imports in the end
 import torch._dynamo  # noqa: F401  what torch imports at the first optimizer
@@ -14,11 +16,15 @@ _SECONDS = 120
 
 
 class Forked:
-    """``metagrad`` with these words and variables of the environment; what it prints goes to ``said``, a file."""
+    """``work()``, which returns the exit code, in a process with these variables of the environment.
 
-    def __init__(self, words, said, **environment):
-        self.said = said
-        self.process = multiprocessing.get_context("fork").Process(target=_run, args=(words, said, environment))
+    What it prints goes to the file ``said``, its complaints too unless ``errors`` is given.
+    """
+
+    def __init__(self, work, said, errors=None, *, encoding="utf-8", **environment):
+        self.said, self.encoding = said, encoding
+        streams = (said, said if errors is None else errors, encoding)
+        self.process = multiprocessing.get_context("fork").Process(target=_run, args=(work, streams, environment))
         self.process.start()
 
     def ended(self):
@@ -27,14 +33,35 @@ class Forked:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise AssertionError(f"it runs after {_SECONDS} seconds: {self.said.read_text()}")
-        return self.process.exitcode, self.said.read_text()
+            raise AssertionError(f"it runs after {_SECONDS} seconds: {self.said.read_bytes()}")
+        return self.process.exitcode, self.said.read_text(self.encoding, errors="surrogateescape")
 
 
-def _run(words, said, environment):
+def command(words, said, errors=None, **options):
+    """Start ``metagrad`` with these words."""
+    return Forked(partial(main, list(words)), said, errors, **options)
+
+
+def program(path, words, said, **options):
+    """Start a Python program with these words."""
+    return Forked(partial(_program, str(path), list(words)), said, **options)
+
+
+def _program(path, words):
+    sys.argv = [path, *words]
+    sys.path.insert(0, os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
+    return 0
+
+
+def _run(work, streams, environment):
     os.environ.update(environment)
-    with open(said, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-        code = main(words)
+    said, errors, encoding = streams
+    for path in (said, errors):
+        path.write_bytes(b"")
+    with open(said, "a", encoding=encoding) as out, open(errors, "a", encoding=encoding) as err:
+        for number, stream in ((1, out), (2, err)):
+            os.dup2(stream.fileno(), number)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = work()
     sys.exit(code)

@@ -50,7 +50,7 @@ def test_without_unknown_classes_there_is_a_threshold_still(learned):
     learner, drawn = Learner.of(learned), dataset()
     few = replace(drawn, val=drawn.val.with_at_least(1))
     few = replace(few, val=ImageClasses(few.val.images, few.val.counts[:3], few.val.names[:3], few.val.first[:3]))
-    found = calibrate(learner, few, tasks=8)
+    found = calibrate(learner, few, tasks=8, share=0.1)
     assert found.own.ood_threshold > 0
     assert found.own.unknown_rejected is None
     assert "other classes" not in found.own.about_reject()

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from forked import Forked
+from forked import command
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
@@ -50,7 +50,7 @@ def finished(process, code=0):
 
 def rank_of(folder, rank, world, port, words):
     """Start one rank in a forked process."""
-    return Forked(
+    return command(
         words, folder / f"rank {rank}", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip

@@ -8,13 +8,13 @@ command line itself.
 import doctest
 import importlib
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -33,14 +33,22 @@ def blocks(page):
 
 def run(page, names):
     """Run a page's blocks in the working directory."""
-    tools = Path(sys.executable).parent
-    ours = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for number, (kind, text) in enumerate(blocks(page)):
         if kind == "python":
             exec(compile(text, f"docs/{page}.md, block {number}", "exec"), names)
         elif kind == "bash":
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], capture_output=True, text=True, env=ours)
-            assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            for line in text.replace("\\\n", " ").splitlines():
+                run_command(line)
+
+
+def run_command(line):
+    """Run one line of a shell: a metagrad command whose output may go to a file."""
+    line, _, file = line.partition(" > ")
+    name, *words = shlex.split(line)
+    assert name == "metagrad"
+    said, errors = Path(file or "said"), Path("errors")
+    code, _ = forked.command(words, said, errors).ended()
+    assert code == 0, f"{line}\n{said.read_text()[-2000:]}\n{errors.read_text()[-2000:]}"
 
 
 @pytest.mark.filterwarnings("ignore:replaced .* \\(.*Norm")

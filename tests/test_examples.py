@@ -1,10 +1,11 @@
 """The examples run as commands, and what each says of itself is so, with fewer steps than it takes by itself."""
 
-import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -58,17 +59,21 @@ def test_sources_are_told_apart_by_their_texts(capsys):
     assert "new sources, 3 texts each" in capsys.readouterr().out
 
 
-PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "examples" / "rhythms.py")]
+PROGRAM = Path(__file__).parents[1] / "examples" / "rhythms.py"
 
 
-def test_an_own_network_loss_and_tasks_are_killed_resumed_and_checked(tmp_path):
-    process = subprocess.Popen([*PROGRAM, "run", "12"], cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "run" / "best.safetensors").exists() and process.poll() is None:
+def test_an_own_network_loss_and_tasks_are_killed_resumed_and_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun = forked.program(PROGRAM, ["run", "12"], Path("begun"))
+    while not Path("run/best.safetensors").exists() and begun.process.is_alive():
         time.sleep(0.05)
-    process.kill()
-    process.wait()
-    said = [subprocess.run([*PROGRAM, name, "12"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-            for name in ("run", "whole")]  # fmt: skip
+    begun.process.kill()
+    assert begun.ended()[0] == -signal.SIGKILL
+    said = []
+    for name in ("run", "whole"):
+        code, text = forked.program(PROGRAM, [name, "12"], Path("said")).ended()
+        assert code == 0, text
+        said.append(text)
     last, other = ([line for line in text.splitlines()[-3:] if "page" not in line] for text in said)
     assert last == other, "killed and resumed is bit for bit the same"
     assert (tmp_path / "run" / "report.html").exists()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from commands import adapt, rows_of
 from PIL import Image
@@ -57,13 +58,13 @@ def test_odd_files_do_not_stop_the_rest(learned, pictures, capsys):
     (pictures / "new" / "bad\udcff.png").write_bytes((pictures / "new/kind 0 ё/2.png").read_bytes())
     for form in ("table", "csv", "jsonl"):
         capsys.readouterr()
-        done = subprocess.run([sys.executable, "-m", "metagrad", "predict", "my.model", "new", "--format", form],
-                              capture_output=True)  # fmt: skip
-        assert done.returncode == 0
-        assert b"not a plain file" in done.stderr
-        assert b"too long for a drawing" in done.stderr
-        assert b"Traceback" not in done.stderr
-        assert len(done.stdout.splitlines()) == 17 + (form == "csv")
+        words = ["predict", "my.model", "new", "--format", form]
+        assert forked.command(words, Path("said"), Path("errors")).ended()[0] == 0
+        errors = Path("errors").read_bytes()
+        assert b"not a plain file" in errors
+        assert b"too long for a drawing" in errors
+        assert b"Traceback" not in errors
+        assert len(Path("said").read_bytes().splitlines()) == 17 + (form == "csv")
     (pictures / "list").write_bytes(b"\xef\xbb\xbfnew/bad\xff.png\n\xff\xfe\n")
     quiet = f"{sys.executable} -m metagrad predict my.model - --format csv < list | true"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -125,12 +126,10 @@ def test_any_encoding_of_the_output_will_do(learned, pictures, capsys):
     adapt(learned)
 
     def said(encoding, form):
-        done = subprocess.run(
-            [sys.executable, "-m", "metagrad", "predict", "my.model", "new", "--format", form],
-            capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.decode(encoding).splitlines()
+        words = ["predict", "my.model", "new", "--format", form]
+        code, text = forked.command(words, Path("said"), encoding=encoding).ended()
+        assert code == 0, text
+        return text.splitlines()
 
     assert "kind 0 ё" in said("utf-8", "table")[0]
     assert "kind 0 \\u0451" in said("ascii", "table")[0]
