@@ -266,7 +266,7 @@ def test_divergence_keeps_the_last_state_that_gave_a_finite_gradient(tmp_path, m
     options = {"inner_steps": None} if method == "r2d2" else {}
     real = loop.lr_at
     monkeypatch.setattr(loop, "lr_at", lambda asked, step, seconds: 1e25 if step >= 4 else real(asked, step, seconds))
-    with new_run(tmp_path / "run", method=method, checkpoint_seconds=1e9, val_every=40, **options) as run:
+    with new_run(tmp_path / "run", method=method, checkpoint_seconds=1e9, val_every=20, **options) as run:
         with pytest.raises(MetagradError, match=r"meta-step \d+: .*keeps its last good checkpoint") as caught:
             train(run, toy())
         assert "\n" not in str(caught.value)
@@ -274,7 +274,7 @@ def test_divergence_keeps_the_last_state_that_gave_a_finite_gradient(tmp_path, m
     assert state.facts["step"] == 3
     assert run.metrics_fault(state) is None
     assert all(float(leaf.abs().max()) < 1e6 for leaf in state.theta.values())
-    with new_run(tmp_path / "like", method=method, checkpoint_seconds=1e9, val_every=40, **options) as run:
+    with new_run(tmp_path / "like", method=method, checkpoint_seconds=1e9, val_every=20, **options) as run:
         asked = iter(range(100))
         train(run, toy(), stop=lambda: next(asked) == 3)
     like = tensors(tmp_path / "like")
@@ -316,13 +316,13 @@ def test_a_run_that_diverged_after_a_line_was_logged_does_not_log_it_twice(tmp_p
     """The state that is kept is older than the line."""
     real = loop.lr_at
     monkeypatch.setattr(loop, "lr_at", lambda asked, step, seconds: 1e25 if step == 10 else real(asked, step, seconds))
-    with new_run(tmp_path / "run", method="fomaml", checkpoint_seconds=1e9, val_every=40) as run:
+    with new_run(tmp_path / "run", method="fomaml", checkpoint_seconds=1e9, val_every=20) as run:
         with pytest.raises(MetagradError, match="meta-step 11"):
             train(run, toy())
         assert [line["step"] for line in run.metrics()] == [10]
         monkeypatch.setattr(loop, "lr_at", real)
         assert train(run, toy(), resume=True).result is not None
-        assert [line["step"] for line in run.metrics() if "loss" in line] == [10, 20, 30, 40]
+        assert [line["step"] for line in run.metrics() if "loss" in line] == [10, 20]
 
 
 def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(run):

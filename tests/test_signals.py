@@ -193,7 +193,7 @@ def require_one_line_each(tmp_path, pictures, times, seed):
 
 
 def test_signals_at_random_moments(tmp_path, pictures):
-    require_one_line_each(tmp_path, pictures, 4, time.time_ns())
+    require_one_line_each(tmp_path, pictures, 2, time.time_ns())
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_each_task_stops_by_itself(solver):
 UNROLLED = {
     "gradient descent": GradientDescent(lr=0.15, max_steps=400),
     "momentum": GradientDescent(lr=0.15, max_steps=300, momentum=0.3),
-    "line search": GradientDescent(lr=1.0, max_steps=300, line_search=True),
+    "line search": GradientDescent(lr=1.0, max_steps=80, line_search=True),
     "nesterov": Nesterov(lr=0.12, max_steps=200),
     "nesterov, convexity known": Nesterov(lr=0.12, max_steps=200, convexity=1.5),
     "adam": Adam(lr=lambda theta: torch.tensor(0.05), max_steps=900),
@@ -324,3 +324,18 @@ def test_newton_with_too_long_a_step_raises_its_damping_until_one_goes_down(loss
     assert found.grad_norm.max() < 1e-9
     assert found.value["x"].abs().max() < 1e-8
     assert found.steps.max() < 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_line_search_takes_fewer_steps_than_one_over_the_largest_curvature(seed):
+    """However long its first step is."""
+    vectors = torch.linalg.qr(randn(20, 20, seed=seed)).Q
+    curvatures = torch.logspace(-1, 1, 20, dtype=torch.float64)
+    data = (vectors * curvatures @ vectors.mT)[None]
+    problem = Problem(lambda phi, theta, data: 0.5 * phi["w"] @ data @ phi["w"], {}, data)
+    init = {"w": randn(1, 20, seed=seed + 50)}
+    fixed = GradientDescent(lr=1 / 10, max_steps=5000, tol=1e-6)(problem, init)
+    for first in (1e-3, 0.3, 30.0):
+        searched = GradientDescent(lr=first, max_steps=5000, tol=1e-6, line_search=True)(problem, init)
+        assert searched.grad_norm.item() <= 1e-6
+        assert searched.steps.item() < 0.2 * fixed.steps.item(), (first, searched.steps, fixed.steps)

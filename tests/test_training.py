@@ -53,8 +53,8 @@ def test_a_run_leaves_everything_it_should(tmp_path, method):
     assert protocol["transductive"] is True
     assert {"torch", "metagrad", "commit"} <= set(result["versions"])
     lines = run.metrics()
-    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
-    assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20, 30, 40]
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20]
+    assert [line["step"] for line in lines if "val_accuracy" in line] == [10, 20]
     assert result["val_score"] == max(line["val_accuracy"] for line in lines if "val_accuracy" in line)
     assert ("residual" in lines[0]) == (method in ("imaml", "memory-reduced", "r2d2"))
 
@@ -198,7 +198,7 @@ def test_stopped_in_the_final_test_loses_no_training(tmp_path):
             run, toy(), report=lambda event: tested.append("tested" in event.line), stop=lambda: any(tested)
         )
         assert outcome.result is None
-        assert run.load("last").facts["step"] == 40
+        assert run.load("last").facts["step"] == 20
         assert train(run, toy(), resume=True).result is not None
 
 

@@ -27,7 +27,7 @@ def toy(seed=0, drawings=4):
 
 
 def config(**options):
-    small = {"ways": 3, "queries": 2, "tasks": 2, "filters": 2, "meta_steps": 40, "inner_steps": 2, "val_every": 10,
+    small = {"ways": 3, "queries": 2, "tasks": 2, "filters": 2, "meta_steps": 20, "inner_steps": 2, "val_every": 10,
              "val_tasks": 4, "test_tasks": 8, "checkpoint_seconds": 1e-9}  # fmt: skip
     return TrainConfig(**{**small, **options}).resolved("omniglot")
 

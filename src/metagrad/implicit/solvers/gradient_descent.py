@@ -14,6 +14,9 @@ from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Hyper, Params, resolve
 
 
+_GROWTH = 10.0  # a step's length, over that of the step before, at most
+
+
 @dataclass(frozen=True, kw_only=True)
 class GradientDescent:
     """Gradient descent, ``phi ← phi − lr · dg/dphi``.
@@ -30,8 +33,9 @@ class GradientDescent:
     momentum:
         heavy-ball momentum, in [0, 1) (Polyak 1964): ``m ← momentum · m + dg/dphi``, ``phi ← phi − lr · m``.
     line_search:
-        begin each task's first step with the step size, halve a step until g falls enough, and try twice the last
-        length next. An unrolled gradient takes these lengths as constants. Does not go with momentum.
+        begin each task's first step with the step size, later ones with 1 / (curvature along the step before), which
+        the change of the gradient tells (Barzilai and Borwein 1988); halve a step until g falls enough. An unrolled
+        gradient takes these lengths as constants. Does not go with momentum.
 
     Raises
     ------
@@ -84,11 +88,24 @@ class GradientDescent:
             if watch.done(here.gradient):
                 break
             down = tree.scale(here.gradient, -1.0)
+            squared = tree.dot(down, down)
             first = torch.where(watch.active, length, 0.0)
             with torch.no_grad():
-                new, taken = backtrack(evaluate, here, down, -tree.dot(down, down), first)
+                new, taken = backtrack(evaluate, here, down, -squared, first)
             if problem.create_graph:
                 phi = tree.add(phi, problem.grad(phi), -taken)
             watch.step(here.phi, new.phi)  # a task that stopped was given length 0
-            here, length = new, torch.where(taken > 0, 2 * taken, length)
+            length = torch.where(taken > 0, _next_length(taken, squared, new.gradient, down), length)
+            here = new
         return watch.solution(phi if problem.create_graph else here.phi)
+
+
+def _next_length(taken: Tensor, squared: Tensor, gradient: Params | None, down: Params) -> Tensor:
+    """Return 1 / (curvature along the step), ``s·s / s·y`` of Barzilai and Borwein (1988), ten times the last at most.
+
+    To try twice the last length would creep: halved again, a step stays just short of 2 / L, where the gradient is
+    thrown from side to side and hardly falls. On a quadratic with κ = 10 that took 383 steps in place of 11.
+    """
+    assert gradient is not None
+    bend = squared + tree.dot(down, gradient)  # curvature along the step, times squared and taken
+    return torch.where(bend > squared / _GROWTH, squared * taken / bend, _GROWTH * taken)
