@@ -13,7 +13,6 @@ from metagrad.implicit.solvers.base import Solution, Watch, descend
 from metagrad.implicit.solvers.line_search import Point, backtrack
 from metagrad.tree import Hyper, Params, resolve
 
-
 _GROWTH = 10.0  # a step's length, over that of the step before, at most
 
 
