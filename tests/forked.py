@@ -12,8 +12,6 @@ import torch._dynamo  # noqa: F401  what torch imports at the first optimizer
 
 from metagrad.cli.main import main
 
-_SECONDS = 120
-
 
 class Forked:
     """``work()``, which returns the exit code, in a process with these variables of the environment.
@@ -27,13 +25,13 @@ class Forked:
         self.process = multiprocessing.get_context("fork").Process(target=_run, args=(work, streams, environment))
         self.process.start()
 
-    def ended(self):
+    def ended(self, seconds=120):
         """Wait for its end; return the exit code, negative for a signal, and what it printed."""
-        self.process.join(_SECONDS)
+        self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise AssertionError(f"it runs after {_SECONDS} seconds: {self.said.read_bytes()}")
+            raise AssertionError(f"it runs after {seconds} seconds: {self.said.read_bytes()}")
         return self.process.exitcode, self.said.read_text(self.encoding, errors="surrogateescape")
 
 
@@ -43,14 +41,17 @@ def command(words, said, errors=None, **options):
 
 
 def program(path, words, said, **options):
-    """Start a Python program with these words."""
-    return Forked(partial(_program, str(path), list(words)), said, **options)
+    """Start a Python program with these words, from a file or, by its dotted name, a module."""
+    return Forked(partial(_program, path, list(words)), said, **options)
 
 
 def _program(path, words):
-    sys.argv = [path, *words]
-    sys.path.insert(0, os.path.dirname(path))
-    runpy.run_path(path, run_name="__main__")
+    sys.argv = [str(path), *words]
+    if isinstance(path, str):
+        runpy.run_module(path, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
     return 0
 
 

@@ -1,11 +1,9 @@
 """The campaign, short here and long behind the slow marker; and that it sees what it looks for."""
 
 import importlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 pytest.importorskip("resource", reason="the campaign forks, limits memory and sends signals")
@@ -13,17 +11,25 @@ pytest.importorskip("resource", reason="the campaign forks, limits memory and se
 ROOT = Path(__file__).parents[1]
 
 
-def campaign(which, *words, seconds=280):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", f"tests.campaign.{which}", *words]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def root(monkeypatch):
+    """Go where the campaign is run, as tests.campaign."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture
-def trial(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))  # the campaign is run from there, as tests.campaign
+def campaign(root, tmp_path):
+    def run(which, *words, seconds=280):
+        code, said = forked.program(f"tests.campaign.{which}", words, tmp_path / "said").ended(seconds)
+        assert code == 0, said
+        return said
+
+    return run
+
+
+@pytest.fixture
+def trial(root):
     return importlib.import_module("tests.campaign.trial")
 
 
@@ -56,32 +62,32 @@ def test_touched_files_and_other_results_are_seen(trial, tmp_path):
     assert trial.difference(["said", {"loss": [1.0, 2.0]}], ["said", {"loss": [1.0, 2.5]}]) == "loss float"
 
 
-def test_mutated_files_are_refused_or_change_nothing():
+def test_mutated_files_are_refused_or_change_nothing(campaign):
     assert "| all | 8 |" in campaign("mutate", "--count", "8")
 
 
-def test_killed_runs_come_to_the_same_bits():
+def test_killed_runs_come_to_the_same_bits(campaign):
     assert " 0 of them not as they should be" in campaign("kill", "--kills", "2", "--forked")
 
 
-def test_an_empty_cache_is_shared_by_who_comes_first():
+def test_an_empty_cache_is_shared_by_who_comes_first(campaign):
     assert "0 rounds failed" in campaign("race", "--rounds", "1")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_twenty_thousand_mutations():
+def test_twenty_thousand_mutations(campaign):
     assert "| all | 20000 |" in campaign("mutate", "--count", "20000", "--processes", "2", seconds=4 * 3600)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * 3600)
-def test_two_hundred_kills():
+def test_two_hundred_kills(campaign):
     said = campaign("kill", "--kills", "200", "--processes", "2", seconds=2 * 3600)
     assert " 0 of them not as they should be" in said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_many_races_for_an_empty_cache():
+def test_many_races_for_an_empty_cache(campaign):
     assert "0 rounds failed" in campaign("race", "--rounds", "30", "--drawn", seconds=3600)

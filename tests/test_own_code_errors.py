@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 
+import forked
 import pytest
 import torch
 from torch import nn
@@ -151,8 +151,9 @@ def test_a_script_that_trains_is_not_run_a_second_time(own):
         "print('value', train(experiment, 'runs/own', resume=True).result['value'])\n"
     )
     for _ in range(2):
-        done = subprocess.run([sys.executable, "hearing.py"], capture_output=True, text=True, check=True)
-        assert done.stdout.count("value") == 1
+        code, said = forked.program(script, [], own.with_name("said")).ended()
+        assert code == 0, said
+        assert said.count("value") == 1
     assert list(Run.open("runs/own", code=["hearing:clouds", "hearing:Net"]).record["code"]) == ["hearing"]
 
 
