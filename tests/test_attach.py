@@ -39,7 +39,7 @@ def test_any_way_to_the_solution_gives_its_gradient(curvature):
     found = attach(phi, g, theta, data, adjoint=adjoint)
     assert found.grad_norm.max() < 1e-10
     assert (found.steps == 0).all()
-    solver = GradientDescent(lr=0.1, max_steps=5000)
+    solver = GradientDescent(lr=0.5, max_steps=600)
     expected = argmin(g, tree.expand(theta, T), theta, data, solver=solver, adjoint=adjoint)
     gradients = [torch.autograd.grad(outer(one), list(theta.values())) for one in (found, expected)]
     for one, other in zip(*gradients, strict=True):

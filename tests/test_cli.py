@@ -119,7 +119,7 @@ SMALL = [
     "--test-tasks",
     "8",
     "--meta-steps",
-    "30",
+    "12",
     "--no-calibrate",
 ]
 
@@ -148,7 +148,7 @@ def test_train_evaluate_from_start_to_end(small, capsys):
 
 @pytest.mark.parametrize("method", ["imaml", "fomaml"])
 def test_check_says_how_good_the_gradient_is_and_why(small, capsys, method):
-    solvable = ["--lam", "2"] if method == "imaml" else []  # weakly held, ReLU leaves no solution to compare with
+    solvable = ["--lam", "2", "--meta-steps", "30"] if method == "imaml" else []  # weakly held, ReLU leaves no solution to compare with
     assert main(["train", "omniglot", *SMALL, "--method", method, *solvable, "--run", "r"]) == 0
     capsys.readouterr()
     assert main(["check", "r", "--tasks", "2"]) == 0
@@ -164,7 +164,7 @@ def test_check_says_how_good_the_gradient_is_and_why(small, capsys, method):
         assert "oscillate" not in describe({**line, "stable_inner_lr": 0.5})[-1]
         assert "about 0.3" in describe({**line, "stable_inner_lr": 0.3})[-1]
     (small / "r" / "last.safetensors").unlink()  # as weights are handed on
-    assert main(["check", "r", "--tasks", "2"]) == 0
+    assert main(["check", "r", "--tasks", "1"]) == 0
     line = json.loads((small / "r" / "checks.jsonl").read_text().splitlines()[-1])
     assert line["step"] == Run.open("r").load("best").facts["best_step"]
     capsys.readouterr()
@@ -187,11 +187,11 @@ def test_ctrl_c_saves_says_how_to_go_on_and_going_on_works(small, capsys, monkey
         patch.setattr(progress.TrainProgress, "__call__", interrupt)
         assert main(["train", "omniglot", *SMALL, "--run", "run"]) == 130
     assert "metagrad train --resume run" in capsys.readouterr().out
-    assert 0 < Run.open(small / "run").load("last").facts["step"] < 30
-    assert main(["train", "--resume", "run", "--meta-steps", "20"]) == 2
+    assert 0 < Run.open(small / "run").load("last").facts["step"] < 12
+    assert main(["train", "--resume", "run", "--meta-steps", "11"]) == 2
     assert "can only be raised" in capsys.readouterr().err
-    assert main(["train", "--resume", "run", "--meta-steps", "40"]) == 0
-    assert json.loads((small / "run" / "result.json").read_text())["meta_steps"] == 40
+    assert main(["train", "--resume", "run", "--meta-steps", "16", "--no-calibrate"]) == 0
+    assert json.loads((small / "run" / "result.json").read_text())["meta_steps"] == 16
 
 
 def test_resuming_on_other_data_is_refused(small, capsys, monkeypatch):
@@ -243,7 +243,7 @@ def test_own_pictures_from_start_to_end(tmp_path, monkeypatch, capsys):
     split = json.loads((tmp_path / "r" / "config.json").read_text())["data"]["split"]
     assert [len(split[which]) for which in ("train", "val", "test")] == [6, 2, 2]
     assert main(["evaluate", "r", "--tasks", "4"]) == 0, "where the pictures are is remembered"
-    assert main(["check", "r", "--tasks", "2"]) == 0
+    assert main(["check", "r", "--tasks", "1"]) == 0
     (tmp_path / "zoo").rename(tmp_path / "moved")
     assert main(["evaluate", "r", "--tasks", "4"]) == 2
     assert main(["evaluate", "r", "--tasks", "4", "--data-dir", "moved"]) == 0
@@ -268,8 +268,8 @@ def test_check_of_other_methods(small, capsys, method):
 def test_a_run_is_resumed_on_another_device_if_asked(small, capsys):
     assert main(["train", "omniglot", *SMALL, "--run", "r"]) == 0
     rewritten(small / "r" / "config.json", lambda record: record["experiment"]["compute"].update(device="cuda:7"))
-    assert main(["train", "--resume", "r", "--meta-steps", "40"]) == 2
-    assert main(["train", "--resume", "r", "--meta-steps", "40", "--device", "cpu"]) == 0
+    assert main(["train", "--resume", "r", "--meta-steps", "16"]) == 2
+    assert main(["train", "--resume", "r", "--meta-steps", "16", "--device", "cpu"]) == 0
 
 
 def test_memory_is_measured_and_drawn(tmp_path, capsys, monkeypatch):
