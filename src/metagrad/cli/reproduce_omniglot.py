@@ -66,8 +66,8 @@ class OmniglotTable:
     lr: float = _DEFAULT.lr
     """Outer step size of the second stage."""
     body_steps: int = arg(_DEFAULT.body_steps, least=1)
-    """Meta-steps of the first stage, one task each: 4000 take half an hour of a core; 12000 gain 0.8 points at 20 ways,
-    0.2 at 5."""
+    """Meta-steps of the first stage, one task each: 12000 take two hours of a core, 4000 half an hour; these have 0.8
+    points less at 20 ways, 0.2 at 5."""
     body_ways: int = arg(_DEFAULT.body_ways, least=2)
     """Classes of a task of the first stage."""
     body_queries: int = arg(_DEFAULT.body_queries, least=1)
@@ -129,13 +129,15 @@ class Omniglot(OmniglotTable):
     """Train iMAML on Omniglot, 5-way 1-shot, in two stages: features by ProtoNet on many classes, then iMAML.
 
     It takes less than an hour of two cores, from nothing. After Ctrl-C, run the same command again to continue. With
-    --cells or --seeds it is the command omniglot-table.
+    --body-steps 12000 it is the command omniglot-table.
     """
 
     out: Path = arg(Path("omniglot"), metavar="DIR")
     """Folder for the runs and the table."""
     cells: tuple[str, ...] = arg(("imaml-5way-1shot",), metavar="CELL")
     """Cells to train and print: see omniglot-table."""
+    body_steps: int = arg(4000, least=1)
+    """Meta-steps of the first stage, one task each: half an hour of a core."""
 
 
 def _table(rows: Sequence[CellRow]) -> Table:

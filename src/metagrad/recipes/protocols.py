@@ -192,7 +192,7 @@ class OmniglotProtocol:
 
     filters: int = 64
     """Width of the network of four convolutions with pooling."""
-    body_steps: int = 4000
+    body_steps: int = 12000
     """Meta-steps of the first stage, one task each."""
     body_ways: int = 60
     """Classes of a task of the first stage."""
