@@ -129,7 +129,7 @@ class Omniglot(OmniglotTable):
     """Train iMAML on Omniglot, 5-way 1-shot, in two stages: features by ProtoNet on many classes, then iMAML.
 
     It takes less than an hour of two cores, from nothing. After Ctrl-C, run the same command again to continue. With
-    --body-steps 12000 it is the command omniglot-table.
+    other --cells and --body-steps 12000 it is the command omniglot-table.
     """
 
     out: Path = arg(Path("omniglot"), metavar="DIR")
