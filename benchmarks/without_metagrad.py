@@ -1,13 +1,14 @@
 r"""Accuracies of committed weights by a program that shares no line with metagrad: plain PyTorch, its own tasks.
 
     python benchmarks/without_metagrad.py results/omniglot-two-stage --data-dir DATA --cells imaml-5way-1shot-0
-    python benchmarks/without_metagrad.py results/omniglot-two-stage --data-dir DATA --tasks 250 \
-        --cells maml-20way-1shot-0
+    python benchmarks/without_metagrad.py results/omniglot-long --data-dir DATA --tasks 250 --out accuracies.jsonl \
+        --cells imaml-20way-1shot-0 maml-20way-1shot-0
 
 A cell is a run of the table of Omniglot that adapts by gradient descent (iMAML, MAML, first-order MAML, Reptile).
 Beside each stands the class mean of the features it began at, on the same tasks. Test characters upright, 15 queries a
 class. A task's support set and its query set are two batches, and batch norm uses the mean and variance of the batch
-at hand (eps 1e-5). Support loss: the mean cross-entropy plus (λ / 2) ‖phi − theta‖² over all weights.
+at hand (eps 1e-5). Support loss: the mean cross-entropy plus (λ / 2) ‖phi − theta‖² over all weights. ``--out`` gets a
+line of JSON for each cell: the accuracy of every task, of the cell and of the class mean.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ QUERIES = 15
 Weights = dict[str, Tensor]
 
 
-def test_images(data_dir: Path) -> Tensor:
+def upright_test_characters(data_dir: Path) -> Tensor:
     """Return the test characters, ``(423, 20, 1, 28, 28)``: ink is 1, paper 0."""
     names = json.loads(SPLIT.read_text(encoding="utf-8"))["test"]
     drawings: dict[str, list[Image.Image]] = {name: [] for name in names}
@@ -117,8 +118,9 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", required=True)
     parser.add_argument("--tasks", type=int, default=600)
     parser.add_argument("--seed", type=int, default=90210)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    images = test_images(options.data_dir)
+    images = upright_test_characters(options.data_dir)
     print("| cell | accuracy, % | class mean, % | minus the class mean, paired |\n|---|---|---|---|")
     for cell in options.cells:
         folder = options.runs / cell
@@ -133,6 +135,10 @@ def main() -> None:
         for support, labels, query in drawn(images, tasks["ways"], tasks["shots"], options.tasks, options.seed):
             ours.append(float((logits(weights, step, support, labels, query).argmax(1) == truth).float().mean()))
             means.append(float((by_class_mean(body, support, labels, query) == truth).float().mean()))
+        if options.out is not None:
+            line = {"cell": cell, "task_seed": options.seed, "per_task": ours, "per_task_class_mean": means}
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         gap = [one - other for one, other in zip(ours, means, strict=True)]
         print(f"| {cell} | {shown(ours)} | {shown(means)} | {shown(gap)} |", flush=True)
 
