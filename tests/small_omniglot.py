@@ -87,8 +87,10 @@ class Small:
         for content in self.content.values():
             write_folder(self.data / place, content)
 
-    def load(self, progress: Progress | None = None, *, cache: Path | None = None) -> Dataset:
-        return omniglot._load(self.data, cache or self.cache, progress, self.archives, SPLIT)
+    def load(
+        self, progress: Progress | None = None, *, cache: Path | None = None, fill: float | None = None
+    ) -> Dataset:
+        return omniglot._load(self.data, cache or self.cache, progress, self.archives, SPLIT, fill=fill)
 
     def refuses(self, match: str) -> str:
         with pytest.raises(MetagradError, match=match) as caught:

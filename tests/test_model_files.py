@@ -87,6 +87,7 @@ def _written(path, tensors, facts):
         (lambda t, f: f.update(spread=None), "invalid spread"),
         (lambda t, f: f["reading"].update(kind="x"), "invalid reading"),
         (lambda t, f: f["reading"].update(size=28.5), "invalid reading"),
+        (lambda t, f: f["reading"].update(fill=0), "invalid reading"),
         (lambda t, f: f.pop("facts"), "'facts'"),
         (lambda t, f: t.pop("network/head.bias"), "head.bias is missing"),
         (lambda t, f: t.update({"network/extra": torch.zeros(1)}), "extra is missing, or one too many"),

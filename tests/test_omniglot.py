@@ -44,6 +44,19 @@ def test_shapes_order_and_description(small: Small) -> None:
         assert np.array_equal(dataset.train.images[index, 0].numpy(), expected)
 
 
+def test_drawings_of_one_size_are_kept_apart_from_the_pages_as_they_are(small: Small) -> None:
+    small.zip()
+    whole, one_size = small.load(), small.load(fill=0.85)
+    file = min(small.content["images_background"])
+    expected = omniglot._decode("here", small.content["images_background"][file], 0.85)
+    assert np.array_equal(one_size.train.images[0, 0].numpy(), expected)
+    assert not torch.equal(one_size.train.images, whole.train.images)
+    assert one_size.digest != whole.digest
+    assert "0.85 as large" in one_size.preprocessing
+    assert same(small.load(fill=0.85), one_size)
+    assert same(small.load(), whole)
+
+
 def test_committed_split() -> None:
     split = class_splits.published_split("omniglot")
     assert {part: len(names) for part, names in split.items()} == {"train": 1028, "val": 172, "test": 423}

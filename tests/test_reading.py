@@ -55,6 +55,19 @@ def test_strokes_are_read_as_omniglot_s_are():
     assert seen.max() > 200
 
 
+@pytest.mark.parametrize(("side", "x", "y"), [(20, 5, 80), (50, 30, 10), (105, 0, 0)])
+def test_a_drawing_is_read_as_omniglot_s_alphabets_are(side, x, y):
+    """Small or large, here or there: the same image, which is drawn on up to two pixels from its border."""
+    page = Image.new("L", (105, 105), 255)
+    page.paste(stroke(side, 24), (x, y))
+    data = data_of(page.convert("1"))
+    seen = Reading.of("omniglot-alphabets", None)(data)
+    np.testing.assert_array_equal(seen, omniglot._decode("here", data, 0.85)[None])
+    drawn = np.flatnonzero(seen[0].max(0) > 100)
+    assert 1 <= drawn[0] <= 4
+    assert 23 <= drawn[-1] <= 26
+
+
 @pytest.mark.parametrize("noise", [0, 4])
 def test_large_or_small_here_or_there_it_is_the_same(noise):
     plain, rng = STROKES(data_of(stroke(300, 14))), np.random.default_rng(0)

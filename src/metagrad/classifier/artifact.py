@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metagrad import tensorfile
 from metagrad.classifier.linear_probe import LinearProbe
 from metagrad.classifier.network import Prototypes, feature_length, fused, logits_and_features, standalone
-from metagrad.data.reading import Kind, Reading
+from metagrad.data.reading import FILL, Kind, Reading
 from metagrad.errors import MetagradError, in_short
 from metagrad.experiment.checkpoint import require_like
 from metagrad.experiment.networks import build_network
@@ -292,7 +292,9 @@ def _require_sound(facts: dict[str, Any]) -> None:
         "spread": is_number(facts["spread"]) and 0 <= facts["spread"] < math.inf,
         "reading": reading["kind"] in get_args(Kind)
         and type(reading["size"]) is int
-        and 0 < reading["size"] <= LARGEST_IMAGE,
+        and 0 < reading["size"] <= LARGEST_IMAGE
+        and is_number(fill := reading.get("fill", FILL))  # files of before it could be chosen have none
+        and 0 < fill <= 1,
         "cosine": isinstance(facts["cosine"], bool),
         "trunk": facts["trunk"] is None or isinstance(facts["trunk"], str),
         "facts": isinstance(facts["facts"], dict),

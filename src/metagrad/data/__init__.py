@@ -25,6 +25,8 @@ class About:
         whether it has photographs that are read at a size of one's choice.
     strokes:
         whether it has drawings, grey, with ink 255 on 0.
+    fill:
+        what part of an image a drawing fills, where drawings were brought to one size.
     meta_steps:
         how long a training of it is.
     """
@@ -32,6 +34,7 @@ class About:
     about: str
     pictures: bool = False
     strokes: bool = False
+    fill: float | None = None
     meta_steps: int = 10_000
 
 
@@ -45,7 +48,10 @@ DATASETS = {
         about="1623 handwritten characters, 20 drawings each, 28x28 grey; 14 MB download (MIT licence)", strokes=True
     ),
     "omniglot-alphabets": About(
-        about="omniglot split by alphabet (25 / 5 / 20 for training, validation, test); the same download", strokes=True
+        about="omniglot split by alphabet (25 / 5 / 20 for training, validation, test), drawings brought to one size; "
+        "the same download",
+        strokes=True,
+        fill=0.85,
     ),
     "drawings": About(about="glyphs and omniglot together, in fonts and by hand; omniglot's download", strokes=True),
     "cifar-fs": About(

@@ -18,6 +18,7 @@ from metagrad.data.cache import cache_root, prepared, read_facts, remember
 from metagrad.data.class_splits import SPLITS, blocks, published_split
 from metagrad.data.classes import Dataset
 from metagrad.data.memmap import cached_rows
+from metagrad.data.reading import framed
 from metagrad.data.rows import Progress
 from metagrad.data.sources import data_directory, download, find, md5_of
 from metagrad.errors import MetagradError
@@ -70,6 +71,7 @@ def load(
     anew: bool = False,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
+    fill: float | None = None,
 ) -> Dataset:
     """Load Omniglot, from a directory or by downloading it, decoding it the first time only.
 
@@ -85,6 +87,9 @@ def load(
         where decoded images and downloads are kept, in the folder ``omniglot``; `cache_root` by default.
     progress:
         called now and then with (done, total, what is being done).
+    fill:
+        bring what is drawn into the middle and to this part of the image, in its longer direction. ``None``: leave the
+        page as it is.
 
     Returns
     -------
@@ -98,7 +103,7 @@ def load(
         if the archives are not where they should be, are not the official images, cannot be downloaded, or
         the cache cannot be written.
     """
-    return _load(data_dir, cache_dir, progress, _ARCHIVES, published_split("omniglot"), anew)
+    return _load(data_dir, cache_dir, progress, _ARCHIVES, published_split("omniglot"), anew, fill)
 
 
 def _load(
@@ -108,6 +113,7 @@ def _load(
     archives: Sequence[_Archive],
     split: Mapping[str, Sequence[str]],
     anew: bool = False,
+    fill: float | None = None,
 ) -> Dataset:
     cache = (cache_root() if cache_dir is None else cache_dir) / "omniglot"
     place = data_directory(data_dir)
@@ -121,12 +127,12 @@ def _load(
     for archive in archives:
         _accept(archive, sources[archive.name], cache, progress, anew)
     classes = [*split["train"], *split["val"], *split["test"]]
-    made_from = "\n".join([*(archive.digest for archive in archives), *classes])
+    made_from = "\n".join([*(archive.digest for archive in archives), *classes, *([] if fill is None else [str(fill)])])
     key = hashlib.sha256(made_from.encode("utf-8")).hexdigest()[:24]
     images = cached_rows(
         cache / f"images-v{_RECIPE}-{key}.npy",
         (len(classes) * DRAWINGS_PER_CLASS, 1, SIZE, SIZE),
-        lambda: _decode_all(archives, sources, classes, progress),
+        lambda: _decode_all(archives, sources, classes, progress, fill),
         what="Omniglot",
     )
     parts = blocks(images, split, DRAWINGS_PER_CLASS)
@@ -134,7 +140,8 @@ def _load(
     for which, part in zip(SPLITS, parts, strict=True):
         digest.update("\0".join((which, *part.names)).encode("utf-8") + b"\0")
         digest.update(part.images.numpy().data)
-    return Dataset("omniglot", *parts, rotations=True, preprocessing=PREPROCESSING, digest=digest.hexdigest())
+    how = PREPROCESSING if fill is None else f"{PREPROCESSING}, what is drawn in the middle of it and {fill} as large"
+    return Dataset("omniglot", *parts, rotations=True, preprocessing=how, digest=digest.hexdigest())
 
 
 def _find(data_dir: Path, name: str) -> Path:
@@ -211,7 +218,11 @@ def _miscount(names: Sequence[str], archive: _Archive) -> str:
 
 
 def _decode_all(
-    archives: Sequence[_Archive], sources: Mapping[str, Path], classes: Sequence[str], progress: Progress | None
+    archives: Sequence[_Archive],
+    sources: Mapping[str, Path],
+    classes: Sequence[str],
+    progress: Progress | None,
+    fill: float | None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8 (1, 28, 28), the drawings of ``classes`` in that order."""
     names = {archive.name: archive for archive in archives}
@@ -230,12 +241,12 @@ def _decode_all(
                     f"get {name}.zip again from {names[name].url}"
                 )
             for file in files:
-                yield _decode(f"{opened[name].source}: {file}", opened[name].read(file))[None]
+                yield _decode(f"{opened[name].source}: {file}", opened[name].read(file), fill)[None]
             if progress is not None:
                 progress(done, len(classes), "decoding Omniglot (classes)")
 
 
-def _decode(where: str, data: bytes) -> np.ndarray:
+def _decode(where: str, data: bytes, fill: float | None = None) -> np.ndarray:
     """Turn one PNG into uint8 (28, 28), ink 255 on 0; ``where`` names it in an error."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -247,10 +258,11 @@ def _decode(where: str, data: bytes) -> np.ndarray:
                 )
             # Grey before resizing: Pillow resizes a 1-bit picture by nearest neighbour, whatever filter it
             # is asked for, and thin strokes vanish.
-            grey = image.convert("L")
+            page = ImageOps.invert(image.convert("L"))
+            drawn = page if fill is None else framed(page, fill)
     except MetagradError:
         raise
     except Exception as error:  # Pillow lets through whatever its parsers raise on a damaged file
         reason = " ".join(str(error).split())
         raise MetagradError(f"{where} is not a picture that can be read ({reason}); get the archive again") from error
-    return np.asarray(ImageOps.invert(grey).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    return np.asarray(drawn.resize((SIZE, SIZE), Image.Resampling.LANCZOS))

@@ -17,12 +17,10 @@ from metagrad.data.decoding import as_rgb, opened, square
 T = TypeVar("T")
 Kind = Literal["strokes", "photograph"]
 COLOURED = 25.0  # of 255: drawings, in blue ink and yellow light too, have differences up to 12, photographs about 55
+FILL = 2 / 3  # quartiles of what networks learn from: 0.54 and 0.75
 _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
 _LONGEST = 20  # times its width
 _FAINT = 16  # grey values between paper and ink below which nothing is drawn
-_FILL = (
-    2 / 3
-)  # of the square is what is drawn, in the longer direction; quartiles of what networks learn from: 0.54, 0.75
 _SPECKS = 0.01  # of the ink, at each end, does not count when it is measured
 
 
@@ -41,19 +39,22 @@ class Reading:
     ----------
     kind:
         ``"photograph"``: RGB, the largest square in the middle. ``"strokes"``: grey, ink 255 on paper 0 whichever was
-        the darker one, the square in whose middle is what is drawn, as wide or high as two thirds of it.
+        the darker one, the square in whose middle is what is drawn.
     size:
         height and width of the image, pixels.
+    fill:
+        of strokes: what part of the square is drawn on, in the longer direction.
     """
 
     kind: Kind
     size: int
+    fill: float = FILL
 
     @classmethod
     def of(cls, dataset: str, image_size: int | None) -> Reading:
         """Return how the pictures of a data set are read, by its name and, where it has several, their size."""
         if dataset in DATASETS and DATASETS[dataset].strokes:
-            return cls("strokes", image_size or 28)
+            return cls("strokes", image_size or 28, DATASETS[dataset].fill or FILL)
         return cls("photograph", image_size or 32)
 
     @property
@@ -113,7 +114,7 @@ class Reading:
 
     def picture(self, image: Image.Image) -> np.ndarray:
         """Return uint8 ``(channels, size, size)`` of a picture; raise as a call does."""
-        return square(image, self.size) if self.kind == "photograph" else _strokes(image, self.size)
+        return square(image, self.size) if self.kind == "photograph" else _strokes(image, self.size, self.fill)
 
 
 def _page(image: Image.Image, size: int) -> Image.Image:
@@ -122,13 +123,13 @@ def _page(image: Image.Image, size: int) -> Image.Image:
     return image.reduce(max(1, max(image.size) // (20 * size)))  # what is a 20th of the page high is left whole
 
 
-def _strokes(image: Image.Image, size: int) -> np.ndarray:
+def _strokes(image: Image.Image, size: int, fill: float) -> np.ndarray:
     image = _page(image, size)
     grey = np.asarray(image.convert("L"), dtype=np.float64)
     ink = _lit(grey) if _unevenly_lit(grey) else None
     ink = _flat(grey) if ink is None else ink
     drawn = (ink * 255).clip(0, 255).round().astype(np.uint8)
-    small = np.asarray(_framed(Image.fromarray(drawn)).resize((size, size), Image.Resampling.LANCZOS))
+    small = np.asarray(framed(Image.fromarray(drawn), fill).resize((size, size), Image.Resampling.LANCZOS))
     if not small.max():
         raise Blank
     if small.max() < _PALE:  # a thin pen on a large page
@@ -136,11 +137,23 @@ def _strokes(image: Image.Image, size: int) -> np.ndarray:
     return small[None].copy()  # Pillow's own memory is not for writing
 
 
-def _framed(drawn: Image.Image) -> Image.Image:
-    """Return the square around the drawing, which fills a fixed part of it; beyond the picture there is paper.
+def framed(drawn: Image.Image, fill: float) -> Image.Image:
+    """Return the square around what is drawn, which fills this part of it; beyond the picture there is paper.
 
     People draw large or small, here or there on a page. Of characters that fill 0.5 to 0.9 of it, 89 % are classified
     correctly; without this 34 % (docs/results-diary.md).
+
+    Parameters
+    ----------
+    drawn:
+        grey, ink 255 on 0.
+    fill:
+        in the longer direction.
+
+    Raises
+    ------
+    Blank
+        where nothing is drawn.
     """
     factor = max(1, max(drawn.size) // 128)
     coarse = np.asarray(drawn.reduce(factor), dtype=np.float64)  # the noise of a camera is averaged away
@@ -152,7 +165,7 @@ def _framed(drawn: Image.Image) -> Image.Image:
         upto = coarse.sum(axis).cumsum()
         upto /= upto[-1]
         ends.append((int((upto <= _SPECKS).sum()) * factor, (int((upto < 1 - _SPECKS).sum()) + 1) * factor))
-    side = max(1, round(max(high - low for low, high in ends) / _FILL))
+    side = max(1, round(max(high - low for low, high in ends) / fill))
     left, top = ((low + high - side) // 2 for low, high in ends)
     return drawn.crop((left, top, left + side, top + side))  # Pillow fills with 0
 
