@@ -258,6 +258,9 @@ def test_exported_networks_say_the_same_without_metagrad(learned, pictures, caps
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(found[1], expected[:1], rtol=0, atol=1e-5)
     assert json.loads(facts["classes"]) == list(classifier.classes)
+    reading = json.loads(facts["reading"])
+    assert reading == {"kind": "strokes", "size": 28, "fill": classifier.reading.fill, "channels": 1}
+    assert "0.667 of it in the longer direction" in facts["input"]
     assert main(["export", "nowhere"]) == 2
     assert main(["export", "my.model", "--format", form, "--out", "new"]) == 2
 

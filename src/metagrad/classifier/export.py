@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ Format = Literal["onnx", "pt2"]
 
 _READ = {
     "strokes": "grey, paper (the median of the border) 0 and the strongest ink 255, whichever is the darker; the "
-    "square in whose middle is what is drawn, two thirds of it in the longer direction; Lanczos to",
+    "square in whose middle is what is drawn, {fill:.3g} of it in the longer direction; Lanczos to",
     "photograph": "upright, RGB, the largest square in the middle, bicubic to",
 }
 
@@ -56,8 +57,9 @@ def export(classifier: Classifier, path: Path, form: Format) -> None:
     example = torch.zeros(2, reading.channels, reading.size, reading.size)
     facts = {
         "classes": json.dumps(classifier.classes, ensure_ascii=False),
-        "reading": json.dumps({"kind": reading.kind, "size": reading.size, "channels": reading.channels}),
-        "input": f"images: float32 (N, C, H, W) in [0, 1]; {_READ[reading.kind]} {reading.size}x{reading.size}, / 255",
+        "reading": json.dumps(dataclasses.asdict(reading) | {"channels": reading.channels}),
+        "input": f"images: float32 (N, C, H, W) in [0, 1]; {_READ[reading.kind].format(fill=reading.fill)} "
+        f"{reading.size}x{reading.size}, / 255",
         "output": "probabilities: float32 (N, classes)",
     }
 
