@@ -172,9 +172,16 @@ def test_the_reader_in_the_docs_reads_as_metagrad_does(tmp_path):
     for number, image in enumerate((drawing(), drawing(300, 200, 30, 220), stroke(90, 30), stroke(300, 14))):
         path = tmp_path / f"{number}.png"
         image.save(path)
-        theirs, ours = scope["strokes"](path, 28).astype(float), STROKES(path.read_bytes()).astype(float)
-        assert np.abs(theirs - ours).mean() < 2, number
+        for reading in (STROKES, Reading.of("omniglot-alphabets", None)):
+            theirs, ours = (
+                scope["strokes"](path, **vars(reading)).astype(float),
+                reading(path.read_bytes()).astype(float),
+            )
+            assert np.abs(theirs - ours).mean() < 2, (number, reading.fill)
     noise = torch.randint(0, 256, (40, 60, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(noise.numpy()).save(tmp_path / "p.png")
-    theirs, ours = scope["photograph"](tmp_path / "p.png", 32), decode((tmp_path / "p.png").read_bytes(), 32)
+    theirs, ours = (
+        scope["photograph"](tmp_path / "p.png", size=32, kind="photograph"),
+        decode((tmp_path / "p.png").read_bytes(), 32),
+    )
     assert np.abs(theirs.astype(float) - ours).mean() < 2
