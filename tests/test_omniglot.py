@@ -52,7 +52,7 @@ def test_drawings_of_one_size_are_kept_apart_from_the_pages_as_they_are(small: S
     assert np.array_equal(one_size.train.images[0, 0].numpy(), expected)
     assert not torch.equal(one_size.train.images, whole.train.images)
     assert one_size.digest != whole.digest
-    assert "0.85 as large" in one_size.preprocessing
+    assert "longer side 0.85" in one_size.preprocessing
     assert same(small.load(fill=0.85), one_size)
     assert same(small.load(), whole)
 

@@ -9,6 +9,7 @@ from metagrad import data
 from metagrad.cli.main import main
 from metagrad.data import Dataset, ImageClasses
 from metagrad.data.omniglot_alphabets import VALIDATION, alphabet, by_alphabets
+from metagrad.data.reading import Reading
 from metagrad.errors import MetagradError
 from metagrad.recipes.omniglot_challenge import drawn
 
@@ -49,6 +50,13 @@ def test_no_alphabet_is_in_two_splits():
         own, was = found.test.subset([name]), before[name]
         assert torch.equal(own.images[own.first[0] : own.first[0] + 20], was.images[was.first[0] : was.first[0] + 20])
     assert found.digest != whole.digest
+
+
+def test_drawings_have_the_size_at_which_pictures_are_read(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("metagrad.data.omniglot.load", lambda **options: asked.update(options) or omniglot())
+    assert data.load("omniglot-alphabets").name == "omniglot-alphabets"
+    assert asked["fill"] == Reading.of("omniglot-alphabets", None).fill == 0.85
 
 
 def test_a_run_has_twenty_characters_of_one_alphabet_by_two_people():

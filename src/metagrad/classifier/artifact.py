@@ -293,7 +293,7 @@ def _require_sound(facts: dict[str, Any]) -> None:
         "reading": reading["kind"] in get_args(Kind)
         and type(reading["size"]) is int
         and 0 < reading["size"] <= LARGEST_IMAGE
-        and is_number(fill := reading.get("fill", FILL))  # files of before it could be chosen have none
+        and is_number(fill := reading.get("fill", FILL))  # older files have none
         and 0 < fill <= 1,
         "cosine": isinstance(facts["cosine"], bool),
         "trunk": facts["trunk"] is None or isinstance(facts["trunk"], str),

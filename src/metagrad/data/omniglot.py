@@ -140,7 +140,7 @@ def _load(
     for which, part in zip(SPLITS, parts, strict=True):
         digest.update("\0".join((which, *part.names)).encode("utf-8") + b"\0")
         digest.update(part.images.numpy().data)
-    how = PREPROCESSING if fill is None else f"{PREPROCESSING}, what is drawn in the middle of it and {fill} as large"
+    how = PREPROCESSING if fill is None else f"{PREPROCESSING}, ink in the middle, its longer side {fill} of the image"
     return Dataset("omniglot", *parts, rotations=True, preprocessing=how, digest=digest.hexdigest())
 
 

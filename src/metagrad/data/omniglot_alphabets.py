@@ -33,8 +33,8 @@ def load(*, data_dir: Path | None = None, anew: bool = False, progress: Progress
     Returns
     -------
     Dataset
-        uint8 images of 28x28 with ink 255 on 0, what is drawn in the middle and 0.85 as large; 25 alphabets to train
-        on, 5 (:data:`VALIDATION`) to validate, 20 to test.
+        uint8 images of 28x28 with ink 255 on 0. The ink is in the middle, its longer side 0.85 of the image. 25
+        alphabets to train on, 5 (:data:`VALIDATION`) to validate, 20 to test.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from metagrad.data.decoding import as_rgb, opened, square
 T = TypeVar("T")
 Kind = Literal["strokes", "photograph"]
 COLOURED = 25.0  # of 255: drawings, in blue ink and yellow light too, have differences up to 12, photographs about 55
-FILL = 2 / 3  # quartiles of what networks learn from: 0.54 and 0.75
+FILL = 2 / 3  # of the drawings that networks learn from, half take 0.54 to 0.75
 _PALE = 160  # the least that the darkest pixel of any drawing of Omniglot has
 _LONGEST = 20  # times its width
 _FAINT = 16  # grey values between paper and ink below which nothing is drawn
