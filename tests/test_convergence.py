@@ -12,7 +12,7 @@ from metagrad.recipes.protocols import ConvergenceProtocol
 
 @pytest.fixture(scope="module")
 def rows():
-    protocol = ConvergenceProtocol(iterations=800, repeats=32, batches=(1, 4, 16, 64))
+    protocol = ConvergenceProtocol(iterations=400, repeats=32, batches=(1, 4, 16, 64))
     return convergence.measure(protocol, lambda done, total: None)
 
 

@@ -234,6 +234,7 @@ def test_ranks_meet_again_in_a_store_that_has_been_used():
         assert [one.result(60) for one in both] == [[2.0] * 5] * 2
 
 
+@pytest.mark.slow
 def test_torchruns_restart_continues_the_run(tmp_path):
     words = ["train", "glyphs", *SMALL, "--meta-steps", "80", "--val-every", "40", "--checkpoint-seconds", "0.2"]
     process = torchrun(2, *words, options=["--standalone", "--max-restarts", "3"], cwd=tmp_path)

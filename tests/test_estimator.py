@@ -61,6 +61,7 @@ class Filled(FewShotClassifier):
         return tags
 
 
+@pytest.mark.slow  # in every run: those on rows of features, below
 def test_scikit_learn_s_own_checks(learned):
     results = check_estimator(Filled(str(learned)), expected_failed_checks=EXPECTED, on_skip=None, on_fail="raise")
     passed = {result["check_name"] for result in results if result["status"] == "passed"}

@@ -200,7 +200,7 @@ def test_every_method_that_adapts_weights_learns_a_regression(make):
         return evaluate(method, model, theta, source, tasks=64, generator=torch.Generator().manual_seed(1))
 
     before = judged()
-    for _ in range(150):
+    for _ in range(100):
         metrics = meta_gradient(method, model, theta, source(8, generator=generator))
         optimizer.step()
         optimizer.zero_grad()
