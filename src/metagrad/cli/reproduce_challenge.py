@@ -42,6 +42,8 @@ class OmniglotChallenge:
     """Classes of a training task."""
     filters: int = arg(_DEFAULT.filters, least=1)
     """Width of the network of four convolutions with pooling."""
+    pools: int = arg(_DEFAULT.pools, least=0, most=4)
+    """How many of the four pool: with 3, places of the drawing stay apart."""
     variation: float = _DEFAULT.variation
     """How far training images are varied: shifts, turns, slants, thickness (as train --variation)."""
     views: int = arg(_DEFAULT.views, least=1, most=100)

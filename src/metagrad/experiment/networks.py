@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from metagrad.errors import MetagradError, in_short
 from metagrad.fewshot import MLP, Conv4, ResNet12
 from metagrad.named_code import imported
+from metagrad.scalars import whole
 
 Norm = Literal["batch", "group", "layer"]
 
@@ -35,6 +36,8 @@ class Conv4Config:
         width of the network, in channels; time grows with its square.
     pooling:
         convolve with stride 1 and pool, in place of stride 2: slower, more accurate on photographs.
+    pools:
+        with pooling: how many of the four blocks pool. 3 leaves places of the image apart, for drawings that fill it.
     norm:
         what to normalise over: the batch of a task (``"batch"``; a prediction then depends on the other images),
         groups of 8 channels of an image (``"group"``), or the whole image (``"layer"``).
@@ -47,10 +50,14 @@ class Conv4Config:
 
     filters: int = 32
     pooling: bool = False
+    pools: int = 4
     norm: Norm = "batch"
 
     def __post_init__(self) -> None:
         _require_width("filters", self.filters)
+        object.__setattr__(self, "pools", whole("pools", self.pools, 0))
+        if self.pools > 4:
+            raise MetagradError(f"pools must be at most 4, the number of blocks, got {self.pools}")
         if self.norm not in ("batch", "group", "layer"):
             raise MetagradError(f"norm is one of batch, group, layer, got {self.norm!r}")
 
@@ -58,8 +65,8 @@ class Conv4Config:
         """Return a new network for images ``(channels, size, size)``."""
         channels, size = _image(inputs)
         return Conv4(
-            outputs, channels=channels, image_size=size, filters=self.filters, pooling=self.pooling, norm=self.norm,
-            generator=generator,
+            outputs, channels=channels, image_size=size, filters=self.filters, pooling=self.pooling, pools=self.pools,
+            norm=self.norm, generator=generator,
         )  # fmt: skip
 
 

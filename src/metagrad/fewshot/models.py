@@ -32,6 +32,9 @@ class Conv4(nn.Sequential):
         width of every block.
     pooling:
         convolve with stride 1 and pool, in place of stride 2.
+    pools:
+        how many of the four blocks pool, where there is pooling. With 3, the features of a 28×28 image keep 3×3 places
+        apart, so that it matters where on the image a stroke is.
     norm:
         ``"batch"``: with the statistics of the batch at hand; ``"group"``: of groups of 8 channels of each image;
         ``"layer"``: of the whole of each image.
@@ -47,23 +50,29 @@ class Conv4(nn.Sequential):
         image_size: int = 28,
         filters: int = 64,
         pooling: bool = False,
+        pools: int = 4,
         norm: Literal["batch", "group", "layer"] = "batch",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         side = image_size
-        for inputs in (channels, filters, filters, filters):
+        for number, inputs in enumerate((channels, filters, filters, filters)):
             stride = 1 if pooling else 2
             blocks += [
                 nn.Conv2d(inputs, filters, 3, stride=stride, padding=1, bias=False),
                 _norm(norm, filters),
                 nn.ReLU(),
             ]
-            blocks += [nn.MaxPool2d(2)] if pooling else []
-            side = side // 2 if pooling else math.ceil(side / 2)
+            if not pooling:
+                side = math.ceil(side / 2)
+            elif number < pools:
+                blocks.append(nn.MaxPool2d(2))
+                side //= 2
         if side == 0:
-            raise ValueError(f"images of {image_size} pixels are too small to be pooled four times: 16 are needed")
+            raise ValueError(
+                f"images of {image_size} pixels are too small to be pooled {pools} times: {2**pools} are needed"
+            )
         self.body = nn.Sequential(*blocks, nn.Flatten())
         self.head = nn.Linear(filters * side * side, ways)
         initialise(self, generator)

@@ -60,7 +60,7 @@ def experiment(protocol: ChallengeProtocol) -> Experiment:
             train_queries=4,
             variation=protocol.variation,
         ),
-        network=Conv4Config(filters=protocol.filters, pooling=True),
+        network=Conv4Config(filters=protocol.filters, pooling=True, pools=protocol.pools),
         method=ProtoNet(scale=0.1),
         outer=Outer(lr=3e-3),
         budget=Budget(meta_steps=protocol.meta_steps, tasks_per_step=1, val_tasks=protocol.val_tasks, test_tasks=0),

@@ -147,6 +147,8 @@ class ChallengeProtocol:
     """Classes of a training task."""
     filters: int = 64
     """Width of the network of four convolutions with pooling."""
+    pools: int = 3
+    """How many of the four pool: with 3, places of the drawing stay apart."""
     variation: float = 1.0
     """How far training images are varied: shifts, turns, slants, thickness."""
     views: int = 8
