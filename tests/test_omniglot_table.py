@@ -62,6 +62,19 @@ def test_a_table_with_gaps_names_them(out, capsys):
     assert "not measured yet: maml-5way-1shot-0, fomaml-5way-1shot-0; run the same command again to continue" in text
 
 
+def test_a_budget_that_ends_before_the_first_logged_step_leaves_a_gap_and_goes_on(out, capsys, monkeypatch):
+    asked = []
+    soon = lambda hours, stop: lambda: asked.append(None) or len(asked) > 1  # noqa: E731 - true from the second look on
+    monkeypatch.setattr("metagrad.cli.interrupt.until", soon)
+    text = said(capsys, "omniglot", *WORDS, "--body-steps", "20", "--hours", "1")
+    assert "not measured yet: imaml-5way-1shot-0" in text
+    assert not (out / "body-0" / "metrics.jsonl").exists(), "it stopped before it logged anything"
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "load", lambda *args, **options: twenty())
+    monkeypatch.chdir(out.parent)
+    assert "99.16 ±" in said(capsys, "omniglot", *WORDS, "--body-steps", "20")
+
+
 def test_what_is_no_cell_is_refused(out, capsys):
     assert "no cell is called 'imaml-5-way'" in said(capsys, "omniglot", "--cells", "imaml-5-way", code=2)
     assert "--hours must be positive" in said(capsys, "omniglot", "--hours", "0", code=2)

@@ -15,7 +15,12 @@ from metagrad.strict_json import is_count
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the logged lines without one that a crash cut off at the end; refuse a damaged line."""
+    """Return the logged lines without one that a crash cut off at the end; refuse a damaged line.
+
+    A run that was stopped before its first line has no such file, and no lines.
+    """
+    if not path.exists():
+        return []
     lines = []
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):

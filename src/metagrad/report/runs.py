@@ -83,7 +83,7 @@ def view_of(run: Run, label: str, sources: Sources | None, *, busy: Busy = _quie
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
     """Return a run's metrics, and warn if they do not match its checkpoint."""
-    lines = run.metrics() if run.metrics_path.exists() else []
+    lines = run.metrics()
     if run.has("last") and (fault := run.metrics_fault(run.load("last"))) is not None:
         warnings.warn(fault, MetagradWarning, stacklevel=2)
     return lines
