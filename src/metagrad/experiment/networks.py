@@ -59,7 +59,9 @@ class Conv4Config:
         if self.pools > 4:
             raise MetagradError(f"pools must be at most 4, the number of blocks, got {self.pools}")
         if self.pools != 4 and not self.pooling:
-            raise MetagradError(f"pools={self.pools} counts the blocks that pool, but pooling is off: turn it on (conv4-pool)")
+            raise MetagradError(
+                f"pools={self.pools} counts blocks that pool, but pooling is off: turn it on (conv4-pool)"
+            )
         if self.norm not in ("batch", "group", "layer"):
             raise MetagradError(f"norm is one of batch, group, layer, got {self.norm!r}")
 
