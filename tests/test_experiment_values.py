@@ -151,7 +151,10 @@ def test_import_paths_that_lead_nowhere_are_named(path, says):
         (lambda: Conv4Config(norm="foo"), "norm is one of"),
         (lambda: Conv4Config(pooling=True, pools=5), "pools must be at most 4, the number of blocks, got 5"),
         (lambda: Conv4Config(pooling=True, pools=-1), "pools must be at least 0, got -1"),
-        (lambda: Conv4Config(pools=3), "pools=3 counts blocks that pool, but pooling is off: turn it on (conv4-pool)"),
+        (
+            lambda: Conv4Config(pools=3),
+            "pools=3 counts blocks that pool, but pooling is off: turn it on, as conv4-pool does",
+        ),
         (lambda: TaskSet(tasks=CURVES, count=0), "a task set has at least 1"),
         (lambda: Experiment(tasks=CURVES, method=STEPS), "these tasks have no default network"),
         (lambda: Experiment(tasks=CURVES, method=CG(), network=MLPConfig()), "method must be one of"),

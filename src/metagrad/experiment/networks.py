@@ -60,7 +60,7 @@ class Conv4Config:
             raise MetagradError(f"pools must be at most 4, the number of blocks, got {self.pools}")
         if self.pools != 4 and not self.pooling:
             raise MetagradError(
-                f"pools={self.pools} counts blocks that pool, but pooling is off: turn it on (conv4-pool)"
+                f"pools={self.pools} counts blocks that pool, but pooling is off: turn it on, as conv4-pool does"
             )
         if self.norm not in ("batch", "group", "layer"):
             raise MetagradError(f"norm is one of batch, group, layer, got {self.norm!r}")
