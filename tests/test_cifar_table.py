@@ -52,6 +52,11 @@ def test_methods_are_compared_with_the_first_and_gaps_are_named(out, capsys):
     assert [row["method"] for row in rows] == ["memory-reduced", "anil"]
     assert float(rows[0]["accuracy"]) == pytest.approx(statistics.mean(one), abs=1e-5)
     assert "--minutes must be positive" in said(capsys, "--minutes", "0", code=2)
+    table = (out / "cifar.csv").read_text()
+    for other in (["--filters", "3"], ["--test-tasks", "6", "--methods", "anil", "maml"]):
+        assert "holds a run of other settings" in said(capsys, "--seeds", "0", *other, code=2)
+    assert (out / "cifar.csv").read_text() == table
+    assert "--methods has anil twice" in said(capsys, "--methods", "anil", "anil", code=2)
 
 
 def test_every_method_of_two_stages_begins_at_the_same_features(out, capsys):

@@ -227,10 +227,38 @@ def test_a_training_begins_at_weights_of_another_method_and_other_ways(tmp_path)
     assert all(torch.equal(leaf, other[key]) for key, leaf in one.items())
     scores = [Run.open(tmp_path / which).load("best").facts["best_score"] for which in ("run", "parts")]
     assert scores[0] == scores[1]
+    steps = [line["step"] for line in Run.open(tmp_path / "parts").metrics() if "val_accuracy" in line]
+    assert steps.count(0) == 1, "the initial weights are validated once"
     wrong = Experiment(tasks=Episodes("glyphs"), method=IMAML(), network=MLPConfig(hidden=(5,)), budget=SHORT)
     with pytest.raises(MetagradError, match=r"no weight of .* fits this network"):
         train(wrong, tmp_path / "wrong", init=tmp_path / "many")
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_does_not_go_on_from_random_weights(tmp_path):
+    small = {"network": Conv4Config(filters=4), "budget": SHORT}
+    train(Experiment(tasks=Episodes("glyphs"), method=ProtoNet(), **small), tmp_path / "first")
+    experiment = Experiment(tasks=Episodes("glyphs"), method=IMAML(), **small)
+    train(experiment, tmp_path / "whole", init=tmp_path / "first")
+    train(experiment, tmp_path / "killed", init=tmp_path / "first", stop=lambda: True)
+    for name in ("last.safetensors", "best.safetensors", "metrics.jsonl"):
+        (tmp_path / "killed" / name).unlink(missing_ok=True)
+    with pytest.raises(MetagradError, match=r"begins at the weights in .*first, and has no checkpoint to resume from"):
+        train(experiment, tmp_path / "killed", resume=True)
+    train(experiment, tmp_path / "killed", resume=True, init=tmp_path / "first")
+    one, other = (Run.open(tmp_path / which).load("last").tensors for which in ("whole", "killed"))
+    assert all(torch.equal(leaf, other[key]) for key, leaf in one.items())
+
+
+def test_best_weights_that_are_gone_are_not_promised_to_a_resumed_training(tmp_path):
+    experiment = Experiment(tasks=CURVES, network=MLPConfig(hidden=(4,)), method=STEPS, budget=SHORT)
+    train(experiment, tmp_path / "run", stop=lambda: True)
+    with pytest.raises(MetagradError, match="has not come to its first validation: metagrad train --resume"):
+        Run.open(tmp_path / "run", experiment=experiment).load("best")
+    train(experiment, tmp_path / "run", resume=True)
+    (tmp_path / "run" / "best.safetensors").unlink()
+    with pytest.raises(MetagradError, match=r"best.safetensors is gone: restore it, or move .*run away"):
+        Run.open(tmp_path / "run", experiment=experiment).load("best")
 
 
 def test_a_training_begins_at_a_state_dict(tmp_path):

@@ -100,6 +100,13 @@ def test_the_command_trains_goes_on_and_tests(tmp_path, monkeypatch, capsys):
     assert "Tibetan" in (tmp_path / "out" / "omniglot-challenge.csv").read_text()
     assert main(["reproduce", "omniglot-challenge", *words, "--seed", "5"]) == 2
     assert "holds a run of other settings" in capsys.readouterr().err
+    measured = ["--run", str(tmp_path / "out" / "run"), "--runs", "2", "--views", "2", "--out", str(tmp_path / "again")]
+    assert main(["reproduce", "omniglot-challenge", *measured]) == 0
+    header, line, *_ = (tmp_path / "again" / "omniglot-challenge.csv").read_text().splitlines()
+    assert header == "alphabet,runs,error,error_transductive,run,views,seed", "what the run was trained with is in it"
+    assert line.split(",")[4].endswith("out/run")
+    assert main(["reproduce", "omniglot-challenge", *measured, "--filters", "5"]) == 2
+    assert "--filters is for training, but --run tests a trained run" in capsys.readouterr().err
     monkeypatch.setattr(data, "load", lambda *args, **options: replace(omniglot(), name="omniglot"))
     short = [
         "--ways",

@@ -75,9 +75,40 @@ def test_a_budget_that_ends_before_the_first_logged_step_leaves_a_gap_and_goes_o
     assert "99.16 ±" in said(capsys, "omniglot", *WORDS, "--body-steps", "20")
 
 
+def test_a_cell_that_was_killed_early_begins_at_the_features_all_the_same(out, capsys):
+    said(capsys, "omniglot", *WORDS)
+    cell, table = out / "imaml-5way-1shot-0", (out / "omniglot.csv").read_text()
+    best = Run.open(cell).load("best").theta
+    for one in cell.iterdir():
+        if one.name != "config.json":
+            one.unlink()
+    said(capsys, "omniglot", *WORDS)
+    assert all(torch.equal(leaf, best[name]) for name, leaf in Run.open(cell).load("best").theta.items())
+    assert (out / "omniglot.csv").read_text().split(",")[:25] == table.split(",")[:25]
+    (cell / "config.json").unlink()
+    assert "has a result, but no config.json" in said(capsys, "omniglot", *WORDS, code=2)
+
+
+def test_a_damaged_result_of_the_features_is_refused(out, capsys):
+    said(capsys, "omniglot", *WORDS)
+    (out / "body-0" / "result.json").write_text('{"metric"')
+    assert "body-0/result.json is damaged" in said(capsys, "omniglot", *WORDS, code=2)
+
+
+def test_an_interrupted_queue_says_so_in_its_exit_code(out, capsys, monkeypatch):
+    monkeypatch.setattr("metagrad.cli.interrupt.Interrupt.__enter__", lambda self: lambda: True)
+    said(capsys, "omniglot", *WORDS, "--hours", "1", code=130)
+
+
 def test_what_is_no_cell_is_refused(out, capsys):
     assert "no cell is called 'imaml-5-way'" in said(capsys, "omniglot", "--cells", "imaml-5-way", code=2)
     assert "--hours must be positive" in said(capsys, "omniglot", "--hours", "0", code=2)
+    assert "--seeds has 0 twice: give it once" in said(capsys, "omniglot", "--seeds", "0", "1", "0", code=2)
+    twice = ("maml-5way-1shot",) * 2
+    assert "--cells has maml-5way-1shot twice" in said(capsys, "omniglot", "--cells", *twice, code=2)
+    body = said(capsys, "omniglot", *WORDS, "--body-ways", "2000", code=2)
+    assert "a task of 2000 ways is more than the 9 classes for training" in body
+    assert "lower --body-ways" in body
     many = said(capsys, "omniglot", *WORDS, "--train-ways", "2000", code=2)
     assert "a task of 2000 ways is more than the 9 classes for training" in many
     assert not any(out.iterdir()), "told before the features are trained"

@@ -60,6 +60,32 @@ def _refused(path: Path, error: OSError) -> MetagradError:
     return MetagradError(f"cannot write {path} ({error.strerror or error}): choose another folder with --out")
 
 
+def require_hours(hours: float | None) -> None:
+    """Refuse a budget of hours that is none.
+
+    Raises
+    ------
+    MetagradError
+        saying what would do.
+    """
+    if hours is not None and not 0 < hours < 10**4:
+        raise MetagradError(f"--hours must be positive and below 10000, got {hours}")
+
+
+def require_once(**options: Sequence[Any]) -> None:
+    """Refuse an option that names something twice: one run would count as two in the means over seeds.
+
+    Raises
+    ------
+    MetagradError
+        naming it.
+    """
+    for name, values in options.items():
+        for value in values:
+            if values.count(value) > 1:
+                raise MetagradError(f"--{name} has {value} twice: give it once")
+
+
 def _save_rows(rows: Sequence[Any], protocol: Any, path: Path) -> None:
     """Write rows as CSV; shared settings are repeated in each row, so that every row is complete."""
     own = dataclasses.asdict(rows[0])

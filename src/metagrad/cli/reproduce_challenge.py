@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from metagrad import allocator
 from metagrad.cli.arguments import arg
 from metagrad.cli.figures import make_folder, save_rows, table
+from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import ChallengeProtocol
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class OmniglotChallenge:
         """Run the command; return the exit code."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ChallengeProtocol)}
         protocol = ChallengeProtocol(**fields)
+        if self.run is not None:
+            _require_no_training(protocol)
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad.cli.interrupt import Interrupt
@@ -86,8 +89,27 @@ class OmniglotChallenge:
         with WorkProgress(screen, "alphabets") as progress:
             rows = measure(run, sources, protocol, progress)
         screen.print(_table(rows))
-        save_rows(screen, self.out, "omniglot-challenge", rows, protocol)
+        measured = _Measured(run=str(self.run), views=self.views, seed=self.seed)
+        save_rows(screen, self.out, "omniglot-challenge", rows, protocol if self.run is None else measured)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What a table of a run trained elsewhere depends on; how it was trained is in the run."""
+
+    run: str
+    views: int
+    seed: int
+
+
+def _require_no_training(protocol: ChallengeProtocol) -> None:
+    """Refuse options of a training where there is none."""
+    for name, value in dataclasses.asdict(protocol).items():
+        if name not in ("runs", "views", "seed") and value != getattr(_DEFAULT, name):
+            raise MetagradError(
+                f"--{name.replace('_', '-')} is for training, but --run tests a trained run: leave one of them out"
+            )
 
 
 def _table(rows: Sequence[ChallengeRow]) -> Table:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from metagrad import allocator
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, over_seeds, save_rows, table
+from metagrad.cli.figures import make_folder, over_seeds, require_hours, require_once, save_rows, table
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import CifarTwoStagesProtocol, HeadMethod, HeadsProtocol, TwoStageMethod
 
@@ -62,16 +62,17 @@ class CifarTable:
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
-        for name in ("minutes", "hours"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 10**5:
-                raise MetagradError(f"--{name} must be positive, got {value}")
+        require_hours(self.hours)
+        require_once(datasets=self.datasets, methods=self.methods, seeds=self.seeds)
+        if not 0 < self.minutes < 10**5:
+            raise MetagradError(f"--minutes must be positive and below 100000, got {self.minutes}")
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad import data
         from metagrad.cli.interrupt import Interrupt, until
         from metagrad.cli.progress import Screen, data_progress
-        from metagrad.recipes.heads import HeadsCell, run_method
+        from metagrad.recipes.heads import HeadsCell, experiment, run_method
+        from metagrad.recipes.stages import require_possible
 
         screen = Screen()
         base = HeadsProtocol(
@@ -82,26 +83,28 @@ class CifarTable:
             outer_lr=self.outer_lr,
             test_tasks=self.test_tasks,
         )
+        queue = [(dataset, seed, method) for dataset in self.datasets for seed in self.seeds for method in self.methods]
         cells = []
         with Interrupt() as pressed:
             stop = until(self.hours, pressed)
-            for dataset in self.datasets:
-                loaded = data.load(dataset, data_dir=self.data_dir, progress=data_progress(screen))
-                for seed in self.seeds:
-                    protocol = replace(base, seed=seed)
-                    for method in self.methods:
-                        folder = self.out / f"{dataset}-{method}-{seed}"
+            loaded = {
+                name: data.load(name, data_dir=self.data_dir, progress=data_progress(screen)) for name in self.datasets
+            }
+            for dataset, seed, method in queue:  # before hours of work
+                wanted = experiment(method, dataset, replace(base, seed=seed))
+                require_possible(self.out / f"{dataset}-{method}-{seed}", wanted, loaded[dataset])
+            for dataset, seed, method in queue:
+                folder, protocol = self.out / f"{dataset}-{method}-{seed}", replace(base, seed=seed)
 
-                        def report(event: Event, name: str = folder.name) -> None:
-                            if "val_accuracy" in event.line:
-                                score = f"{event.line['val_accuracy']:.1%}"
-                                screen.write_line(f"{name}, meta-step {event.step}: validation {score}")
+                def report(event: Event, name: str = folder.name) -> None:
+                    if "val_accuracy" in event.line:
+                        score = f"{event.line['val_accuracy']:.1%}"
+                        screen.write_line(f"{name}, meta-step {event.step}: validation {score}")
 
-                        if not stop() and not (folder / "result.json").exists():
-                            run_method(
-                                method, folder, loaded, protocol, command=["metagrad", *words], report=report, stop=stop
-                            )
-                        cells.append(HeadsCell.of(folder, dataset, method, seed))
+                if not stop() and not (folder / "result.json").exists():
+                    command = ["metagrad", *words]
+                    run_method(method, folder, loaded[dataset], protocol, command=command, report=report, stop=stop)
+                cells.append(HeadsCell.of(folder, dataset, method, seed))
         _print_and_save(screen, self.out, cells, base)
         return 130 if pressed() else 0
 
@@ -150,8 +153,8 @@ class CifarTwoStages:
 
     def main(self, words: list[str]) -> int:
         """Run the command; return the exit code."""
-        if self.hours is not None and not 0 < self.hours < 10**4:
-            raise MetagradError(f"--hours must be positive, got {self.hours}")
+        require_hours(self.hours)
+        require_once(datasets=self.datasets, methods=self.methods, seeds=self.seeds)
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad.cli.interrupt import Interrupt, until

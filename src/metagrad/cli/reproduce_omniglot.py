@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from metagrad import allocator
 from metagrad.cli.arguments import arg
-from metagrad.cli.figures import make_folder, over_seeds, save_rows, table
+from metagrad.cli.figures import make_folder, over_seeds, require_hours, require_once, save_rows, table
 from metagrad.errors import MetagradError
 from metagrad.recipes.protocols import OmniglotMethod, OmniglotProtocol
 
@@ -88,8 +88,8 @@ class OmniglotTable:
         for name in self.cells:
             if name not in _CELLS:
                 raise MetagradError(f"no cell is called {name!r}: --cells takes {', '.join(_CELLS[:3])}, …")
-        if self.hours is not None and not 0 < self.hours < 10**4:
-            raise MetagradError(f"--hours must be positive, got {self.hours}")
+        require_hours(self.hours)
+        require_once(cells=self.cells, seeds=self.seeds)
         make_folder(self.out)
         allocator.keep_memory()
         from metagrad.cli.interrupt import Interrupt, until
@@ -104,13 +104,12 @@ class OmniglotTable:
         with Interrupt() as pressed, QueueProgress(screen) as progress:
             stop = until(self.hours, pressed)
             rows = list(trained(self.out, cells, protocol, data_dir=self.data_dir, report=progress, stop=stop))
-            over = stop()
         screen.print(_table(rows))
         missing = [cell.name for cell, row in zip(cells, rows, strict=True) if row.accuracy is None]
         if missing:
             screen.write_line(f"not measured yet: {', '.join(missing)}; run the same command again to continue")
         save_rows(screen, self.out, "omniglot", rows, protocol)
-        return 130 if over and missing and self.hours is None else 0
+        return 130 if pressed() and missing else 0
 
     def _cells(self) -> list[Cell]:
         from metagrad.recipes.omniglot import Cell

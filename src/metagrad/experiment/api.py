@@ -59,7 +59,8 @@ def train(
     init:
         initial weights: a run directory (its best), also of another method or other ways; a model file; or a
         ``state_dict`` in safetensors. The first :class:`Event` lists which are copied, which stay random and which are
-        not used. They are validated before the first meta-step, so the run's best weights are never worse.
+        not used. They are validated before the first meta-step, so the run's best weights are never worse. A resumed
+        run has a checkpoint instead, unless it stopped too early for one.
     data_dir:
         folder with a data set's original files; for ``"folder"``, the folder or zip of class folders itself.
     report:
@@ -99,6 +100,8 @@ def train(
     if resume and (folder / "config.json").exists():
         opened = Run.open(folder, experiment=experiment)
         sources = open_sources(opened, data_dir=data_dir, device=experiment.compute.device, progress=progress)
+        if init is not None and not opened.has("last"):  # it stopped before it had saved them
+            begin = read_weights(init)
     else:
         resume = False
         begin = None if init is None else read_weights(init)

@@ -100,9 +100,9 @@ def train_run(
     method, model, state = _begin(run, sources, resume, init, report, ranks)
     theta, generator, progress = state.theta, state.generator, state.progress
     unmeasured = _unmeasured(method)
-    if (
-        state.step == 0 and run.record.get("init") is not None
-    ):  # so that the best weights are no worse than the initial ones
+    # The initial weights are validated, once, so that the best weights are no worse.
+    validated = ranks.from_first(bool(resume and run.has("best") and run.metrics()))
+    if state.step == 0 and run.record.get("init") is not None and not validated:
         _keep_best(run, sources, state, _validate(method, model, state.judged, sources, run, ranks), report, ranks)
     # After that validation, which is no part of a meta-step.
     timed = FirstSteps(
@@ -169,6 +169,11 @@ def _begin(
     experiment, checkpoint = run.experiment, None
     if resume and ranks.from_first(run.has("last")):  # refused, if at all, before anything changes
         checkpoint = learned(run, "last", inputs=sources.inputs, outputs=sources.outputs, ranks=ranks)
+    if checkpoint is None and init is None and (origin := run.record.get("init")) is not None:
+        raise MetagradError(
+            f"{run.folder} begins at the weights in {origin}, and has no checkpoint to resume from: move it away, and "
+            f"begin again with --init {origin}"
+        )
     method, model = build_for(run, sources)
     generator = run.seeds.generator("tasks", sources.draws_on)
     theta = method.init(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def read_state(folder: Path, record: dict[str, Any], trained_as: dict[str, Any],
         if there is none, or it is damaged, altered, or of another run or configuration.
     """
     path = folder / f"{name}.safetensors"
-    require_readable(path, missing=f"{folder} has not come to its first validation: metagrad train --resume {folder}")
+    missing = f"{folder} has not come to its first validation: metagrad train --resume {folder}"
+    if not os.path.lexists(path) and _validated(folder):
+        missing = f"{path} is gone: restore it, or move {folder} away and train again"
+    require_readable(path, missing=missing)
     try:
         stored = tensorfile.read(path, key="facts")
         require_facts(stored.facts)
@@ -87,6 +91,10 @@ def append(path: Path, line: dict[str, Any]) -> None:
         append_line(path, strict_json.dump(finite))
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _validated(folder: Path) -> bool:
+    return any("val_loss" in line for line in metrics_file.lines_of(folder / "metrics.jsonl"))
 
 
 def rewind(folder: Path, state: State | None, *, begun: bool) -> None:

@@ -19,6 +19,10 @@ from metagrad.recipes.heads import HeadsCell
 from metagrad.recipes.protocols import CifarTwoStagesProtocol, TwoStageMethod
 from metagrad.recipes.stages import require_possible, train_unless_done
 
+# What the command calls options of train.
+BODY_OPTIONS = {"--train-ways": "--body-ways", "--outer-lr": "--body-lr"}
+STAGE_OPTIONS = {"--outer-lr": "--lr"}
+
 # Inner step sizes and l2 are the best of those tried on validation classes of CIFAR-FS, at the features of a ProtoNet,
 # with nothing meta-learned after it: ../docs/results-diary.md. The paper's steps of 0.1 are too long there.
 METHODS: dict[TwoStageMethod, Method] = {
@@ -99,11 +103,12 @@ def trained(
     cells = [(dataset, method, seed) for dataset in datasets for seed in seeds for method in methods]
     loaded = {dataset: data.load(dataset, data_dir=data_dir, progress=progress) for dataset in datasets}
     for dataset, method, seed in cells:  # before hours of work
-        require_possible(out / f"{dataset}-body-{seed}", body(protocol, dataset, seed), loaded[dataset])
-        require_possible(out / f"{dataset}-{method}-{seed}", stage(protocol, dataset, method, seed), loaded[dataset])
+        require_possible(out / f"{dataset}-body-{seed}", body(protocol, dataset, seed), loaded[dataset], BODY_OPTIONS)
+        wanted = stage(protocol, dataset, method, seed)
+        require_possible(out / f"{dataset}-{method}-{seed}", wanted, loaded[dataset], STAGE_OPTIONS)
     go_on = functools.partial(train_unless_done, data_dir=data_dir, report=report, stop=stop)
     for dataset, method, seed in cells:
         first, second = out / f"{dataset}-body-{seed}", out / f"{dataset}-{method}-{seed}"
-        go_on(first, body(protocol, dataset, seed))
-        go_on(second, stage(protocol, dataset, method, seed), init=first)
+        go_on(first, body(protocol, dataset, seed), options=BODY_OPTIONS)
+        go_on(second, stage(protocol, dataset, method, seed), init=first, options=STAGE_OPTIONS)
         yield HeadsCell.of(second, dataset, method, seed)

@@ -27,6 +27,9 @@ from metagrad.recipes.protocols import OmniglotMethod, OmniglotProtocol
 from metagrad.recipes.stages import require_possible, train_unless_done
 
 REACHED = (0.95, 0.97, 0.98)  # accuracies on validation whose time is told
+# What the command calls options of train.
+BODY_OPTIONS = {"--train-ways": "--body-ways", "--train-queries": "--body-queries", "--outer-lr": "--body-lr"}
+STAGE_OPTIONS = {"--outer-lr": "--lr"}
 
 # The features with pooling curve the inner problem so much that descent of the paper's size 0.1 runs away at five ways.
 _AT_FIVE_WAYS: dict[OmniglotMethod, Method] = {
@@ -147,16 +150,15 @@ def trained(
     """
     dataset = data.load("omniglot", data_dir=data_dir)
     for cell in cells:  # before hours of work
-        require_possible(out / f"body-{cell.seed}", body(protocol, cell.seed), dataset)
-        require_possible(out / cell.name, stage(protocol, cell), dataset)
+        require_possible(out / f"body-{cell.seed}", body(protocol, cell.seed), dataset, BODY_OPTIONS)
+        require_possible(out / cell.name, stage(protocol, cell), dataset, STAGE_OPTIONS)
     go_on = functools.partial(train_unless_done, data_dir=data_dir, report=report, stop=stop)
     for cell in cells:
         first, second = out / f"body-{cell.seed}", out / cell.name
-        go_on(first, body(protocol, cell.seed))
+        go_on(first, body(protocol, cell.seed), options=BODY_OPTIONS)
         if not stop():
-            go_on(
-                second, stage(protocol, cell), init=_with_zero_head(first, cell) if cell.method == "reptile" else first
-            )
+            begin = _with_zero_head(first, cell) if cell.method == "reptile" else first
+            go_on(second, stage(protocol, cell), init=begin, options=STAGE_OPTIONS)
         yield row(cell, first, second)
 
 
