@@ -147,7 +147,7 @@ def test_every_option_arrives_in_the_experiment(chosen):
             continue
         if name == "centred":  # for body nothing alone: tests/test_pretrained.py
             continue
-        also = " --device cuda" if name == "precision" else ""
+        also = {"precision": " --device cuda", "pools": " --pooling"}.get(name, "")
         words, value = other(option)
         found = Train.parsed([*(chosen + also).split(), *words], "metagrad train").experiment()
         assert getattr(holder(found, role), name) == value, option.flag
