@@ -38,7 +38,7 @@ class OmniglotChallenge:
     runs: int = arg(_DEFAULT.runs, least=2, most=10**4)
     """Runs of 20 characters drawn from each of the 20 evaluation alphabets."""
     meta_steps: int = arg(_DEFAULT.meta_steps, least=1)
-    """Meta-steps of the training, one task each: 4000 take half an hour of a core."""
+    """Meta-steps of the training, one task each: 4000 take 40 minutes of a core."""
     train_ways: int = arg(_DEFAULT.train_ways, least=2)
     """Classes of a training task."""
     filters: int = arg(_DEFAULT.filters, least=1)

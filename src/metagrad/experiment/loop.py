@@ -101,8 +101,8 @@ def train_run(
     theta, generator, progress = state.theta, state.generator, state.progress
     unmeasured = _unmeasured(method)
     # The initial weights are validated, once, so that the best weights are no worse.
-    validated = ranks.from_first(bool(resume and run.has("best") and run.metrics()))
-    if state.step == 0 and run.record.get("init") is not None and not validated:
+    begins = state.step == 0 and run.record.get("init") is not None
+    if begins and not ranks.from_first(bool(resume and run.has("best") and run.metrics())):
         _keep_best(run, sources, state, _validate(method, model, state.judged, sources, run, ranks), report, ranks)
     # After that validation, which is no part of a meta-step.
     timed = FirstSteps(
